@@ -1,0 +1,61 @@
+"""moray: a distributed runtime for Python with Ray's programming model.
+
+>>> import moray
+>>> @moray.remote
+... def square(x):
+...     return x * x
+>>> moray.get([square.remote(i) for i in range(4)])
+[0, 1, 4, 9]
+
+``import moray as ray`` runs an existing Ray program.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moray import exceptions
+from moray.api import (
+    available_resources,
+    cluster_resources,
+    get,
+    get_gpu_ids,
+    init,
+    is_initialized,
+    nodes,
+    put,
+    remote,
+    shutdown,
+    wait,
+)
+from moray.object_ref import ObjectRef
+
+if TYPE_CHECKING:
+    from moray import util
+    from moray.runtime_context import get_runtime_context
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ObjectRef", "__version__", "available_resources", "cluster_resources", "exceptions", "get", "get_gpu_ids",
+    "get_runtime_context", "init", "is_initialized", "nodes", "put", "remote", "shutdown", "util", "wait",
+]  # fmt: skip
+
+#: Public names that are imported when first used: name → module.
+_LAZY = {
+    "get_runtime_context": "moray.runtime_context",
+    **dict.fromkeys(
+        ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
+        "moray.ids",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "util":
+        return importlib.import_module("moray.util")
+    raise AttributeError(f"module 'moray' has no attribute {name!r}")

@@ -1,0 +1,269 @@
+"""The functions that users call: init, remote, put, get, wait and their kin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moray.object_ref import ObjectRef
+from moray.options import TaskOptions
+from moray.protocol import messages as m
+from moray.remote_function import RemoteFunction
+from moray.runtime import state
+
+if TYPE_CHECKING:
+    from moray.runtime.driver import Context
+    from moray.runtime.runtime import Runtime
+
+
+def connected() -> Runtime:
+    """This process's runtime; a local session is started if there is none."""
+    runtime = state.runtime
+    if runtime is None:
+        init()
+        runtime = state.runtime
+        assert runtime is not None
+    elif runtime.ended is not None or runtime.forked:
+        runtime.check_usable()
+    return runtime
+
+
+def init(address: str | None = None, **options: Any) -> Context:
+    """Start a local session, or connect to a running one.
+
+    Args:
+        address: None starts a session that ends with this process (unless MORAY_ADDRESS or RAY_ADDRESS names one);
+            "local" always starts one; "auto" connects to the newest session of this user on this machine;
+            otherwise the ``address_info["address"]`` of a session.
+        num_cpus: logical CPUs of the session. Default: the CPUs that this process may use (affinity, cgroup).
+        num_gpus: logical GPUs. Default: those that are there.
+        resources: custom resources, name → amount.
+        labels: labels of the node, name → value.
+        object_store_memory: capacity of the shared-memory store in bytes. Default: 30 % of the memory.
+        local_mode: not part of this version; refused if true.
+        ignore_reinit_error: return the present session's context instead of raising if there is one.
+        include_dashboard, dashboard_host, dashboard_port: accepted; there is no dashboard in this version.
+        job_config: accepted; its ``runtime_env`` and ``ray_namespace`` are used.
+        configure_logging, logging_level, logging_format, logging_config: accepted; this version does not log
+            through :mod:`logging`.
+        log_to_driver: print what workers print (the default).
+        namespace: the job's namespace.
+        runtime_env: ``{"env_vars": {...}, "working_dir": path}`` for all workers of the job.
+        enable_resource_isolation, cgroup_path, system_reserved_cpu, system_reserved_memory: accepted; without
+            meaning here.
+        proxy_server_url: accepted; without meaning here.
+        _system_config: internal settings, such as ``object_spilling_directory``.
+        _temp_dir: where the session's directory is made. Default: the system's temporary directory.
+
+    Returns:
+        A context: ``address_info``, ``dashboard_url``; as a ``with`` block it calls :func:`shutdown` at the end.
+
+    Raises:
+        RuntimeError: a session is there already.
+        ConnectionError: there is no session at `address`.
+        TypeError: an unknown argument; the nearest valid one is named.
+
+    Example:
+        >>> import moray
+        >>> with moray.init(num_cpus=2, ignore_reinit_error=True):
+        ...     pass
+    """
+    from moray.runtime import driver
+
+    return driver.init(address, **options)
+
+
+def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+    """End this process's session, or its connection to one. Without one it does nothing.
+
+    Everything of a local session has gone when this returns: processes, shared memory, files.
+
+    Args:
+        wait_for_processes: accepted; it is always so.
+    """
+    if state.runtime is None:
+        return
+    from moray.runtime import driver
+
+    driver.shutdown()
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected to a session."""
+    runtime = state.runtime
+    return runtime is not None and runtime.ended is None and not runtime.forked
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a function remote: ``@remote``, or ``@remote(num_cpus=2, …)`` with options.
+
+    Raises:
+        ValueError: an unknown option (the nearest valid one is named) or a value out of range.
+        TypeError: something other than a function was decorated.
+
+    Example:
+        >>> import moray
+        >>> @moray.remote(num_cpus=0.5)
+        ... def add(a, b=1):
+        ...     return a + b
+        >>> moray.get(add.remote(2))
+        3
+    """
+    if len(args) == 1 and not options and callable(args[0]):
+        return _make_remote(args[0], TaskOptions.make())
+    if args:
+        raise TypeError(
+            "@remote is used as @remote, or with keyword options only, such as @remote(num_cpus=2); "
+            f"it got {', '.join(map(repr, args))}"
+        )
+    checked = TaskOptions.make(options)
+
+    def decorate(function: Callable[..., Any]) -> RemoteFunction:
+        return _make_remote(function, checked)
+
+    return decorate
+
+
+def _make_remote(target: Any, options: TaskOptions) -> RemoteFunction:
+    if inspect.isclass(target):
+        raise NotImplementedError("actors (@remote classes) are not part of this version")
+    if isinstance(target, RemoteFunction) or not callable(target):
+        raise TypeError(f"@remote makes functions remote, not {target!r}")
+    return RemoteFunction(target, options)
+
+
+def put(value: Any, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[Any]:
+    """Store a value and return a reference to it. Later changes of `value` do not change the object.
+
+    Args:
+        value: anything that pickles; arrays are stored without a second copy and read without any.
+        _owner: accepted; the owner is always this process.
+        _tensor_transport: accepted; without meaning here.
+
+    Raises:
+        TypeError: `value` is an ObjectRef, or cannot be pickled; the message names the part.
+        ObjectStoreFullError: neither memory nor disk has room.
+
+    Example:
+        >>> import moray
+        >>> moray.get(moray.put("hello"))
+        'hello'
+    """
+    return connected().values.put(value)
+
+
+def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
+    """The value of a reference, or the list of values of a list of references, in its order.
+
+    Args:
+        object_refs: an ObjectRef, or a sequence of them.
+        timeout: seconds to wait at most; 0 only looks. None waits as long as it takes.
+        _use_object_store: accepted; without meaning here.
+
+    Raises:
+        TaskError: the task raised; it is also of the type that was raised. Of several the first known is raised.
+        GetTimeoutError: a value was not ready in time (it is also a TimeoutError).
+        ObjectLostError, WorkerCrashedError: see there.
+        TypeError: something else than a reference was given.
+
+    Example:
+        >>> import moray
+        >>> moray.get([moray.put(1), moray.put(2)])
+        [1, 2]
+    """
+    runtime = state.runtime
+    if runtime is None or runtime.ended is not None or runtime.forked:
+        runtime = connected()
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout={timeout}: give seconds ≥ 0, or None to wait without a limit")
+    if type(object_refs) is ObjectRef:
+        return runtime.values.get_one(object_refs, timeout)
+    if isinstance(object_refs, (list, tuple)):
+        for ref in object_refs:
+            if type(ref) is not ObjectRef:
+                raise TypeError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
+        return runtime.values.get_many(object_refs, timeout)
+    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
+
+
+def wait(
+    ray_waitables: list[ObjectRef[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    """Wait until `num_returns` of the references are ready, or `timeout` seconds have passed.
+
+    Args:
+        ray_waitables: distinct references.
+        num_returns: how many to wait for, 1 to ``len(ray_waitables)``.
+        timeout: seconds; 0 only looks. None waits as long as it takes.
+        fetch_local: accepted; on one machine values are always local.
+
+    Returns:
+        (ready, not ready), both in the order given; `ready` has at most `num_returns`.
+
+    Raises:
+        ValueError: duplicates, or a number out of range.
+        TypeError: something else than a list of references was given.
+    """
+    runtime = connected()
+    if type(ray_waitables) is not list:
+        raise TypeError(f"wait() takes a list of ObjectRefs, not {_shown(ray_waitables)}")
+    distinct = set(ray_waitables) if ray_waitables else set()
+    if len(distinct) != len(ray_waitables):
+        raise ValueError("wait() takes distinct ObjectRefs; the list contains one twice")
+    if not set(map(type, ray_waitables)) <= _REF_TYPES:
+        wrong = next(ref for ref in ray_waitables if type(ref) is not ObjectRef)
+        raise TypeError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
+    if not ray_waitables:
+        return [], []
+    if not 0 < num_returns <= len(ray_waitables):
+        raise ValueError(f"num_returns={num_returns}: give 1 to {len(ray_waitables)}, the number of references")
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout={timeout}: give seconds ≥ 0, or None to wait without a limit")
+    return runtime.values.wait(ray_waitables, num_returns, timeout)
+
+
+_REF_TYPES = {ObjectRef}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+
+
+def cluster_resources() -> dict[str, float]:
+    """The session's total resources, name → amount; memory in bytes."""
+    return _amounts(_state()["total"])
+
+
+def available_resources() -> dict[str, float]:
+    """What is not leased at the moment; resources of which nothing is left are missing."""
+    return {name: amount for name, amount in _amounts(_state()["available"]).items() if amount > 0}
+
+
+def nodes() -> list[dict[str, Any]]:
+    """One dict per machine of the session."""
+    found: list[dict[str, Any]] = _state()["nodes"]
+    return found
+
+
+def _state() -> dict[str, Any]:
+    answer = connected().ask(m.ClusterInfo)
+    state_of: dict[str, Any] = answer.state
+    return state_of
+
+
+def _amounts(units: dict[str, int]) -> dict[str, float]:
+    return {name: amount / m.RESOURCE_UNIT for name, amount in units.items()}
+
+
+def get_gpu_ids() -> list[int]:
+    """Indices of the GPUs that the running task may use."""
+    runtime = connected()
+    extra = getattr(runtime, "task_extra", None)
+    return list(extra.devices.get("GPU", [])) if extra is not None else []
+
+
+def refs_of(values: Sequence[Any]) -> list[ObjectRef[Any]]:
+    """Put each value; returns their references."""
+    return [put(value) for value in values]

@@ -1,0 +1,241 @@
+"""Which queued task goes to which leased worker, and how many at once (DESIGN section 5, rule LEASE).
+
+One :class:`Pool` per *scheduling key* (resources, strategy, runtime environment) of an owner. It is a
+plain state machine on the hot path: methods with plain arguments, batches in and out, no clock.
+
+**Depth.** A worker whose tasks' duration is unknown, or has lately been a millisecond or more, holds
+one task. Otherwise it holds as many as make :data:`~moray.config.PIPELINE_BUDGET_US` of work, counted with
+the *longest* of the last sixteen runs of that function: ten one-second tasks after ten thousand empty
+ones still start at once on ten workers, because the first long run closes the pipeline, and what sits
+behind it is recalled.
+
+**Share.** A batch is never more than the queue divided by the workers, so the last tasks spread out.
+
+**Recall.** While one worker is idle and nothing is queued, tasks waiting in another worker's pipeline
+that made no progress since the last look are asked back. The worker decides what has started.
+
+Invariants (checked by `validate`):
+
+- LEASE-1: a task is in exactly one place: the queue, or the `running` of one slot.
+- LEASE-2: a slot holds more than one task only if the estimate of each was known and under the limit.
+- LEASE-3: a draining slot gets nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from moray import config
+
+#: A run this long or longer closes the pipeline of its function.
+LONG_US: Final = 1000
+#: No estimate below this: the worker's own work per task.
+LEAST_US: Final = 4
+
+
+class Durations:
+    """Run times of one function: the estimate is the maximum of the last sixteen."""
+
+    __slots__ = ("estimate_us", "window")
+
+    def __init__(self) -> None:
+        self.window: deque[int] = deque(maxlen=config.PIPELINE_WINDOW)
+        #: None: never run.
+        self.estimate_us: int | None = None
+
+    def update(self) -> None:
+        """Call after adding to `window`."""
+        self.estimate_us = max(max(self.window), LEAST_US)
+
+
+class Queued(Protocol):
+    """What the pool needs to know of a task."""
+
+    seq: int
+    durations: Durations
+
+
+class Slot:
+    """One leased worker."""
+
+    __slots__ = ("draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
+
+    def __init__(self, lease: int, worker: Any) -> None:
+        self.lease = lease
+        #: The shell's handle of the worker.
+        self.worker = worker
+        #: Sent and unanswered, oldest first.
+        self.running: dict[int, Any] = {}
+        #: Largest estimate among `running`; meaningless when that is empty.
+        self.estimate_us = 0
+        #: Gets nothing more; it ends when `running` is empty.
+        self.draining = False
+        #: Answers so far, and how many there were at the last look for recalls.
+        self.progress = 0
+        self.seen_progress = -1
+        #: Answers there were at the last look for idle leases.
+        self.lingered = -1
+        #: A recall is under way.
+        self.recalling = False
+
+
+class Pool:
+    """The queue and the leased workers of one scheduling key."""
+
+    def __init__(self) -> None:
+        #: Ready to run, oldest first. Other threads append; only the loop takes.
+        self.queue: deque[Any] = deque()
+        self.slots: dict[int, Slot] = {}
+        #: How many leases the node was asked for, beyond those granted.
+        self.requested = 0
+
+    # --- events ---------------------------------------------------------------------------
+
+    def granted(self, lease: int, worker: Any) -> Slot:
+        """The node granted a lease."""
+        slot = self.slots[lease] = Slot(lease, worker)
+        self.requested = max(0, self.requested - 1)
+        return slot
+
+    def take(self, slot: Slot) -> list[Any]:
+        """The tasks that `slot` shall get now; they count as sent to it."""
+        queue = self.queue
+        running = slot.running
+        if slot.draining or slot.recalling or not queue:
+            return []
+        head = queue[0].durations
+        estimate = head.estimate_us
+        if running:
+            if estimate is None or estimate >= LONG_US or slot.estimate_us >= LONG_US:
+                return []
+            estimate = max(estimate, slot.estimate_us)
+        elif estimate is None or estimate >= LONG_US:
+            task = queue.popleft()
+            running[task.seq] = task
+            slot.estimate_us = LONG_US if estimate is None else estimate
+            return [task]
+        return self._take_short(slot, head, estimate)
+
+    def _take_short(self, slot: Slot, head: Durations, estimate: int) -> list[Any]:
+        """A batch of the queue's head, all of one function."""
+        queue, running = self.queue, slot.running
+        depth = min(config.PIPELINE_BUDGET_US // estimate, config.PIPELINE_MAX_DEPTH)
+        share = -(-(len(queue) + len(running)) // (len(self.slots) or 1))
+        room = min(depth, share) - len(running)
+        if room <= 0 or (running and room < depth >> 2 and len(queue) > room):
+            return []  # A worker that is nearly full waits for a batch worth sending.
+        slot.estimate_us = estimate
+        batch = []
+        try:
+            for _ in range(room):
+                task = queue.popleft()
+                if task.durations is not head:
+                    queue.appendleft(task)
+                    break
+                running[task.seq] = task
+                batch.append(task)
+        except IndexError:
+            pass
+        return batch
+
+    def sent_directly(self, slot: Slot, task: Any) -> None:
+        """A user's thread sent `task` to this idle slot."""
+        estimate = task.durations.estimate_us
+        slot.estimate_us = max(slot.estimate_us if slot.running else 0, LONG_US if estimate is None else estimate)
+        slot.running[task.seq] = task
+
+    def recalled(self, slot: Slot, seqs: list[int]) -> list[Any]:
+        """The worker gave these back: they are first in the queue again. Returns the tasks."""
+        slot.recalling = False
+        tasks = [task for seq in seqs if (task := slot.running.pop(seq, None)) is not None]
+        self.queue.extendleft(sorted(tasks, key=_by_seq, reverse=True))
+        return tasks
+
+    def lost(self, slot: Slot) -> list[Any]:
+        """The worker is gone: the tasks that it held, oldest first."""
+        self.slots.pop(slot.lease, None)
+        tasks = list(slot.running.values())
+        slot.running = {}
+        return tasks
+
+    # --- decisions --------------------------------------------------------------------------
+
+    def idle_slots(self) -> list[Slot]:
+        """Leased workers without work."""
+        return [slot for slot in self.slots.values() if not slot.running and not slot.draining]
+
+    def wanted(self) -> int:
+        """How many more leases the queue is worth: one per task of unknown or long duration, one per
+        budget of work for short ones (a single worker is through with less before a second one starts)."""
+        count = len(self.queue)
+        if not count:
+            return 0
+        try:
+            estimate = self.queue[0].durations.estimate_us
+        except IndexError:
+            return 0
+        if estimate is None or estimate >= LONG_US:
+            return count
+        worth: int = -(-count * estimate // config.PIPELINE_BUDGET_US)
+        return min(count, worth)
+
+    def should_request(self) -> int | None:
+        """The new wish to tell the node, or None if the old one is near enough."""
+        wanted = self.wanted()
+        if wanted == self.requested or (0 < self.requested <= wanted < 2 * self.requested):
+            return None
+        if 0 < wanted < self.requested and wanted > self.requested // 2:
+            return None
+        self.requested = wanted
+        return wanted
+
+    def recalls(self) -> list[tuple[Slot, int]]:
+        """(slot, how many to keep) to recall from, given that some slot is idle. Call it at intervals:
+        only slots without an answer since the last call are asked."""
+        if self.queue or not any(not slot.running and not slot.draining for slot in self.slots.values()):
+            return []
+        chosen = []
+        for slot in self.slots.values():
+            stuck = slot.progress == slot.seen_progress
+            slot.seen_progress = slot.progress
+            if stuck and len(slot.running) > 1 and not slot.recalling:
+                slot.recalling = True
+                chosen.append((slot, 1))
+        return chosen
+
+    def has_backlog(self) -> bool:
+        """Whether some slot holds tasks behind the one that runs."""
+        return any(len(slot.running) > 1 for slot in self.slots.values())
+
+    def validate(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
+        seen = [task.seq for task in self.queue]
+        for slot in self.slots.values():
+            seen += slot.running
+            if len(slot.running) > 1:
+                longest = max(task.durations.estimate_us or 0 for task in slot.running.values())
+                assert slot.estimate_us < LONG_US or longest >= LONG_US, "LEASE-2"
+        assert len(seen) == len(set(seen)), "LEASE-1"
+
+
+def _by_seq(task: Any) -> int:
+    seq: int = task.seq
+    return seq
+
+
+class Described(msgspec.Struct):
+    """A pool in numbers, for explanations."""
+
+    queued: int
+    running: int
+    leases: int
+    requested: int
+
+
+def describe(pool: Pool) -> Described:
+    """How many tasks wait and run, on how many leases, and how many more are asked for."""
+    running = sum(len(slot.running) for slot in pool.slots.values())
+    return Described(len(pool.queue), running, len(pool.slots), pool.requested)

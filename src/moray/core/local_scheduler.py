@@ -1,0 +1,587 @@
+"""One machine's grants of leases: which owner gets which worker with which resources, and when it ends.
+
+Owners state standing wishes (:meth:`LocalScheduler.request`); the scheduler owes each
+``count - (granted - seen)`` grants. A *lease* is (owner, key, worker, resources); its number rises over
+the node's life. What happens when is decided in four places:
+
+- :mod:`moray.core.resources`: what fits;
+- :mod:`moray.core.lease_queue`: who is next, and the reservation that keeps large needs from starving;
+- :mod:`moray.core.lease_balance`: which leases are taken back for those who wait;
+- :mod:`moray.core.worker_pool`: which worker serves, starts, ends (FLOW, OWNER-STAYS).
+
+This module keeps the life of a lease::
+
+    CLAIMED ──worker──▶ LIVE ──needed elsewhere, owner gone──▶ REVOKING ──acknowledged──▶ over
+       │                 │ └───────────── returned ────────────────┴──────────────────────▶ over
+       └─ no longer      └─ returned to be discarded, job over ─▶ ENDING ──worker died────▶ over
+          wanted ─▶ over
+
+LEASE: the resources of a revoked lease are free when its worker has acknowledged (or its owner, who knows
+what it sent, has returned it, or the worker died), never before. A blocked worker lends its CPUs and
+nothing else; it takes them back at once, and the account may go negative. A stopped worker's resources
+are free when it is dead, because its memory on a device is.
+
+LIVENESS: owners and workers are gone when the node says so; nothing here follows from silence.
+
+Time never runs backwards here: calls without `now` happen at the latest time that was told. Every call
+costs O(log n) in owners, workers and leases, and nothing in the counts asked for; it is linear in the
+number of *different* waiting needs (shapes) and, where one fits, of jobs that wait with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+from typing import Any, Final
+
+from moray.core.lease_balance import LeaseBalance
+from moray.core.lease_explain import blocked_warning, explain_request, waiting_warning
+from moray.core.lease_model import Job, Lease, LeaseState, Owner, Pool, Request, Worker
+from moray.core.lease_queue import LeaseQueue
+from moray.core.resources import CPU, UNIT, Amounts, Ledger
+from moray.core.scheduler_actions import Action, Grant, Refuse, Revoke, Revoked, StartWorker, StopWorker, Warn
+from moray.core.worker_pool import CLAIM_S, WorkerPools, pool_of
+
+__all__ = [
+    "Action",
+    "Grant",
+    "LocalScheduler",
+    "Refuse",
+    "Revoke",
+    "Revoked",
+    "StartWorker",
+    "StopWorker",
+    "Warn",
+]
+
+#: A request that holds nothing is explained to its user after this long.
+WARN_AFTER_S: Final = 10.0
+
+#: Blocked workers per CPU above which the user is warned: each is a process that only waits.
+BLOCKED_PER_CPU: Final = 4
+
+
+class LocalScheduler:
+    """The state machine; every event returns the actions to carry out, in order."""
+
+    def __init__(self, total: dict[str, int], devices: dict[str, int]) -> None:
+        """`total` in units of 1/10000; `devices` names resources with indices, e.g. {"GPU": 2}."""
+        self._ledger = Ledger(total, devices)
+        #: Whole CPUs, rounded up; at least one, so that something can run anywhere.
+        self._cpus = max(1, -(-total.get(CPU, 0) // UNIT))
+        self._pools = WorkerPools(self._cpus)
+        self._queue = LeaseQueue(self._ledger, self._pools)
+        self._jobs: dict[int, Job] = {}
+        self._balance = LeaseBalance(self._jobs, self._ledger, self._queue, self._revoke)
+        #: Owner processes that are known.
+        self._owners: dict[bytes, Owner] = {}
+        #: Granted leases that are not over.
+        self._leases: dict[int, Lease] = {}
+        #: Leases without a worker, oldest first.
+        self._claims: dict[Lease, None] = {}
+        #: Number of the last lease.
+        self._last_lease = 0
+        #: Blocked workers.
+        self._blocked: dict[Lease, None] = {}
+        #: (due, order, request): when to look whether a waiting request needs a warning.
+        self._alarms: list[tuple[float, int, Request]] = []
+        #: The latest time told.
+        self._now = 0.0
+        #: What the running call has decided.
+        self._actions: list[Action] = []
+
+    # --- jobs and owners ----------------------------------------------------------------------
+
+    def job_started(self, job: int, priority_env: str = "") -> list[Action]:
+        """A driver is here. Idle workers of `priority_env` are the last to be stopped."""
+        self._jobs[job] = Job(job, priority_env, turn=self._queue.next_turn())
+        return self._done()
+
+    def job_ended(self, job: int) -> list[Action]:
+        """Its requests and leases vanish, its workers are stopped; their resources return as they die."""
+        ended = self._jobs.get(job)
+        if ended is None:
+            return self._done()
+        # Workers first: a lease whose worker is stopped need not be revoked.
+        for worker in self._pools.workers.values():
+            if worker.pool.job == job:
+                self._stop(worker, "its job has ended")
+        for owner in list(ended.owners.values()):
+            self._drop_owner(owner)
+        for pool in ended.pools.values():
+            self._pools.drop(pool)
+        del self._jobs[job]
+        return self._decide()
+
+    def owner_left(self, owner: bytes) -> list[Action]:
+        """The process died or said goodbye: its requests vanish, its leases are revoked at the workers."""
+        if (left := self._owners.get(owner)) is not None:
+            self._drop_owner(left)
+        return self._decide()
+
+    # --- wishes and leases ----------------------------------------------------------------------
+
+    def request(
+        self,
+        owner: bytes,
+        job: int,
+        key: int,
+        count: int,
+        seen: int,
+        resources: dict[str, int],
+        runtime_env: str,
+        label: str,
+        now: float,
+    ) -> list[Action]:
+        """The owner's standing wish for a key; replaces the earlier one."""
+        self._advance(now)
+        if job not in self._jobs:
+            # The wish crossed the end of its job.
+            return self._done()
+        wish = self._request_record(owner, self._jobs[job], key, seen, resources, runtime_env)
+        wish.count, wish.seen = count, seen
+        wish.label = label or wish.label
+        self._fit_to_wish(wish)
+        if not wish.infeasible and wish.owed > 0:
+            self._refuse_if_hopeless(wish)
+        self._queue.update(wish, self._now)
+        self._set_alarm(wish)
+        self._forget_if_idle(wish)
+        return self._decide()
+
+    def return_lease(self, owner: bytes, lease: int, discard: bool, now: float) -> list[Action]:
+        """The owner is done with it; with `discard` the worker is not used again."""
+        self._advance(now)
+        over = self._leases.get(lease)
+        if over is None or over.request.owner.process != owner or over.state is LeaseState.ENDING:
+            # It crossed a revocation, or the worker's death.
+            return self._done()
+        worker = _worker_of(over)
+        if discard and not worker.owns_objects:
+            self._stop(worker, "its owner asked for another")
+        else:
+            self._end(over)
+            worker.retired |= discard
+            self._freed(worker)
+        return self._decide()
+
+    def revoked(self, worker: bytes, lease: int, now: float) -> list[Action]:
+        """The worker acknowledges: nothing of leases up to `lease` is queued or runs there."""
+        self._advance(now)
+        known = self._pools.workers.get(worker)
+        over = known.lease if known is not None else None
+        if known is None or over is None or over.state is not LeaseState.REVOKING or over.number > lease:
+            return self._done()
+        owner = over.request.owner
+        self._end(over)
+        if owner.present:
+            self._actions.append(Revoked(owner.process, over.number))
+        self._freed(known)
+        return self._decide()
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def worker_started(self, worker: bytes, job: int, runtime_env: str, now: float) -> list[Action]:
+        """A started worker said Hello."""
+        self._advance(now)
+        if job not in self._jobs:
+            self._actions.append(StopWorker(worker, "its job has ended"))
+            return self._done()
+        self._freed(self._pools.add(worker, pool_of(self._jobs[job], runtime_env)))
+        return self._decide()
+
+    def worker_start_failed(self, job: int, runtime_env: str, reason: str, now: float) -> list[Action]:
+        """A StartWorker came to nothing. After three in a row its requests are refused and starts pause."""
+        self._advance(now)
+        if job in self._jobs:
+            pool = pool_of(self._jobs[job], runtime_env)
+            if self._pools.start_failed(pool, reason, self._now):
+                self._refuse_all(pool)
+        return self._decide()
+
+    def worker_died(self, worker: bytes, now: float) -> list[Action]:
+        """The process is gone, and so is what it held and wished for."""
+        self._advance(now)
+        dead = self._pools.remove(worker)
+        if dead is not None and dead.lease is not None:
+            self._end(dead.lease)
+        return self.owner_left(worker)
+
+    def blocked(self, worker: bytes, now: float) -> list[Action]:
+        """Its task waits in moray: its CPUs are lent."""
+        self._advance(now)
+        lease = self._active_lease(worker)
+        if lease is None or lease.blocked:
+            return self._done()
+        lease.blocked = True
+        self._blocked[lease] = None
+        # It cannot finish before it wakes: nobody should count on it.
+        self._balance.settle(lease)
+        self._balance.conceal(lease)
+        lease.lent = lease.need.get(CPU, 0)
+        self._ledger.lend(lease.lent)
+        if lease.state is LeaseState.LIVE:
+            kept = {name: amount for name, amount in lease.need.items() if name != CPU}
+            self._balance.hold(lease, self._ledger.weight(kept))
+        self._warn_of_blocked(lease.request.owner.job)
+        return self._decide()
+
+    def unblocked(self, worker: bytes, now: float) -> list[Action]:
+        """Its task runs again: its CPUs are taken back at once, whoever has them (LEASE)."""
+        self._advance(now)
+        lease = self._active_lease(worker)
+        if lease is None or not lease.blocked:
+            return self._done()
+        self._reclaim(lease)
+        if lease.state is LeaseState.LIVE:
+            self._balance.hold(lease, lease.weight)
+            self._balance.expose(lease)
+        return self._decide()
+
+    def owns_objects(self, worker: bytes, flag: bool) -> list[Action]:
+        """OWNER-STAYS: while others hold its objects, the worker is not stopped."""
+        known = self._pools.workers.get(worker)
+        if known is not None:
+            known.owns_objects = flag
+            if known.retired and not flag and known.lease is None:
+                self._stop(known, "its objects are no longer needed")
+        return self._decide()
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed; to be called at :meth:`next_tick`, harmless at any time."""
+        self._advance(now)
+        self._pools.end_pauses(self._now)
+        self._stop_idle()
+        self._release_slow_claims()
+        self._sound_alarms()
+        self._balance.lapse(self._now)
+        return self._decide()
+
+    def next_tick(self) -> float | None:
+        """When :meth:`tick` has something to do next, if nothing else happens."""
+        times = [self._pools.next_tick(), self._queue.next_tick(), self._balance.next_tick()]
+        if self._claims:
+            times.append(next(iter(self._claims)).since + CLAIM_S)
+        if self._alarms:
+            times.append(self._alarms[0][0])
+        return min((time for time in times if time is not None), default=None)
+
+    # --- views ----------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> Amounts:
+        """What the machine has, in units."""
+        return dict(self._ledger.total)
+
+    @property
+    def available(self) -> Amounts:
+        """What is free now, in units; CPU may be negative."""
+        return dict(self._ledger.available)
+
+    def explain(self, now: float) -> list[dict[str, Any]]:
+        """Every waiting request: what it wants, how long it waits, why ("cause", "reason"), who has it."""
+        return [
+            explain_request(request, self._all_leases(), self._ledger, self._queue, now)
+            for owner in self._owners.values()
+            for request in owner.requests.values()
+            if request.owed > 0 or request.claims
+        ]
+
+    def validate(self) -> None:
+        """Raise AssertionError if the books do not agree with each other."""
+        leases = self._all_leases()
+        self._ledger.validate()
+        self._pools.validate()
+        self._balance.validate(leases)
+        for name, total in self._ledger.total.items():
+            taken = sum(lease.need.get(name, 0) - (lease.lent if name == CPU else 0) for lease in leases)
+            assert total - taken == self._ledger.available[name], f"{name}: {taken} taken of {total}"
+        for job in self._jobs.values():
+            assert job.load == sum(owner.load for owner in job.owners.values())
+            assert job.promised == sum(owner.promised for owner in job.owners.values())
+        for owner in self._owners.values():
+            assert owner.load == sum(request.load for request in owner.requests.values())
+            for request in owner.requests.values():
+                held = [lease for lease in leases if lease.request is request and lease.state is not LeaseState.ENDING]
+                assert request.held == len(held)
+                assert request.load == sum(lease.charged for lease in held)
+                assert request.promised == sum(plan.weight for plan in request.plans)
+                assert request.claims == sum(lease.state is LeaseState.CLAIMED for lease in held)
+                assert request.queued == (request.owed > 0 and not request.infeasible)
+
+    # --- deciding -----------------------------------------------------------------------------------------
+
+    def _decide(self) -> list[Action]:
+        """Grant what can be granted, then take back for those who still wait."""
+        if self._queue.shapes:
+            self._queue.reserve(self._now)
+            while (request := self._queue.next(self._now)) is not None:
+                self._grant(request)
+            # A reservation that was just used makes room for the next.
+            self._queue.reserve(self._now)
+            self._balance.rebalance(self._now)
+        self._start_workers()
+        return self._done()
+
+    def _grant(self, request: Request) -> None:
+        shape, pool = request.line.shape, request.line.pool
+        lease = Lease(request, shape.need, self._ledger.take(shape.need), shape.weight, self._now)
+        request.held += 1
+        request.claims += 1
+        self._queue.served(request, self._now)
+        self._balance.granted(request, self._now)
+        self._balance.hold(lease, shape.weight)
+        worker = self._pools.acquire(pool, request.owner.process)
+        if worker is not None:
+            self._assign(lease, worker)
+        else:
+            self._claims[lease] = None
+            self._pools.claim(lease, pool)
+        self._queue.update(request, self._now)
+        self._set_alarm(request)
+
+    def _assign(self, lease: Lease, worker: Worker) -> None:
+        request = lease.request
+        self._last_lease += 1
+        lease.number, lease.worker, lease.state, lease.since = self._last_lease, worker, LeaseState.LIVE, self._now
+        worker.lease = lease
+        self._leases[lease.number] = lease
+        request.owner.leases[lease.number] = lease
+        request.claims -= 1
+        request.granted += 1
+        request.refused = ""
+        self._balance.expose(lease)
+        self._actions.append(
+            Grant(request.owner.process, request.key, lease.number, worker.process, lease.devices)
+        )
+
+    def _start_workers(self) -> None:
+        for pool in self._pools.starts_due():
+            self._actions.append(StartWorker(pool.job, pool.runtime_env))
+
+    # --- the end of a lease -------------------------------------------------------------------------------
+
+    def _revoke(self, lease: Lease) -> None:
+        lease.state = LeaseState.REVOKING
+        self._balance.conceal(lease)
+        # It had its turn: what comes free is for those who waited.
+        self._queue.to_the_end(lease.request)
+        self._balance.hold(lease, 0)
+        self._queue.update(lease.request, self._now)
+        self._actions.append(Revoke(_worker_of(lease).process, lease.number, lease.request.owner.process))
+
+    def _end(self, lease: Lease) -> None:
+        """The lease is over and its resources are free."""
+        self._detach(lease)
+        self._balance.settle(lease)
+        if lease.blocked:
+            self._reclaim(lease)
+        self._ledger.give(lease.need, lease.devices)
+        del self._leases[lease.number]
+        _worker_of(lease).lease = None
+
+    def _detach(self, lease: Lease) -> None:
+        """The lease is over for its owner."""
+        if lease.state is LeaseState.ENDING:
+            return
+        request = lease.request
+        self._balance.conceal(lease)
+        self._balance.hold(lease, 0)
+        lease.state = LeaseState.ENDING
+        request.held -= 1
+        del request.owner.leases[lease.number]
+        self._forget_if_idle(request)
+
+    def _reclaim(self, lease: Lease) -> None:
+        self._ledger.reclaim(lease.lent)
+        lease.blocked, lease.lent = False, 0
+        del self._blocked[lease]
+
+    def _unclaim(self, lease: Lease) -> None:
+        """A lease without a worker is not wanted, or cannot be had."""
+        request = lease.request
+        del self._claims[lease]
+        self._pools.unclaim(lease, request.line.pool)
+        self._balance.hold(lease, 0)
+        self._ledger.give(lease.need, lease.devices)
+        request.claims -= 1
+        request.held -= 1
+
+    def _freed(self, worker: Worker) -> None:
+        """The worker has no lease: the oldest claim gets it, or it rests, or it stays for its objects only."""
+        if worker.stopping:
+            return
+        if worker.retired:
+            self._pools.retire(worker)
+            return
+        claim = next((c for c in worker.pool.claims if c.request.owner.process != worker.process), None)
+        if claim is None:
+            self._pools.rest(worker, self._now)
+            return
+        del self._claims[claim]
+        self._pools.unclaim(claim, worker.pool)
+        self._assign(claim, worker)
+
+    def _stop(self, worker: Worker, reason: str) -> None:
+        """End the process; what it is leased under is over for its owner, and free when it is dead."""
+        if worker.stopping:
+            return
+        worker.stopping = True
+        self._pools.retire(worker)
+        lease = worker.lease
+        if lease is not None:
+            if lease.blocked:
+                self._reclaim(lease)
+            self._detach(lease)
+            if not lease.incoming:
+                self._balance.expect(lease)
+        self._actions.append(StopWorker(worker.process, reason))
+
+    # --- requests and owners ---------------------------------------------------------------------------------
+
+    def _request_record(
+        self, process: bytes, job: Job, key: int, seen: int, resources: Amounts, runtime_env: str
+    ) -> Request:
+        owner = self._owners.get(process)
+        if owner is None:
+            owner = self._owners[process] = job.owners[process] = Owner(process, job, turn=self._queue.next_turn())
+        need = {name: amount for name, amount in resources.items() if amount}
+        request = owner.requests.get(key)
+        line = self._queue.line(job, pool_of(job, runtime_env), need)
+        if request is None:
+            # A record is only forgotten when every grant was seen.
+            request = Request(owner, key, "", line, self._now, granted=seen, turn=self._queue.next_turn())
+            owner.requests[key] = request
+        elif request.line.shape.need != need or request.line.pool is not line.pool:
+            request.count = request.seen = 0
+            self._withdraw(request)
+            request.line, request.infeasible, request.refused = line, "", ""
+        return request
+
+    def _fit_to_wish(self, request: Request) -> None:
+        """Give up claims and plans for more than is wanted now."""
+        if request.owed < 0 and request.claims:
+            for claim in reversed([c for c in request.line.pool.claims if c.request is request]):
+                if request.owed >= 0:
+                    break
+                self._unclaim(claim)
+        self._balance.trim(request)
+
+    def _withdraw(self, request: Request) -> None:
+        """The request wants nothing any more."""
+        request.count, request.seen = 0, request.granted
+        self._fit_to_wish(request)
+        self._queue.update(request, self._now)
+
+    def _refuse_if_hopeless(self, request: Request) -> None:
+        request.infeasible = self._ledger.impossible(request.line.shape.need)
+        if request.infeasible:
+            self._refuse(request, request.infeasible, infeasible=True)
+        elif request.line.pool.broken and not request.refused:
+            self._refuse(request, request.line.pool.broken, infeasible=False)
+
+    def _refuse(self, request: Request, reason: str, *, infeasible: bool) -> None:
+        request.refused = reason
+        self._actions.append(Refuse(request.owner.process, request.key, reason, infeasible))
+
+    def _refuse_all(self, pool: Pool) -> None:
+        """The pool broke: its claims give their resources back, and everyone who waits hears why."""
+        for claim in list(pool.claims):
+            self._unclaim(claim)
+            self._queue.update(claim.request, self._now)
+        for owner in self._jobs[pool.job].owners.values():
+            for request in owner.requests.values():
+                if request.line.pool is pool and request.queued and not request.refused:
+                    self._refuse(request, pool.broken, infeasible=False)
+
+    def _drop_owner(self, owner: Owner) -> None:
+        owner.present = False
+        for request in list(owner.requests.values()):
+            self._withdraw(request)
+        for lease in list(owner.leases.values()):
+            if lease.state is LeaseState.LIVE:
+                self._revoke(lease)
+                if not lease.blocked:
+                    self._balance.expect(lease)
+        owner.requests.clear()
+        del self._owners[owner.process]
+        del owner.job.owners[owner.process]
+
+    def _forget_if_idle(self, request: Request) -> None:
+        """Drop a record that says nothing: none wanted, held or on its way."""
+        owner = request.owner
+        if request.count or request.held or request.granted != request.seen or not owner.present:
+            return
+        owner.requests.pop(request.key, None)
+        if not owner.requests:
+            del self._owners[owner.process]
+            del owner.job.owners[owner.process]
+            owner.present = False
+
+    # --- what time brings -------------------------------------------------------------------------------------
+
+    def _stop_idle(self) -> None:
+        candidates = self._pools.idle_too_long(self._now)
+        needed = {w.process for w in candidates if w.process in self._owners}
+        for worker in self._pools.expired(self._now, needed):
+            self._stop(worker, "it was idle")
+
+    def _release_slow_claims(self) -> None:
+        for claim in list(self._claims):
+            if claim.since + CLAIM_S > self._now:
+                break
+            pool = claim.request.line.pool
+            pool.slow = True
+            self._unclaim(claim)
+            self._queue.update(claim.request, self._now)
+
+    def _set_alarm(self, request: Request) -> None:
+        if request.queued and not request.warned and not request.alarmed:
+            request.alarmed = True
+            heappush(self._alarms, (self._now + WARN_AFTER_S, self._queue.next_turn(), request))
+
+    def _sound_alarms(self) -> None:
+        while self._alarms and self._alarms[0][0] <= self._now:
+            request = heappop(self._alarms)[2]
+            request.alarmed = False
+            if not request.queued or request.refused:
+                continue
+            if request.held > request.claims or request.since + WARN_AFTER_S > self._now:
+                # Something of it runs, or it began to wait anew: look again later.
+                self._set_alarm(request)
+                continue
+            request.warned = True
+            story = explain_request(request, self._all_leases(), self._ledger, self._queue, self._now)
+            self._actions.append(Warn(request.owner.job.number, waiting_warning(story)))
+
+    def _warn_of_blocked(self, job: Job) -> None:
+        if job.warned_blocked or len(self._blocked) <= BLOCKED_PER_CPU * self._cpus:
+            return
+        job.warned_blocked = True
+        labels = Counter(lease.request.label for lease in self._blocked)
+        text = blocked_warning(len(self._blocked), self._ledger.total.get(CPU, 0), labels)
+        self._actions.append(Warn(job.number, text))
+
+    # --- small helpers --------------------------------------------------------------------------------------------
+
+    def _active_lease(self, worker: bytes) -> Lease | None:
+        """The worker's lease while its task may run."""
+        known = self._pools.workers.get(worker)
+        return known.lease if known is not None and not known.stopping else None
+
+    def _all_leases(self) -> list[Lease]:
+        return [*self._leases.values(), *self._claims]
+
+    def _advance(self, now: float) -> None:
+        self._now = max(self._now, now)
+
+    def _done(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+
+def _worker_of(lease: Lease) -> Worker:
+    assert lease.worker is not None, "a granted lease has a worker"
+    return lease.worker

@@ -1,0 +1,491 @@
+"""What the node knows of each object in its store, and what is done next about it.
+
+Theory of operation. A method is one event (a client's message, a death, the end of a piece of disk
+work); it returns the actions that the shell carries out in the given order. Each object is in one
+:class:`State`; :data:`TRANSITIONS` is the whole diagram::
+
+    create ─ QUEUED ─ CREATING ─ SEALED ⇄ SPILLING ─ SPILLED ─ WANTED ─ RESTORING ─ SEALED
+                 └─ MAKING ─┘ (own file) ──────────────┘
+
+STORE-SEAL. An object exists for others when it is sealed. A pin that comes earlier waits while the
+creator lives, and fails with "lost" when it dies or gives up.
+
+STORE-PIN. Places are only told in answer to a pin, and stay as they are until the process unpins or
+dies. The spiller does not move what it writes: in the turn in which the write is reported, the
+region is freed if nothing pins it, and otherwise stays. An object that is freed while pinned, or
+while its creator writes it, is *doomed*: its id is free for another attempt at once, its region
+goes with the last pin. When one process holds two attempts under one id, an unpin does not say which it
+means, so both stay until its count is zero.
+
+STORE-SPACE. The shell backs the arena before space is granted. What does not fit waits, first come
+first served, while room is made: the arena grows, objects that are on disk already lose their
+region, then the least recently used unpinned ones are spilled, many to a file. Sealed bytes never
+change, so a copy on disk stays good after a restore, and such an object leaves memory for nothing
+the next time. If nothing more can be moved, a new object gets a file of its own and a spilled one is
+served from where it lies on disk. Only if the disk refuses that, too, does creation fail, saying who holds what.
+
+LIVENESS. Pins, queued requests and unsealed regions belong to the process, and go when its death
+is told (:meth:`ObjectTable.process_died`), not before.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from moray.core.arena import rounded
+from moray.core.object_table_state import ObjectTableState
+from moray.core.object_table_types import (
+    BUSY,
+    Action,
+    Created,
+    DeleteFile,
+    Done,
+    Entry,
+    Extend,
+    Failed,
+    File,
+    Hold,
+    MakeFile,
+    Pinned,
+    Restore,
+    Spill,
+    State,
+    Warn,
+)  # fmt: skip
+
+#: At least so much of the arena is spilled at a time, so that a full store does not write a file per object.
+_SPILL_SHARE: Final = 16
+#: At most so many objects in one file: the loop turn that ends the spill walks over them.
+_SPILL_OBJECTS: Final = 4096
+#: The machine refused to back more of the arena: after so many further shortages it is asked again.
+_ASK_AGAIN: Final = 16
+
+
+class _Room(enum.Enum):
+    """Whether space can be had."""
+
+    #: More is free than before: try again.
+    MADE = 1
+    #: Something is under way that may free some.
+    AWAITED = 2
+    #: Nothing more can be moved.
+    NONE = 3
+
+
+class ObjectTable(ObjectTableState):
+    """Decides what the store does about each event; see above."""
+
+    # --- events: clients ------------------------------------------------------------------------
+
+    def create(self, process: bytes, request: int, object: bytes, size: int) -> list[Action]:
+        """A process wants to write a new object."""
+        mine = self._unsealed.setdefault(process, {})
+        if size < 0:
+            self._do(Failed(process, request, "full", f"an object of {size} bytes cannot be made"))
+            return self._take()
+        if object in self._objects or object in mine:
+            self._do(Failed(process, request, "exists", f"object {object.hex()} is in the store already"))
+            return self._take()
+        entry = Entry(object, size, process, request)
+        self._objects[object] = mine[object] = entry
+        offset = None if self._queue else self._arena.allocate(size)
+        if offset is not None:
+            self._granted(entry, offset)
+        else:
+            self._queue.append(entry)
+            self._pump()
+        return self._take()
+
+    def seal(self, process: bytes, request: int, object: bytes) -> list[Action]:
+        """The creator has written everything."""
+        mine = self._unsealed.get(process, {})
+        entry = mine.get(object)
+        if entry is None or entry.state is not State.CREATING:
+            if request:
+                detail = f"object {object.hex()} is not being written by this process"
+                self._do(Failed(process, request, "lost", detail))
+            return self._take()
+        del mine[object]
+        if request:
+            self._do(Done(process, request))
+        self._move(entry, State.SEALED if entry.offset >= 0 else State.SPILLED)
+        self._settle(entry)
+        self._pump()
+        return self._take()
+
+    def abort(self, process: bytes, object: bytes) -> list[Action]:
+        """The creator gives an unsealed object up."""
+        entry = self._unsealed.get(process, {}).pop(object, None)
+        if entry is not None:
+            if entry.state is State.QUEUED:
+                self._do(Failed(process, entry.request, "lost", "it was given up before there was room for it"))
+            self._discard(entry, "its creator gave it up before it was complete")
+            self._pump()
+        return self._take()
+
+    def pin(self, process: bytes, request: int, object: bytes) -> list[Action]:
+        """A process wants to read an object: it is told the place, which stays until it unpins."""
+        entry = self._objects.get(object)
+        if entry is None:
+            detail = f"object {object.hex()} is not in this node's store: it was freed, or its creator died"
+            self._do(Failed(process, request, "lost", detail))
+        elif entry.readable():
+            self._pinned_at(entry, process, request)
+        else:
+            entry.waiters.append((process, request))
+            self._awaited.add(entry)
+            if entry.state is State.SPILLED:
+                self._move(entry, State.WANTED)
+                self._queue.append(entry)
+                self._pump()
+        return self._take()
+
+    def unpin(self, process: bytes, objects: list[bytes]) -> list[Action]:
+        """Undo one pin of each; unknown ones are ignored (the process may have been declared dead)."""
+        holds = self._holds.get(process)
+        if holds:
+            for name in objects:
+                hold = holds.get(name)
+                if hold is None:
+                    continue
+                hold.count -= 1
+                if not hold.count:
+                    del holds[name]
+                    self._let_go(hold)
+            self._pump()
+        return self._take()
+
+    def free(self, objects: list[bytes]) -> list[Action]:
+        """No reference is left (REF-FREE)."""
+        for name in objects:
+            entry = self._objects.pop(name, None)
+            if entry is None:
+                continue
+            entry.freed = True
+            self._fail_waiters(entry, "lost", "it was freed")
+            if entry.state is State.QUEUED:
+                self._fail_creation(entry, "lost", "it was freed before there was room for it")
+            elif entry.state is State.WANTED:
+                self._move(entry, State.SPILLED)
+            self._release_if_unused(entry)
+        self._pump()
+        return self._take()
+
+    def process_died(self, process: bytes) -> list[Action]:
+        """A process is gone, and all that was its own goes with it (LIVENESS)."""
+        for entry in self._unsealed.pop(process, {}).values():
+            self._discard(entry, "its creator died before it was complete")
+        for hold in self._holds.pop(process, {}).values():
+            self._let_go(hold)
+        for entry in [entry for entry in self._awaited if any(who == process for who, _ in entry.waiters)]:
+            entry.waiters = [waiter for waiter in entry.waiters if waiter[0] != process]
+            if not entry.waiters:
+                self._awaited.discard(entry)
+        self._pump()
+        return self._take()
+
+    # --- events: the shell's work is done --------------------------------------------------------
+
+    def extended(self, size: int) -> list[Action]:
+        """The Extend is done: `size` bytes were backed, or none if the machine refused."""
+        if size:
+            self._arena.extend(size)
+        elif not self._growing_eagerly:
+            self._growth_refused = _ASK_AGAIN
+        self._growing_eagerly = bool(size)
+        self._growing = 0
+        self._pump()
+        return self._take()
+
+    def spilled(self, failure: str = "") -> list[Action]:
+        """The Spill is done; `failure` says why it was not."""
+        assert self._batch is not None
+        file, entries = self._batch
+        self._batch = None
+        self._spill_failure = failure
+        if failure:
+            # Last first, so that they are again the least recently used, in their order.
+            for entry in reversed(entries):
+                self._move(entry, State.SEALED)
+                self._settle(entry, oldest=True)
+        else:
+            file.live = len(entries)
+            for entry in entries:
+                self._spilled_one(entry, file)
+        self._pump()
+        return self._take()
+
+    def restored(self, ticket: int, failure: str = "") -> list[Action]:
+        """A Restore is done; `failure` says why it was not."""
+        entry = self._restores.pop(ticket)
+        if failure:
+            self._drop_region(entry)
+            self._move(entry, State.SPILLED)
+            self._fail_waiters(entry, "disk", f"it is on disk, which cannot be read: {failure}")
+            self._release_if_unused(entry)
+        else:
+            self._move(entry, State.SEALED)
+            self._settle(entry)
+        self._pump()
+        return self._take()
+
+    def file_made(self, file: int, failure: str = "") -> list[Action]:
+        """A MakeFile is done; `failure` says why it was not."""
+        entry = self._makes.pop(file)
+        if failure:
+            entry.file = None
+            self._fail_creation(entry, "full", self._full(entry.size, failure))
+        elif entry.freed:
+            self._fail_creation(entry, "lost", "it was given up before there was room for it")
+        else:
+            self._move(entry, State.CREATING)
+            self._do(Created(entry.creator, entry.request, 0, file))
+        return self._take()
+
+    # --- life of an entry -----------------------------------------------------------------------------
+
+    def _granted(self, entry: Entry, offset: int) -> None:
+        """There is room for what waited."""
+        entry.offset = offset
+        if entry.state is State.QUEUED:
+            self._move(entry, State.CREATING)
+            self._do(Created(entry.creator, entry.request, offset, 0))
+            return
+        assert entry.file is not None
+        self._move(entry, State.RESTORING)
+        self._last_ticket += 1
+        self._restores[self._last_ticket] = entry
+        self._do(Restore(self._last_ticket, entry.file.number, entry.position, offset, entry.size))
+
+    def _without_room(self, entry: Entry) -> None:
+        """Nothing more can be moved out of the arena: the disk takes the object, or serves it."""
+        if entry.state is State.WANTED:
+            self._move(entry, State.SPILLED)
+            self._pin_waiters(entry)
+            return
+        self._last_file += 1
+        entry.file = File(self._last_file, own=True)
+        entry.file.live = 1
+        self._makes[self._last_file] = entry
+        self._move(entry, State.MAKING)
+        if not self._warned:
+            self._warned = True
+            self._do(Warn(self._warning(entry.size)))
+        self._do(MakeFile(self._last_file, entry.size))
+
+    def _settle(self, entry: Entry, oldest: bool = False) -> None:
+        """The bytes of an entry are complete and in place: who waits gets them; if nobody does, they are idle."""
+        if entry.freed:
+            self._release_if_unused(entry)
+            return
+        self._pin_waiters(entry)
+        if not entry.pins and entry.state is State.SEALED:
+            self._idle[entry] = None
+            self._idle_bytes += rounded(entry.size)
+            if oldest:
+                self._idle.move_to_end(entry, last=False)
+
+    def _busy_again(self, entry: Entry) -> None:
+        if self._idle.pop(entry, entry) is None:
+            self._idle_bytes -= rounded(entry.size)
+
+    def _spilled_one(self, entry: Entry, file: File) -> None:
+        entry.file = file
+        if entry.pins or entry.freed:
+            self._move(entry, State.SEALED)
+            self._release_if_unused(entry)
+        else:
+            self._leave_memory(entry)
+
+    def _leave_memory(self, entry: Entry) -> None:
+        """The copy on disk is enough."""
+        self._drop_region(entry)
+        self._move(entry, State.SPILLED)
+
+    def _drop_region(self, entry: Entry) -> None:
+        self._arena.free(entry.offset)
+        entry.offset = -1
+
+    def _discard(self, entry: Entry, why: str) -> None:
+        """An unsealed attempt, already out of its creator's table, will never be complete."""
+        if self._objects.get(entry.object) is entry:
+            del self._objects[entry.object]
+        entry.freed = True
+        self._fail_waiters(entry, "lost", why)
+        if entry.state is not State.MAKING:
+            self._release(entry)
+
+    def _fail_creation(self, entry: Entry, code: str, why: str) -> None:
+        """Tell the creator that there will be no room (it may have died; the shell knows)."""
+        mine = self._unsealed.get(entry.creator, {})
+        if mine.get(entry.object) is entry:
+            del mine[entry.object]
+        if self._objects.get(entry.object) is entry:
+            del self._objects[entry.object]
+        self._do(Failed(entry.creator, entry.request, code, why))
+        self._fail_waiters(entry, "lost", "there was no room for it")
+        self._release(entry)
+
+    def _release_if_unused(self, entry: Entry) -> None:
+        if entry.freed and not entry.pins and entry.state not in BUSY and entry.state is not State.GONE:
+            self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        """The region and the copy on disk go."""
+        self._busy_again(entry)
+        self._move(entry, State.GONE)
+        if entry.offset >= 0:
+            self._drop_region(entry)
+        if (file := entry.file) is not None:
+            file.live -= 1
+            entry.file = None
+            self._delete_if_empty(file)
+
+    def _delete_if_empty(self, file: File) -> None:
+        if not file.live:
+            self._do(DeleteFile(file.number))
+
+    # --- pins -------------------------------------------------------------------------------------------
+
+    def _pinned_at(self, entry: Entry, process: bytes, request: int) -> None:
+        self._hold(entry, process)
+        if entry.offset >= 0:
+            self._do(Pinned(process, request, entry.offset, entry.size, 0))
+        else:
+            assert entry.file is not None
+            self._do(Pinned(process, request, entry.position, entry.size, entry.file.number))
+
+    def _hold(self, entry: Entry, process: bytes) -> None:
+        holds = self._holds.get(process)
+        if holds is None:
+            holds = self._holds[process] = {}
+        hold = holds.get(entry.object)
+        if hold is None:
+            holds[entry.object] = Hold(entry)
+        else:
+            hold.count += 1
+            if entry in hold.entries:
+                return
+            hold.entries.append(entry)
+        entry.pins += 1
+        if entry.pins == 1:
+            self._busy_again(entry)
+            self._pinned += 1
+            self._pinned_bytes += entry.size
+
+    def _let_go(self, hold: Hold) -> None:
+        for entry in hold.entries:
+            entry.pins -= 1
+            if entry.pins:
+                continue
+            self._pinned -= 1
+            self._pinned_bytes -= entry.size
+            if entry.state is State.SEALED:
+                self._settle(entry)
+            else:
+                self._release_if_unused(entry)
+
+    def _pin_waiters(self, entry: Entry) -> None:
+        if entry.waiters:
+            waiters, entry.waiters = entry.waiters, []
+            self._awaited.discard(entry)
+            for process, request in waiters:
+                self._pinned_at(entry, process, request)
+
+    def _fail_waiters(self, entry: Entry, code: str, why: str) -> None:
+        waiters, entry.waiters = entry.waiters, []
+        self._awaited.discard(entry)
+        for process, request in waiters:
+            self._do(Failed(process, request, code, f"object {entry.object.hex()}: {why}"))
+
+    # --- room ---------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Grant room to those who wait, in their order, as far as there is any or some can be made."""
+        queue = self._queue
+        while queue:
+            entry = queue[0]
+            if self._still_waits(entry):
+                offset = self._arena.allocate(entry.size)
+                room = self._make_room(entry.size) if offset is None else _Room.MADE
+                if room is _Room.AWAITED:
+                    return
+                if offset is not None:
+                    self._granted(entry, offset)
+                elif room is _Room.NONE:
+                    self._without_room(entry)
+                else:
+                    continue
+            queue.popleft()
+            # The next in the queue may find the disk in a better state.
+            self._spill_failure = ""
+        self._spill_failure = ""
+
+    def _still_waits(self, entry: Entry) -> bool:
+        if entry.state is State.WANTED and not entry.waiters:
+            self._move(entry, State.SPILLED)
+        return entry.state in (State.QUEUED, State.WANTED)
+
+    def _make_room(self, size: int) -> _Room:
+        if self._growing:
+            return _Room.AWAITED
+        if size > self._arena.capacity:
+            return _Room.NONE
+        if self._grow(size):
+            return _Room.AWAITED
+        if self._batch is not None:
+            return _Room.AWAITED
+        limit = self._arena.backed if self._growth_refused else self._arena.capacity
+        if limit - self._arena.used_bytes + self._idle_bytes < size:
+            # All that could be moved is not enough: moving it would only slow others down.
+            return _Room.NONE
+        return self._evict(size)
+
+    def _grow(self, size: int) -> bool:
+        if self._growth_refused:
+            self._growth_refused -= 1
+            return False
+        self._growing = self._arena.growth(size, self._growing_eagerly)
+        if self._growing:
+            self._do(Extend(self._arena.backed, self._growing))
+        return self._growing > 0
+
+    def _evict(self, size: int) -> _Room:
+        """Take the least recently used out of memory."""
+        oldest = iter(self._idle)
+        entry = next(oldest, None)
+        if self._spill_failure:
+            # Only what is on disk already can go.
+            while entry is not None and entry.file is None:
+                entry = next(oldest, None)
+        if entry is None:
+            return _Room.NONE
+        if entry.file is not None:
+            self._busy_again(entry)
+            self._leave_memory(entry)
+            return _Room.MADE
+        self._start_spill(max(size, self._arena.capacity // _SPILL_SHARE))
+        return _Room.AWAITED
+
+    def _start_spill(self, wanted: int) -> None:
+        """One file with the least recently used objects, until they make `wanted` bytes or fill it."""
+        entries: list[Entry] = []
+        parts: list[tuple[int, int, int]] = []
+        position = 0
+        for entry in self._idle:
+            if entry.file is not None:
+                continue
+            full = position + entry.size > self._spill_file_bytes
+            if entries and (full or position >= wanted or len(entries) == _SPILL_OBJECTS):
+                break
+            entry.position = position
+            entries.append(entry)
+            parts.append((position, entry.offset, entry.size))
+            position += rounded(entry.size)
+        for entry in entries:
+            self._busy_again(entry)
+            self._move(entry, State.SPILLING)
+        self._last_file += 1
+        self._batch = (File(self._last_file, own=False), entries)
+        self._do(Spill(self._last_file, position, parts))

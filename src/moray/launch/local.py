@@ -1,0 +1,221 @@
+"""Starting the node of a local ``init()``, and the caller's handle on it.
+
+The node is a fresh interpreter (exec, never a fork of the user's program) in a session of its own, so that no Ctrl-C of
+the terminal reaches it. It is told its configuration through an anonymous file on descriptor 0 and says that it is
+ready on descriptor 1; nobody polls. It watches its driver by pidfd from its first moment (LIVENESS), so a caller that
+dies at any point leaves nothing. While it starts, the caller removes what dead sessions left.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from time import monotonic
+from typing import Final
+
+import msgspec
+
+from moray.exceptions import MoraySystemError
+from moray.launch import session_directory
+from moray.launch.config import LOCK_FD, NO_WORKER, SESSION_VARIABLE, WORKER_VARIABLE, NodeConfig, NodeReady
+from moray.launch.session_directory import LOG_FOLDER, Session, find_sessions, kill_tagged, sweep_stale
+from moray.platform import process_control
+from moray.platform.memory_files import create_memory_file
+
+__all__ = ["NodeHandle", "NodeStartError", "Session", "find_sessions", "kill_tagged", "start_node", "sweep_stale"]
+
+#: How long a node may take until it is ready. It takes a tenth of a second; a machine that swaps, minutes.
+START_TIMEOUT_S: Final = 60.0
+_LOG_LINES: Final = 20
+#: Descriptors from here on do not collide with those that the node gets.
+_SAFE_FD: Final = 10
+
+#: The package that the caller runs must be the one that the node runs, whatever else is installed; after that, the
+#: standard library comes first, so that nothing beside the user's script can take a module's place.
+_BOOT: Final = (
+    "import sys; sys.path[:1] = [{root!r}]; import moray; del sys.path[0]; "
+    "sys.path += {paths!r}; from moray.node.main import main; main()"
+)
+
+
+class NodeStartError(MoraySystemError):
+    """The node did not start; `str` has the last lines of its log."""
+
+
+class NodeHandle:
+    """A node that this process started, as its parent sees it."""
+
+    def __init__(self, pid: int, config: NodeConfig, address: str, node_id: bytes) -> None:
+        self.pid = pid
+        self.address = address
+        self.session = config.session
+        self.session_dir = config.session_dir
+        self.node_id = node_id
+        #: Exit code, or minus the signal; None while it runs, and if somebody else reaped it.
+        self.status: int | None = None
+        #: Says when the node is dead; -1 after that was seen.
+        self.pidfd = os.pidfd_open(pid)
+
+    def wait_ended(self, timeout_s: float | None = None) -> bool:
+        """Wait until the node is gone, and reap it; False if `timeout_s` passed first."""
+        if self.pidfd < 0:
+            return True
+        if not process_control.wait_pidfd(self.pidfd, timeout_s):
+            return False
+        try:
+            _pid, status = os.waitpid(self.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            pass  # The user's program reaped it (os.wait()).
+        os.close(self.pidfd)
+        self.pidfd = -1
+        return True
+
+    def kill(self) -> None:
+        """End the node by force, and everything that the session started."""
+        if self.pidfd >= 0:
+            process_control.kill_pidfd(self.pidfd)
+            self.wait_ended()
+        kill_tagged(self.session)
+        session_directory.remove_session(self.session_dir)
+
+
+def start_node(config: NodeConfig, temp_dir: str = "", timeout_s: float = START_TIMEOUT_S) -> NodeHandle:
+    """Start a node for this process, and wait until it accepts connections.
+
+    Args:
+        config: what the node shall be; `session`, `session_dir`, `driver_pid` and `environ` are filled in if empty.
+        temp_dir: where the session's directory goes; "": TMPDIR, or /tmp.
+        timeout_s: how long the start may take.
+
+    Raises:
+        NodeStartError: the node ended, or was not ready in time; the message has the end of its log.
+    """
+    session_dir, lock = session_directory.create(session_directory.root_directory(temp_dir), os.getpid())
+    config = msgspec.structs.replace(
+        config,
+        session=os.path.basename(session_dir),
+        session_dir=session_dir,
+        driver_pid=config.driver_pid or os.getpid(),
+    )
+    pid = ready = -1
+    try:
+        pid, ready = _spawn(config, lock)
+        sweep_stale(temp_dir)
+        answer = _wait_ready(ready, timeout_s)
+        return NodeHandle(pid, config, answer.address, answer.node_id)
+    except BaseException as error:
+        _give_up(pid, config, error)
+        raise
+    finally:
+        os.close(lock)
+        if ready >= 0:
+            os.close(ready)
+
+
+def _spawn(config: NodeConfig, lock: int) -> tuple[int, int]:
+    """Start the process: its pid, and the descriptor on which it says that it is ready."""
+    environ = dict(config.environ or os.environ) | {SESSION_VARIABLE: config.session, WORKER_VARIABLE: NO_WORKER}
+    settings = create_memory_file("moray-config", msgspec.msgpack.encode(msgspec.structs.replace(config, environ={})))
+    ready, ready_end = os.pipe2(os.O_CLOEXEC)
+    log = os.open(f"{config.session_dir}/{LOG_FOLDER}/node.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    held = [settings, ready_end, log]
+    try:
+        actions = []
+        for target, fd in ((0, settings), (1, ready_end), (2, log), (LOCK_FD, lock)):
+            held.append(_high(fd))
+            actions.append((os.POSIX_SPAWN_DUP2, held[-1], target))
+        # What the driver ignores or blocks must not be ignored or blocked there: SIGCHLD above all.
+        changeable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+        pid = os.posix_spawn(
+            _interpreter(),
+            _command(config),
+            environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=[],
+            setsigdef=changeable,
+        )
+    except BaseException:
+        os.close(ready)
+        raise
+    finally:
+        for fd in held:
+            os.close(fd)
+    return pid, ready
+
+
+def _high(fd: int) -> int:
+    """A copy of `fd` whose number is none of those that the node gets."""
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SAFE_FD)
+
+
+def _interpreter() -> str:
+    if not sys.executable:
+        raise NodeStartError(
+            "the path of the Python interpreter is unknown (sys.executable is empty), so no node can be started"
+        )
+    return sys.executable
+
+
+def _command(config: NodeConfig) -> list[str]:
+    """The command line; ends with the session's name, for whoever reads the list of processes."""
+    import moray
+
+    root = os.path.dirname(os.path.dirname(os.path.abspath(moray.__path__[0] + "/.")))
+    paths = list(dict.fromkeys([root, _root_of(msgspec.__file__)]))
+    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    return [_interpreter(), *optimize, "-c", _BOOT.format(root=root, paths=paths), "moray-node", config.session]
+
+
+def _root_of(init_file: str) -> str:
+    """The directory from which a package was imported."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(init_file)))
+
+
+def _wait_ready(ready: int, timeout_s: float) -> NodeReady:
+    """What the node says once it is ready. It says it in one write, and closes the pipe."""
+    deadline = monotonic() + timeout_s
+    poller = select.poll()
+    poller.register(ready, select.POLLIN)
+    data = b""
+    while True:
+        if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
+            raise NodeStartError(f"the node was not ready after {timeout_s:g} s")
+        chunk = os.read(ready, 1 << 16)
+        if not chunk:
+            break
+        data += chunk
+    if not data:
+        raise NodeStartError("the node ended while it started")
+    return msgspec.msgpack.decode(data, type=NodeReady)
+
+
+def _give_up(pid: int, config: NodeConfig, error: BaseException) -> None:
+    """Leave nothing of a start that failed or was interrupted; tell the node's last words."""
+    if isinstance(error, NodeStartError):
+        error.args = (f"{error}{_log_tail(config)}",)
+    if pid > 0:
+        process_control.kill(pid)
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass  # Reaped by the user's program.
+        kill_tagged(config.session)
+    session_directory.remove_session(config.session_dir)
+
+
+def _log_tail(config: NodeConfig) -> str:
+    path = f"{config.session_dir}/{LOG_FOLDER}/node.log"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()[-_LOG_LINES:]
+    except OSError:
+        return f"; its log {path} cannot be read"
+    if not lines:
+        return "; its log is empty"
+    return "; the last lines of its log:\n" + "\n".join(f"  {line}" for line in lines)

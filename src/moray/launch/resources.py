@@ -1,0 +1,43 @@
+"""What a node offers when the user does not say: CPUs, GPUs, memory for tasks and for objects."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moray.config import RESOURCE_UNIT
+from moray.platform import machine
+
+#: Part of the memory that objects may take. Shared memory counts against the same limit as the heaps of
+#: workers, which need the larger part; pages are taken only when objects fill them.
+_STORE_SHARE: Final = 0.3
+#: An arena is at least this large, so that a tiny machine holds some objects before it spills,
+_STORE_MIN_BYTES: Final = 64 << 20
+#: and at most this large by default: beyond, the user should say that it is wanted.
+_STORE_MAX_BYTES: Final = 256 << 30
+_PAGE_BYTES: Final = 4096
+
+
+def store_bytes(wanted: int) -> int:
+    """The size of the arena: what was asked for, or a share of the memory, in whole pages."""
+    if wanted <= 0:
+        share = int(machine.memory_total() * _STORE_SHARE)
+        wanted = min(max(share, _STORE_MIN_BYTES), _STORE_MAX_BYTES)
+    return -(-wanted // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def complete_resources(given: dict[str, int], arena_bytes: int) -> dict[str, int]:
+    """`given` (units) with CPU, GPU and memory added where they are missing; what is 0 stays out of the GPUs."""
+    total = dict(given)
+    if "CPU" not in total:
+        total["CPU"] = machine.cpu_count() * RESOURCE_UNIT
+    if "GPU" not in total and (gpus := machine.gpu_count()):
+        total["GPU"] = gpus * RESOURCE_UNIT
+    if "memory" not in total:
+        total["memory"] = max(0, machine.memory_total() - arena_bytes) * RESOURCE_UNIT
+    return total
+
+
+def complete_devices(given: dict[str, int], resources: dict[str, int]) -> dict[str, int]:
+    """`given` with as many GPU indices as there are whole GPUs, if it does not say."""
+    gpus = resources.get("GPU", 0) // RESOURCE_UNIT
+    return {"GPU": gpus, **given} if gpus else dict(given)

@@ -1,0 +1,194 @@
+"""The directory of a session: ``<temporary directory>/moray-<uid>/session_<time>_<pid>_<random>``.
+
+It holds the sockets, logs and spilled objects of one session and belongs to one user, mode 0700. The file
+``node.lock`` in it is locked (``flock``) as long as the node lives, which the kernel sees to however the node ends.
+So a session is alive if and only if its lock is taken, and a directory whose lock is free may be removed.
+A new directory gets its lock before its final name, so that nobody takes it for a dead one.
+
+Unix sockets need paths under 108 bytes; the length is checked before anything is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from moray.launch.config import SESSION_VARIABLE
+from moray.platform import process_control, process_table
+
+LOCK_NAME: Final = "node.lock"
+NODE_SOCKET: Final = "node.sock"
+LOG_FOLDER: Final = "logs"
+SPILL_FOLDER: Final = "spill"
+_PREFIX: Final = "session_"
+#: A directory that has no final name yet.
+_NEW_PREFIX: Final = ".new_"
+#: How long making a directory may take before it counts as abandoned.
+_ABANDONED_S: Final = 60.0
+#: Bytes of a Unix socket's path, without its final zero.
+_SOCKET_PATH_BYTES: Final = 107
+#: ``/`` + the name of a session + ``/`` + the longest name of a socket in it (a process id in hex and ``.sock``).
+_BELOW_ROOT_BYTES: Final = 1 + 40 + 1 + 29
+
+
+class Session(NamedTuple):
+    """A live session of this user."""
+
+    session: str
+    session_dir: str
+    #: The socket where its node accepts clients.
+    address: str
+
+
+def root_directory(temp_dir: str = "") -> str:
+    """The directory of all sessions of this user; not necessarily there.
+
+    Raises ValueError if sockets in `temp_dir` would have paths that are too long.
+    """
+    below = f"moray-{os.getuid()}"
+    for parent in (temp_dir,) if temp_dir else (os.environ.get("TMPDIR", ""), "/tmp"):  # noqa: S108 - checked, 0700
+        root = os.path.join(os.path.abspath(parent), below) if parent else ""
+        if root and len(os.fsencode(root)) + _BELOW_ROOT_BYTES <= _SOCKET_PATH_BYTES:
+            return root
+    allowed = _SOCKET_PATH_BYTES - _BELOW_ROOT_BYTES - len(below) - 1
+    raise ValueError(
+        f"the directory {temp_dir!r} is too long a path for a session: Unix sockets in it would have paths of over "
+        f"{_SOCKET_PATH_BYTES} bytes; it may have {allowed} bytes"
+    )
+
+
+def create(root: str, pid: int) -> tuple[str, int]:
+    """Make a new session directory below `root`: its path, and the descriptor that holds its lock."""
+    name = f"{_PREFIX}{time.strftime('%Y-%m-%d_%H-%M-%S')}_{pid}_{os.urandom(2).hex()}"
+    while True:
+        _make_root(root)
+        try:
+            return _create_locked(root, name)
+        except FileNotFoundError:
+            continue  # The end of another session removed the empty root at this very moment.
+
+
+def _create_locked(root: str, name: str) -> tuple[str, int]:
+    new, final = f"{root}/{_NEW_PREFIX}{name}", f"{root}/{name}"
+    os.mkdir(new, 0o700)
+    lock = os.open(f"{new}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.mkdir(f"{new}/{LOG_FOLDER}", 0o700)
+        os.rename(new, final)
+    except BaseException:
+        os.close(lock)
+        remove_tree(new)
+        raise
+    return final, lock
+
+
+def _make_root(root: str) -> None:
+    """The user's directory, which nobody else may have made: others could swap what is in it."""
+    os.makedirs(os.path.dirname(root), exist_ok=True)
+    try:
+        os.mkdir(root, 0o700)
+    except FileExistsError:
+        found = os.lstat(root)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(
+                f"{root} should be a directory of user {os.getuid()} with mode 0700; it is "
+                f"{stat.filemode(found.st_mode)} of user {found.st_uid}: remove it, or set TMPDIR to another directory"
+            ) from None
+
+
+def is_alive(session_dir: str) -> bool:
+    """Whether the node of a session lives: whether its lock is taken."""
+    try:
+        lock = os.open(f"{session_dir}/{LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def find_sessions(temp_dir: str = "") -> list[Session]:
+    """The live sessions of this user that accept connections, newest first."""
+    found = [
+        Session(os.path.basename(path), path, f"{path}/{NODE_SOCKET}")
+        for path in _directories(root_directory(temp_dir))
+        if os.path.exists(f"{path}/{NODE_SOCKET}") and is_alive(path)
+    ]
+    # Names begin with the time, which decides but for sessions of the same second.
+    return sorted(found, key=lambda session: (session.session[:27], _made(session.session_dir)), reverse=True)
+
+
+def sweep_stale(temp_dir: str = "") -> list[str]:
+    """Remove what is left of sessions whose node is dead, processes included; the names of those sessions."""
+    root = root_directory(temp_dir)
+    swept = []
+    for path in list(_directories(root)):
+        if not is_alive(path):
+            kill_tagged(os.path.basename(path))
+            remove_tree(path)
+            swept.append(os.path.basename(path))
+    for path in list(_directories(root, _NEW_PREFIX)):
+        if time.time() - _made(path) > _ABANDONED_S:
+            remove_tree(path)
+    return swept
+
+
+def kill_tagged(session: str) -> int:
+    """SIGKILL every process that the session started; how many there were."""
+    pids = process_table.tagged(SESSION_VARIABLE, session)
+    return sum(process_control.kill(pid) for pid in pids)
+
+
+def remove_session(session_dir: str) -> None:
+    """Remove a session's directory, and the user's if it was the last in it."""
+    remove_tree(session_dir)
+    try:
+        os.rmdir(os.path.dirname(session_dir))
+    except OSError:
+        pass  # Other sessions are in it.
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all in it; what is gone already is no error, and links are not followed."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    _unlink(entry.path)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # A process that is just ending removed its own socket.
+
+
+def _directories(root: str, prefix: str = _PREFIX) -> Iterator[str]:
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return
+    yield from (f"{root}/{name}" for name in names if name.startswith(prefix))
+
+
+def _made(path: str) -> float:
+    """When a session's lock file was made; 0 if it is gone."""
+    try:
+        return os.stat(f"{path}/{LOCK_NAME}").st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,53 @@
+"""The answer to ClusterInfo: what the node has, who uses it, who waits for what. JSON-like values only."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moray.node.node import Node
+
+
+def cluster_state(node: Node) -> dict[str, Any]:
+    """Resources are in units of 1/10000, ids in hex, times in seconds."""
+    scheduler = node.leases.scheduler
+    return {
+        "total": scheduler.total,
+        "available": scheduler.available,
+        "nodes": [
+            {
+                "id": node.node_id.hex(),
+                "hostname": os.uname().nodename,
+                "pid": os.getpid(),
+                "resources": scheduler.total,
+                "labels": node.config.labels,
+                "alive": True,
+            }
+        ],
+        "store": node.store.stats(),
+        "pending": scheduler.explain(monotonic()),
+        "jobs": [
+            {
+                "job": job.number,
+                "pid": job.driver.pid,
+                "process": job.driver.process.hex(),
+                "namespace": job.config.namespace,
+                "entrypoint": job.config.entrypoint,
+                "ended": job.ended,
+            }
+            for job in node.jobs.values()
+        ],
+        "workers": [
+            {
+                "process": worker.process.hex(),
+                "pid": worker.pid,
+                "job": worker.job,
+                "runtime_env": worker.runtime_env,
+                "running": worker.running,
+                "ending": worker.cause,
+            }
+            for worker in node.workers
+        ],
+    }

@@ -1,0 +1,132 @@
+"""Carries out what the local scheduler decides, and keeps its clock.
+
+The scheduler (:class:`~moray.core.local_scheduler.LocalScheduler`, rules LEASE and OWNER-STAYS) is told each event
+together with the time, and returns actions, which are carried out here in their order. It says when it wants to be
+called again; that is looked at once a turn of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from moray.core.local_scheduler import LocalScheduler
+from moray.core.scheduler_actions import Action, Grant, Refuse, Revoke, Revoked, StartWorker, StopWorker, Warn
+from moray.node.clients import Client, Clients
+from moray.protocol import messages as m
+from moray.protocol.reactor import Reactor, Timer
+
+#: The scheduler is not called by its own wish more often than this, whatever it says.
+_TICK_S: Final = 0.001
+
+
+class LeaseEvents(Protocol):
+    """What the scheduler wants done to processes and users."""
+
+    def start_worker(self, job: int, runtime_env: str) -> None: ...
+    def stop_worker(self, process: bytes, reason: str) -> None: ...
+    def warn_job(self, job: int, text: str) -> None: ...
+
+
+class Leases:
+    """The scheduler's hands."""
+
+    def __init__(
+        self,
+        total: dict[str, int],
+        devices: dict[str, int],
+        reactor: Reactor,
+        clients: Clients,
+        events: LeaseEvents,
+    ) -> None:
+        self.scheduler = LocalScheduler(total, devices)
+        self._reactor = reactor
+        self._clients = clients
+        #: When the scheduler wants to be called next, and what will do it.
+        self._due: float | None = None
+        self._timer: Timer | None = None
+        self._performers: dict[type[Any], Callable[[Any], None]] = {
+            Grant: self._grant,
+            Revoke: lambda action: clients.send(action.worker, m.RevokeLease(action.lease)),
+            Revoked: lambda action: clients.send(action.owner, m.LeaseRevoked(action.lease)),
+            Refuse: lambda action: clients.send(
+                action.owner, m.LeaseRefused(action.key, action.reason, action.infeasible)
+            ),
+            StartWorker: lambda action: events.start_worker(action.job, action.runtime_env),
+            StopWorker: lambda action: events.stop_worker(action.worker, action.reason),
+            Warn: lambda action: events.warn_job(action.job, action.text),
+        }
+        #: Messages of owners and workers → what becomes of them.
+        self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
+            m.RequestLeases: self._on_request,
+            m.ReturnLease: self._on_return,
+            m.RevokedLease: self._on_revoked,
+            m.Blocked: self._on_blocked,
+            m.Unblocked: self._on_unblocked,
+            m.WorkerBusy: self._on_busy,
+        }
+        reactor.hooks.append(self._arm)
+
+    def perform(self, actions: list[Action]) -> None:
+        """Carry out what the scheduler said."""
+        for action in actions:
+            self._performers[type(action)](action)
+
+    def _grant(self, action: Grant) -> None:
+        worker = self._clients.get(action.worker)
+        if worker is not None:  # Otherwise its death is about to be told to the scheduler.
+            granted = m.LeaseGranted(
+                action.key, action.lease, action.worker, worker.pid, worker.address, action.devices
+            )
+            self._clients.send(action.owner, granted)
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _on_request(self, client: Client, wish: m.RequestLeases) -> None:
+        self.perform(
+            self.scheduler.request(
+                client.process,
+                client.job,
+                wish.key,
+                wish.count,
+                wish.seen,
+                wish.resources,
+                wish.runtime_env,
+                wish.label,
+                monotonic(),
+            )
+        )
+
+    def _on_return(self, client: Client, message: m.ReturnLease) -> None:
+        self.perform(self.scheduler.return_lease(client.process, message.lease, message.discard, monotonic()))
+
+    def _on_revoked(self, client: Client, message: m.RevokedLease) -> None:
+        self.perform(self.scheduler.revoked(client.process, message.lease, monotonic()))
+
+    def _on_blocked(self, client: Client, _message: m.Blocked) -> None:
+        self.perform(self.scheduler.blocked(client.process, monotonic()))
+
+    def _on_unblocked(self, client: Client, _message: m.Unblocked) -> None:
+        self.perform(self.scheduler.unblocked(client.process, monotonic()))
+
+    def _on_busy(self, client: Client, message: m.WorkerBusy) -> None:
+        self.perform(self.scheduler.owns_objects(client.process, message.owns_objects))
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Once a turn: be called when the scheduler wants to be."""
+        due = self.scheduler.next_tick()
+        if due == self._due:
+            return
+        self._due = due
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if due is not None:
+            self._timer = self._reactor.call_later(max(_TICK_S, due - monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._due = None
+        self.perform(self.scheduler.tick(monotonic()))

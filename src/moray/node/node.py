@@ -1,0 +1,395 @@
+"""The node: its parts, and what each event means for which of them.
+
+A single thread turns one loop. Events come from connections (:meth:`Node._on_message`), from templates and pidfds
+(through :class:`~moray.node.workers.Workers`), from the scheduler (through :class:`~moray.node.leases.Leases`) and from
+signals. The parts do not know each other; what concerns several of them is here. LIVENESS: a process is dead when its
+pidfd or its parent says so; the end of a connection means only that it must be made anew.
+
+**A worker's end**, in this order: what it had still sent is handled; owners of its job are told; the store and the
+scheduler take back what it held. **A driver's end** ends its job (:mod:`~moray.node.jobs`); the end of the driver that
+started the node ends the session (:mod:`~moray.node.session`), and so does SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from socket import socket
+from time import monotonic
+from typing import Any, NoReturn
+
+from moray.launch.config import NodeConfig
+from moray.launch.resources import complete_devices, complete_resources, store_bytes
+from moray.launch.session_directory import NODE_SOCKET, SPILL_FOLDER
+from moray.node import session
+from moray.node.clients import Client, Clients, PidWatch, peer_pidfd
+from moray.node.cluster_state import cluster_state
+from moray.node.deaths import DeathReasons
+from moray.node.jobs import Job, TemplateConfigs
+from moray.node.leases import Leases
+from moray.node.logs import log, tail
+from moray.node.orphans import Orphans
+from moray.node.owned import OwnedObjects
+from moray.node.server import Newcomer, Server
+from moray.node.settings import Settings
+from moray.node.signals import Signals
+from moray.node.templates import Templates
+from moray.node.workers import Worker, Workers
+from moray.protocol import messages as m
+from moray.protocol.connection import Connection
+from moray.protocol.reactor import Reactor
+from moray.store.server import StoreServer
+
+
+class Node:
+    """All of the node. `root`, `root_pid`: the root template's socket and process."""
+
+    def __init__(self, config: NodeConfig, settings: Settings, root: socket, root_pid: int, owner_pidfd: int) -> None:
+        self.config = config
+        self.node_id = os.urandom(28)
+        self.address = f"{config.session_dir}/{NODE_SOCKET}"
+        self.reactor = Reactor()
+        self._settings = settings
+        #: Calls that the store's disk thread asks the loop to make.
+        self._posted: deque[Callable[[], None]] = deque()
+        self.reactor.hooks.append(self._run_posted)
+        self.jobs: dict[int, Job] = {}
+        self._job_numbers = count(1)
+        self.clients = Clients()
+        self._orphans = Orphans(root_pid)
+        self._reasons = DeathReasons()
+        self._templates = Templates(root, self.reactor, self, dict(os.environ))
+        self.workers = Workers(config.session_dir, self.reactor, self._templates, self._orphans, self, settings)
+        self._template_configs = TemplateConfigs(config.session, config.session_dir, self.address, config.worker_entry)
+        self._arena_bytes = store_bytes(config.object_store_memory)
+        spill = f"{config.spill_dir}/{config.session}" if config.spill_dir else f"{config.session_dir}/{SPILL_FOLDER}"
+        self.store = StoreServer(self._arena_bytes, spill, self.clients.send, self._warn_all, self._post)
+        self._objects = OwnedObjects(self.store)
+        total = complete_resources(config.resources, self._arena_bytes)
+        devices = complete_devices(config.devices, total)
+        self.leases = Leases(total, devices, self.reactor, self.clients, self)
+        #: What becomes of a client's message.
+        self._handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
+            **self.leases.handlers,
+            **dict.fromkeys(
+                (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
+                lambda client, message: self._objects.handle(client.process, message),
+            ),
+            m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
+            m.Shutdown: self._on_shutdown,
+        }
+        Signals(
+            self.reactor,
+            {
+                signal.SIGCHLD: self._reap,
+                signal.SIGTERM: lambda: self.end_session("the node was told to end (SIGTERM)"),
+            },
+        )
+        self._owner_watch: PidWatch | None = None
+        if owner_pidfd >= 0:
+            self._owner_watch = PidWatch(owner_pidfd, self.reactor, lambda: self.end_session("its driver has ended"))
+        self._server = Server(self.address, self.reactor, settings, self._on_hello)
+
+    def run(self) -> NoReturn:
+        """Turn the loop until the session ends."""
+        with self.reactor.lead:
+            while True:
+                self.reactor.turn()
+
+    # --- other threads ------------------------------------------------------------------------------
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self._posted.append(call)
+        self.reactor.wake()
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    # --- who connects ---------------------------------------------------------------------------------
+
+    def _on_hello(self, newcomer: Newcomer, hello: m.Hello) -> None:
+        if hello.version != m.PROTOCOL_VERSION:
+            newcomer.refuse(f"it speaks protocol {hello.version}, this node {m.PROTOCOL_VERSION}")
+        elif hello.pid != newcomer.pid or len(hello.process) != 12:
+            newcomer.refuse(f"it says that it is process {hello.pid}, but the kernel says {newcomer.pid}")
+        elif (client := self.clients.get(hello.process)) is not None:
+            self._on_return(newcomer, hello, client)
+        elif hello.kind == "driver" and hello.job is not None:
+            self._on_driver(newcomer, hello, hello.job)
+        elif hello.kind == "worker":
+            self._on_worker(newcomer, hello)
+        else:
+            newcomer.refuse(f"a node accepts drivers and workers, not {hello.kind!r}")
+
+    def _on_return(self, newcomer: Newcomer, hello: m.Hello, client: Client) -> None:
+        """A client that lost its connection resumes (LIVENESS)."""
+        if client.pid != hello.pid or client.kind != hello.kind:
+            newcomer.refuse("its process id is another process's")
+        elif not client.may_resume():
+            newcomer.refuse("it was away for too long: messages for it had to be dropped")
+        elif self._welcome(newcomer, client.kind, self.jobs[client.job]):
+            self._connect(newcomer, client)
+
+    def _on_driver(self, newcomer: Newcomer, hello: m.Hello, config: m.JobConfig) -> None:
+        pidfd = peer_pidfd(newcomer.sock, hello.pid)
+        if pidfd is None:
+            newcomer.close()
+            return
+        number = next(self._job_numbers)
+        address = hello.address or f"{self.config.session_dir}/{hello.process.hex()}.sock"
+        client = Client("driver", hello.process, hello.pid, address, number, self._settings.backlog_messages)
+        owner_is_here = any(job.owns_session for job in self.jobs.values())
+        owns = hello.pid == self.config.driver_pid and not owner_is_here
+        job = Job(number, config, client, owns)
+        if not self._welcome(newcomer, "driver", job):
+            os.close(pidfd)
+            return
+        self.jobs[number] = job
+        self.clients.add(client)
+        job.watch = PidWatch(pidfd, self.reactor, lambda: self._driver_died(job))
+        log(f"job {number}: driver {hello.pid}, {config.entrypoint}")
+        # Its template is made now: it will be ready when the first worker is wanted.
+        self._templates.prepare((number, ""), self._template_configs.make(job, "", self._templates))
+        self.leases.perform(self.leases.scheduler.job_started(number))
+        self._connect(newcomer, client)
+
+    def _on_worker(self, newcomer: Newcomer, hello: m.Hello) -> None:
+        worker = self.workers.get(hello.process)
+        if worker is None or self.jobs[worker.job].ended or not self.workers.connected(worker, hello.pid):
+            newcomer.refuse("it is no worker of this session, or its job has ended")
+            return
+        if not self._welcome(newcomer, "worker", self.jobs[worker.job]):
+            return  # Its death is about to be told.
+        client = Client("worker", hello.process, hello.pid, hello.address, worker.job, self._settings.backlog_messages)
+        self.clients.add(client)
+        self._connect(newcomer, client)
+        scheduler = self.leases.scheduler
+        self.leases.perform(scheduler.worker_started(worker.process, worker.job, worker.runtime_env, monotonic()))
+
+    def _welcome(self, newcomer: Newcomer, kind: str, job: Job) -> bool:
+        driver = job.driver
+        message = m.Welcome(
+            version=m.PROTOCOL_VERSION,
+            session=self.config.session,
+            session_dir=self.config.session_dir,
+            node_id=self.node_id,
+            node_pid=os.getpid(),
+            job_id=job.number,
+            arena_bytes=self._arena_bytes,
+            resources=self.leases.scheduler.total,
+            namespace=job.config.namespace or self.config.namespace,
+            # Workers send their output there.
+            driver=(driver.process, driver.pid, driver.address)
+            if kind == "driver" or self.config.log_to_driver
+            else (b"", 0, ""),
+        )
+        if newcomer.welcome(message, self.store.fd):
+            return True
+        newcomer.close()
+        return False
+
+    def _connect(self, newcomer: Newcomer, client: Client) -> None:
+        newcomer.release()
+        connection = Connection(newcomer.sock, self.reactor, self._on_message, self._on_close, newcomer.leftover)
+        client.attach(connection)
+        connection.process_leftover()
+
+    # --- what clients say ---------------------------------------------------------------------------------
+
+    def _on_message(self, connection: Connection, message: m.AnyMessage) -> None:
+        handler = self._handlers.get(type(message))
+        client = connection.peer
+        if client is None or client.gone:
+            return
+        if handler is None:
+            connection.close(f"a {client.kind} has no business sending {type(message).__name__}")
+            return
+        handler(client, message)
+
+    def _on_close(self, connection: Connection, reason: str) -> None:
+        client: Client | None = connection.peer
+        if client is None or not client.detach(connection):
+            return
+        worker = self.workers.get(client.process)
+        if worker is not None:
+            delay = self._settings.worker_reconnect_s
+            client.timer = self.reactor.call_later(
+                delay, lambda: self.workers.kill(worker, f"its connection was lost ({reason}) and not renewed")
+            )
+
+    def _on_shutdown(self, client: Client, message: m.Shutdown) -> None:
+        job = self.jobs[client.job]
+        if client is not job.driver:
+            return
+        if job.owns_session:
+            self.end_session(message.reason or "its driver ended it")
+        else:
+            self._end_job(job, lambda: self._dismiss(client))
+
+    # --- workers: what the scheduler wants (LeaseEvents) -----------------------------------------------------------
+
+    def start_worker(self, job: int, runtime_env: str) -> None:
+        """Order a worker; a failure is told to the scheduler in the next turn, not from within its own call."""
+        try:
+            config = self._template_configs.make(self.jobs[job], runtime_env, self._templates)
+        except ValueError as error:
+            reason = str(error)
+            self._post(lambda: self._tell_start_failed(job, runtime_env, reason))
+            return
+        template = self._templates.prepare((job, runtime_env), config)
+        self.workers.start(job, runtime_env, template)
+
+    def stop_worker(self, process: bytes, reason: str) -> None:
+        """Ask it to end, and see that it does; a job that has ended gives no grace."""
+        worker = self.workers.get(process)
+        if worker is None:
+            return
+        if self.jobs[worker.job].ended:
+            self.workers.kill(worker, reason)
+        else:
+            self.clients.send(process, m.Shutdown(reason))
+            self.workers.grant_grace(worker, reason)
+
+    def warn_job(self, job: int, text: str) -> None:
+        """Show a line to a job's user."""
+        log(f"job {job}: {text}")
+        if job in self.jobs:
+            self.jobs[job].driver.send(m.LogLines("moray", os.getpid(), "err", text.splitlines()))
+
+    def _warn_all(self, text: str) -> None:
+        for job in self.jobs:
+            self.warn_job(job, text)
+
+    # --- workers: how they end (WorkerEvents, TemplateEvents) --------------------------------------------------------
+
+    def worker_lost(self, worker: Worker, status: int) -> None:
+        """A running worker is dead."""
+        client, job = self.clients.get(worker.process), self.jobs[worker.job]
+        if client is not None:
+            client.drain()
+            self.clients.remove(client)
+        if not job.ended:
+            self._tell_death(worker, status)
+        self._release_process(worker.process)
+        self.leases.perform(self.leases.scheduler.worker_died(worker.process, monotonic()))
+        self._look_whether_gone(job)
+
+    def start_failed(self, worker: Worker, reason: str) -> None:
+        """A worker died, or was given up, before it connected."""
+        job = self.jobs[worker.job]
+        if not job.ended:
+            log(f"a worker of job {worker.job} did not start: {reason}")
+            self._tell_start_failed(worker.job, worker.runtime_env, reason)
+        self._look_whether_gone(job)
+
+    def forked(self, process: bytes, pid: int, pidfd: int) -> None:
+        """A template has forked a worker."""
+        self.workers.forked(process, pid, pidfd)
+
+    def fork_failed(self, process: bytes, reason: str) -> None:
+        """A template could not."""
+        self.workers.fork_failed(process, reason)
+
+    def worker_ended(self, process: bytes, status: int) -> None:
+        """A template has reaped a worker."""
+        self.workers.worker_ended(process, status)
+
+    def template_gone(self, number: int) -> None:
+        """A template has ended, and its workers with it."""
+        self.workers.template_gone(number)
+        for job in list(self.jobs.values()):
+            if number in job.templates:
+                job.templates.discard(number)
+                self._look_whether_gone(job)
+
+    def _tell_start_failed(self, job: int, runtime_env: str, reason: str) -> None:
+        self.leases.perform(self.leases.scheduler.worker_start_failed(job, runtime_env, reason, monotonic()))
+
+    def _tell_death(self, worker: Worker, status: int) -> None:
+        reason = self._reasons.describe(status, worker.cause)
+        words = tail(self.workers.log_paths(worker)[1])
+        log(f"worker {worker.pid} of job {worker.job} {reason}")
+        death = m.ProcessDied(worker.process, worker.pid, status, reason, words)
+        for other in self.clients.of_job(worker.job):
+            other.send(death)
+
+    def _reap(self) -> None:
+        for pid, status in self._orphans.reap():
+            self.workers.reaped(pid, status)
+
+    def _release_process(self, process: bytes) -> None:
+        """Take back what a dead process had of the store."""
+        self.store.process_died(process)
+        self._objects.owner_died(process)
+
+    # --- jobs and the session ---------------------------------------------------------------------
+
+    def _driver_died(self, job: Job) -> None:
+        client = job.driver
+        if job.owns_session:
+            self.end_session("its driver has ended")
+        client.drain()
+        log(f"job {job.number}: its driver {client.pid} has ended")
+        if job.ended:
+            # It died while it waited for the end.
+            job.on_gone = None
+            self.clients.remove(client)
+        else:
+            self._end_job(job, None)
+            self.clients.remove(client)
+
+    def _end_job(self, job: Job, on_gone: Callable[[], None] | None) -> None:
+        """Begin a job's end; `on_gone` is called when nothing of it is left."""
+        if job.ended:
+            return
+        job.ended = True
+        job.on_gone = on_gone
+        if job.watch is not None and on_gone is None:
+            job.watch.close()
+        self.leases.perform(self.leases.scheduler.job_ended(job.number))
+        for worker in self.workers.of_job(job.number):
+            self.workers.kill(worker, "its job has ended")
+        job.templates.update(self._templates.end_job(job.number))
+        self._look_whether_gone(job)
+
+    def _look_whether_gone(self, job: Job) -> None:
+        if not job.ended or job.templates or self.workers.of_job(job.number) or job.number not in self.jobs:
+            return
+        del self.jobs[job.number]
+        if job.watch is not None:
+            job.watch.close()
+        self._release_process(job.driver.process)
+        self.leases.perform(self.leases.scheduler.owner_left(job.driver.process))
+        log(f"job {job.number} has ended")
+        if job.on_gone is not None:
+            job.on_gone()
+        else:
+            self.clients.remove(job.driver)
+
+    def _dismiss(self, client: Client) -> None:
+        """Tell a further driver that its job is gone; it hangs up."""
+        client.send(m.ShutdownDone())
+        connection = client.connection
+        client.connection = None
+        if connection is not None:
+            # Whatever it still says is nobody's; the connection ends when the driver closes it.
+            connection.peer = None
+        self.clients.remove(client)
+
+    def end_session(self, reason: str) -> NoReturn:
+        """End everything, and this process."""
+        log(f"the session ends: {reason}")
+        self._server.close()
+        owner = next((job.driver for job in self.jobs.values() if job.owns_session), None)
+        session.end_processes(self._settings.end_timeout_s)
+        for client in self.clients:
+            if client.kind == "worker":
+                self.clients.remove(client)
+        self.store.close()
+        session.remove_files(self.config.session_dir)
+        session.say_goodbye(self.clients, owner, reason)
+        os._exit(0)

@@ -1,0 +1,61 @@
+"""Which objects in the store belong to which owner, so that a dead owner's go with it.
+
+An object's id names its owner (:mod:`moray.ids`). While the owner lives, it says when no reference is left (REF-FREE).
+When it dies, nobody ever will, and nobody can ask it where its objects are: the node frees them, pins permitting.
+What another process completes for an owner that died meanwhile is freed at its seal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moray.protocol.messages import AbortObject, CreateObject, FreeObjects, Message, SealObject
+from moray.store.server import StoreServer
+
+#: Where the owner's process id is in an object's id: after the task's number.
+_OWNER: Final = slice(8, 20)
+#: Dead owners that are remembered for what is still being made for them.
+_REMEMBERED: Final = 10_000
+
+
+class OwnedObjects:
+    """Stands before the store and keeps the books."""
+
+    def __init__(self, store: StoreServer) -> None:
+        self._store = store
+        #: Owner → its objects in the store.
+        self._objects: dict[bytes, set[bytes]] = {}
+        #: The latest dead owners, oldest first.
+        self._dead: dict[bytes, None] = {}
+
+    def handle(self, process: bytes, message: Message) -> None:
+        """Pass a message of the store's on."""
+        self._store.handle(process, message)
+        if isinstance(message, CreateObject):
+            self._objects.setdefault(message.object[_OWNER], set()).add(message.object)
+        elif isinstance(message, FreeObjects):
+            self._forget(message.objects)
+        elif isinstance(message, AbortObject):
+            self._forget([message.object])
+        elif isinstance(message, SealObject) and message.object[_OWNER] in self._dead:
+            self._free(message.object[_OWNER])
+
+    def owner_died(self, owner: bytes) -> None:
+        """Free what it owned."""
+        self._dead[owner] = None
+        if len(self._dead) > _REMEMBERED:
+            del self._dead[next(iter(self._dead))]
+        self._free(owner)
+
+    def _free(self, owner: bytes) -> None:
+        objects = self._objects.pop(owner, None)
+        if objects:
+            self._store.handle(owner, FreeObjects(list(objects)))
+
+    def _forget(self, objects: list[bytes]) -> None:
+        for name in objects:
+            owned = self._objects.get(name[_OWNER])
+            if owned is not None:
+                owned.discard(name)
+                if not owned:
+                    del self._objects[name[_OWNER]]

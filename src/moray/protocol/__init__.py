@@ -1,0 +1,1 @@
+"""The wire: messages, framing, connections, and the reactor that reads them."""

@@ -1,0 +1,220 @@
+"""A framed, non-blocking socket that many threads may send on and the loop alone reads.
+
+**Sending** (FLOW, INTERRUPT). A user's thread can be interrupted by a signal after any call, so no
+step of ours may leave a frame half accounted for. Each frame is an entry ``(frame, sent, record)`` in
+:attr:`Connection.out`; appending it is the commit. Whoever flushes holds the lock (``with``, so that
+it is always released) and each ``send`` is made *by C code* which stores the count in ``sent`` in the
+same step: ``sent.extend(map(sock.send, (chunk,)))``. An interrupted flusher therefore never sends a
+byte twice, and whoever comes next goes on exactly where it stopped. When the socket is full the loop
+continues on EPOLLOUT; nobody ever blocks on a write.
+
+**Records.** An entry may carry the task that the frame starts. Finished entries that do are moved to
+:attr:`Connection.settled`, again in one C step, where the loop picks them up before it looks at any
+answer; so a user's thread can send a task and the loop still is the only one that keeps books.
+
+**Receiving.** The loop reads up to 256 KiB at a time, cuts frames, decodes each with the one typed
+decoder and passes it on. Frames above :data:`MAX_FRAME` end the connection before anything is
+allocated for them.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage, Message
+from moray.protocol.reactor import READ, WRITE, Reactor
+
+HEADER: Final = struct.Struct("<II")
+RECEIVE_BYTES: Final = 1 << 18
+#: Larger bodies are refused: bulk data does not travel in frames' bodies.
+MAX_FRAME: Final = 1 << 30
+SOCKET_BUFFER_BYTES: Final = 1 << 20
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(AnyMessage).decode
+
+Entry = tuple[bytes, "deque[int]", Any]
+
+
+def encode_frame(message: Message) -> bytes:
+    """The whole frame of `message`, header included."""
+    body = _encode(message)
+    return HEADER.pack(len(body), PROTOCOL_VERSION) + body
+
+
+def decode_body(body: bytes | memoryview) -> AnyMessage:
+    """The message of a frame's body; msgspec.DecodeError if it is none."""
+    message: AnyMessage = _decode(body)
+    return message
+
+
+class ProtocolError(Exception):
+    """The peer does not speak our protocol; `str` says what it sent."""
+
+
+class Connection:
+    """One peer's socket in a process's reactor."""
+
+    __slots__ = (
+        "_inbox", "_lock", "_reactor", "_sock", "_sock_send", "_wants_write", "closed", "fd",
+        "on_close", "on_message", "out", "peer", "settled",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        reactor: Reactor,
+        on_message: Callable[[Connection, AnyMessage], None],
+        on_close: Callable[[Connection, str], None],
+        leftover: bytes = b"",
+    ) -> None:
+        """Take over `sock` (made non-blocking). `leftover`: bytes already read. Loop only, or before it runs."""
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        self._sock = sock
+        self._sock_send = sock.send
+        self._reactor = reactor
+        self.fd = sock.fileno()
+        self.on_message = on_message
+        self.on_close = on_close
+        #: Frames not yet wholly sent, oldest first.
+        self.out: deque[Entry] = deque()
+        #: Entries wholly sent that carry a record; the loop drains it.
+        self.settled: deque[Entry] = deque()
+        #: Guards sending.
+        self._lock = allocate_lock()
+        #: Whether EPOLLOUT is asked for. Guarded by the lock.
+        self._wants_write = False
+        self._inbox = bytearray(leftover)
+        self.closed = False
+        #: Whatever the owner of the connection wants to know of the other side.
+        self.peer: Any = None
+        reactor.register(self.fd, READ, self.on_events)
+
+    # --- sending: any thread ------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue and, if the socket takes it, send `message`."""
+        self.send_frame(encode_frame(message))
+
+    def send_frame(self, frame: bytes, record: Any = None) -> None:
+        """Queue a frame; it is committed once this has appended it. After the end it is dropped silently:
+        the loss of the peer is told by `on_close`."""
+        if self.closed:
+            return
+        out = self.out
+        out.append((frame, deque(), record))
+        if len(out) == 1 or not self._wants_write:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes; the loop sends the rest when it can."""
+        out = self.out
+        with self._lock:
+            while out and not self.closed:
+                frame, sent, record = out[0]
+                done = sum(sent)
+                if done < len(frame):
+                    try:
+                        sent.extend(map(self._sock_send, (memoryview(frame)[done:] if done else frame,)))
+                    except BlockingIOError:
+                        self._want_write(True)
+                        return
+                    except OSError:
+                        # The peer is gone. Reading tells the loop so, with what it still had to say.
+                        out.clear()
+                        return
+                elif record is None:
+                    out.popleft()
+                else:
+                    self.settled.extend(islice(iter(out.popleft, None), 1))
+            self._want_write(False)
+
+    def _want_write(self, wanted: bool) -> None:
+        if self._wants_write != wanted and not self.closed:
+            self._reactor.modify(self.fd, READ | WRITE if wanted else READ)
+            self._wants_write = wanted
+
+    # --- receiving: the loop ------------------------------------------------------------------
+
+    def on_events(self, events: int) -> None:
+        """The reactor's callback."""
+        if events & WRITE:
+            self.flush()
+        if events & ~WRITE and not self.closed:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(f"connection lost: {error.strerror}")
+            return
+        if not data:
+            self.close("connection closed by the peer")
+            return
+        try:
+            if self._inbox:
+                self._inbox += data
+                self._cut(self._inbox)
+            else:
+                self._cut(data)
+        except (msgspec.DecodeError, ProtocolError) as error:
+            self.close(f"malformed data from the peer: {error}")
+
+    def _cut(self, data: bytes | bytearray) -> None:
+        """Handle each complete frame in `data`; keep the rest in the inbox."""
+        view, position, total = memoryview(data), 0, len(data)
+        while total - position >= 8:
+            size, version = HEADER.unpack_from(data, position)
+            if version != PROTOCOL_VERSION or size > MAX_FRAME:
+                raise ProtocolError(f"frame header announces {size} bytes of protocol {version}, we speak {PROTOCOL_VERSION}")
+            if total - position - 8 < size:
+                break
+            message = _decode(view[position + 8 : position + 8 + size])
+            position += 8 + size
+            self.on_message(self, message)
+            if self.closed:
+                break
+        view.release()
+        if data is self._inbox:
+            del self._inbox[:position]
+        else:
+            self._inbox += data[position:]
+
+    def process_leftover(self) -> None:
+        """Handle frames that came with the handshake. Loop only."""
+        if self._inbox:
+            self._cut(self._inbox)
+
+    def close(self, reason: str = "closed here") -> None:
+        """End the connection and tell `on_close` once. Loop only."""
+        if self.closed:
+            return
+        with self._lock:
+            self.closed = True
+        self._reactor.unregister(self.fd)
+        self._sock.close()
+        self.on_close(self, reason)
+
+    def readable(self) -> bool:
+        """Whether more bytes wait to be read."""
+        if self.closed:
+            return False
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True

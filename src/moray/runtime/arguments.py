@@ -1,0 +1,150 @@
+"""A task's arguments on their way: values are snapshotted, references replaced by what they refer to.
+
+* values of a few builtin types are pickled directly;
+* an :class:`ObjectRef` at top level travels beside the payload and is replaced by its value in the worker:
+  inline if the value is small, read from the store if not;
+* a reference inside a value travels inside it and stays a reference;
+* what is larger than :data:`~moray.config.INLINE_MAX_BYTES` is put into the store first.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from moray import config
+from moray.object_ref import ObjectRef
+from moray.protocol import messages as m
+from moray.serialization import _PLAIN, serialize
+
+if TYPE_CHECKING:
+    from moray.runtime.values import Values
+
+
+class Prepared(msgspec.Struct, gc=False):
+    """Arguments ready to travel."""
+
+    payload: bytes
+    #: References to hold until the task is done.
+    held: list[ObjectRef[Any]] | None = None
+    #: Top-level references: (position or keyword, reference).
+    arguments: list[tuple[int | str, ObjectRef[Any]]] | None = None
+
+
+class LargeArguments:
+    """Notices a large value that is passed again and again to one function, and says `put` once."""
+
+    __slots__ = ("_last", "_warned")
+
+    def __init__(self) -> None:
+        #: Position → identity of the last large value there.
+        self._last: dict[int | str, int] = {}
+        self._warned = False
+
+    def passed(self, where: int | str, value: Any, size: int, function: str) -> None:
+        """A value of `size` bytes was serialised for argument `where`."""
+        if self._last.get(where) == id(value) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{function}() gets the same {size / 1e6:.1f} MB value as argument {where!r} again; each call copies it. "
+                "Call ref = moray.put(value) once and pass ref instead.",
+                UserWarning,
+                stacklevel=5,
+            )
+        self._last[where] = id(value)
+
+
+def prepare(
+    values: Values, args: tuple[Any, ...], kwargs: dict[str, Any], function: str, large: LargeArguments
+) -> Prepared:
+    """Serialise a call's arguments. Raises TypeError that names what does not pickle."""
+    for value in args:
+        if type(value) not in _PLAIN:
+            break
+    else:
+        if not kwargs:
+            payload = pickle.dumps((args, kwargs), 5)
+            if len(payload) <= config.INLINE_MAX_BYTES:
+                return Prepared(payload)
+    return _prepare_any(values, args, kwargs, function, large)
+
+
+def _prepare_any(
+    values: Values, args: tuple[Any, ...], kwargs: dict[str, Any], function: str, large: LargeArguments
+) -> Prepared:
+    references: list[tuple[int | str, ObjectRef[Any]]] = []
+    plain_args = list(args)
+    plain_kwargs = dict(kwargs)
+    for position, value in enumerate(args):
+        if isinstance(value, ObjectRef):
+            references.append((position, value))
+            plain_args[position] = None
+    for name, value in kwargs.items():
+        if isinstance(value, ObjectRef):
+            references.append((name, value))
+            plain_kwargs[name] = None
+    serialized = _serialize_arguments(plain_args, plain_kwargs, function)
+    if serialized.size > config.INLINE_MAX_BYTES:
+        references += _put_large(values, plain_args, plain_kwargs, function, large)
+        serialized = _serialize_arguments(plain_args, plain_kwargs, function)
+    held = serialized.contained + [ref for _where, ref in references]
+    return Prepared(serialized.to_bytes(), held or None, references or None)
+
+
+def _serialize_arguments(args: list[Any], kwargs: dict[str, Any], function: str) -> Any:
+    try:
+        return serialize((tuple(args), kwargs))
+    except Exception as error:
+        from moray.runtime.values import unpicklable
+
+        for where, value in _named(args, kwargs):
+            try:
+                serialize(value)
+            except Exception as reason:  # noqa: BLE001 - whatever its pickling raises.
+                raise unpicklable(value, f"argument {where!r} of {function}()", reason) from reason
+        raise unpicklable((args, kwargs), f"the arguments of {function}()", error) from error
+
+
+def _named(args: list[Any], kwargs: dict[str, Any]) -> list[tuple[int | str, Any]]:
+    """All arguments with their positions or names."""
+    return [*enumerate(args), *kwargs.items()]
+
+
+def _put_large(
+    values: Values, args: list[Any], kwargs: dict[str, Any], function: str, large: LargeArguments
+) -> list[tuple[int | str, ObjectRef[Any]]]:
+    """Move the large arguments into the store; their places in `args` and `kwargs` become None. If the call is
+    large by many small arguments, all of them go."""
+    sizes: dict[int | str, Any] = {}
+    for where, value in _named(args, kwargs):
+        if value is not None:
+            sizes[where] = serialize(value)
+    threshold = config.INLINE_MAX_BYTES
+    if all(serialized.size <= threshold for serialized in sizes.values()):
+        threshold = config.INLINE_MAX_BYTES // max(len(sizes), 1)
+    moved: list[tuple[int | str, ObjectRef[Any]]] = []
+    for where, serialized in sizes.items():
+        if serialized.size <= threshold:
+            continue
+        target: Any = args if isinstance(where, int) else kwargs
+        large.passed(where, target[where], serialized.size, function)
+        moved.append((where, values.put_serialized(serialized)))
+        target[where] = None
+    return moved
+
+
+def resolve(arguments: list[tuple[int | str, ObjectRef[Any]]]) -> tuple[list[m.Argument], bytes | None]:
+    """The wire form of ready references; or the blob of the first error among them."""
+    resolved = []
+    for where, ref in arguments:
+        entry = ref._entry
+        if entry.error:
+            return [], entry.blob
+        if entry.blob is not None:
+            resolved.append(m.Argument(where, entry.id, entry.blob))
+        else:
+            resolved.append(m.Argument(where, entry.id, None, True))
+    return resolved, None

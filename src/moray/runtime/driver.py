@@ -1,0 +1,316 @@
+"""``init`` and ``shutdown``: a driver's runtime, its I/O thread, and the node of a local session."""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from moray import config, exceptions
+from moray.launch.config import NodeConfig
+from moray.launch.local import NodeHandle, find_sessions, start_node
+from moray.protocol import messages as m
+from moray.protocol.handshake import connect, receive_blocking, send_blocking
+from moray.runtime import state
+from moray.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    import socket
+    from types import ModuleType
+
+#: Parameters of init that have no meaning here and are accepted with any value.
+_WITHOUT_MEANING: Final = frozenset({
+    "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_level", "logging_format",
+    "logging_config", "enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory",
+    "proxy_server_url", "_redis_password", "_redis_username", "_node_ip_address", "_driver_object_store_memory", "_memory",
+    "_metrics_export_port", "_tracing_startup_hook", "_node_name", "_enable_object_reconstruction", "_plasma_directory",
+    "_cluster_id", "_skip_env_hook",
+})  # fmt: skip
+_MEANINGFUL: Final = frozenset({
+    "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "ignore_reinit_error",
+    "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
+})  # fmt: skip
+#: How long shutdown waits for the node to finish before it ends it by force.
+_SHUTDOWN_S: Final = 10.0
+
+
+class Context:
+    """What :func:`moray.init` returns."""
+
+    def __init__(self, driver: Driver) -> None:
+        welcome = driver.welcome
+        self.dashboard_url = ""
+        self.python_version = "{}.{}.{}".format(*sys.version_info[:3])
+        self.ray_version = "2.60.0"
+        self.ray_commit = ""
+        self.protocol_version = str(m.PROTOCOL_VERSION)
+        #: Where the session is: "address" is what another program gives to init().
+        self.address_info: dict[str, Any] = {
+            "address": driver.node_address,
+            "node_ip_address": "127.0.0.1",
+            "gcs_address": driver.node_address,
+            "raylet_socket_name": driver.node_address,
+            "object_store_address": driver.node_address,
+            "webui_url": "",
+            "session_dir": welcome.session_dir,
+            "session_name": welcome.session,
+            "node_id": welcome.node_id.hex(),
+        }
+        self._driver = driver
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def keys(self) -> Any:
+        """The names in `address_info`."""
+        return self.address_info.keys()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """End the session that this context stands for, if it still runs."""
+        if state.runtime is self._driver:
+            shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context(address={self.address_info['address']!r}, session={self.address_info['session_name']!r})"
+
+
+class Driver(Runtime):
+    """The runtime of a user's program."""
+
+    def __init__(
+        self, process: bytes, welcome: m.Welcome, sock: socket.socket, leftover: bytes, arena: int, node_address: str
+    ) -> None:
+        super().__init__(process, welcome, sock, leftover, arena)
+        self.node_address = node_address
+        #: The node that this process started; None if it connected to a running session.
+        self.handle: NodeHandle | None = None
+        self._stop = False
+        self._thread = threading.Thread(target=self._io_thread, name="moray-io", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that turns the loop."""
+        self._thread.start()
+
+    def _io_thread(self) -> None:
+        try:
+            with self.reactor.lead:
+                self.node.process_leftover()
+                while not self._stop:
+                    self.reactor.turn()
+        except BaseException as error:
+            if self.forked:
+                return
+            # A bug of ours: no thread may be left waiting for a loop that is gone.
+            self.session_ended(f"moray's I/O thread failed with {type(error).__name__}: {error}")
+            raise
+
+    def stop(self) -> None:
+        """End the session or leave it, and the I/O thread."""
+        self.closing = True
+        if self.ended is None:
+            self.node.send(m.Shutdown("shutdown() was called"))
+            self.shutdown_done.wait(_SHUTDOWN_S)
+
+        def end() -> None:
+            self._stop = True
+
+        self.call_soon(lambda: self.session_ended("moray.shutdown() was called"))
+        self.call_soon(end)
+        self._thread.join(timeout=_SHUTDOWN_S)
+        if self.handle is not None and not self.handle.wait_ended(_SHUTDOWN_S):
+            self.handle.kill()
+        self.close()
+
+
+def init(address: str | None, **options: Any) -> Context:
+    """See :func:`moray.init`."""
+    _check_names(options)
+    if state.runtime is not None:
+        if state.runtime.forked:
+            state.runtime.check_usable()
+        if state.runtime.ended is None:
+            if options.get("ignore_reinit_error"):
+                return _context(state.runtime)
+            raise RuntimeError(
+                "moray.init() was called, but this process is already connected: call moray.shutdown() first, "
+                "or pass ignore_reinit_error=True to go on with the present session"
+            )
+        shutdown()
+    if options.get("local_mode"):
+        raise NotImplementedError("local_mode=True is not part of this version")
+    if address is None:
+        address = config.env_str("ADDRESS") or None
+    job = _job_config(options)
+    handle: NodeHandle | None = None
+    if address is None or address == "local":
+        handle = start_node(_node_config(options), str(options.get("_temp_dir") or ""))
+        node_address = handle.address
+    else:
+        _refuse_with_address(options, address)
+        node_address = _find(address)
+    try:
+        driver = _connect(node_address, job)
+    except BaseException:
+        if handle is not None:
+            handle.kill()
+        raise
+    driver.handle = handle
+    driver.output.to_driver = options.get("log_to_driver") is not False
+    _install(driver)
+    return Context(driver)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in _MEANINGFUL and name not in _WITHOUT_MEANING:
+            near = difflib.get_close_matches(name, sorted(_MEANINGFUL | _WITHOUT_MEANING), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"init() got an unknown argument {name!r}{hint}")
+
+
+def _context(runtime: Runtime) -> Context:
+    if isinstance(runtime, Driver):
+        return Context(runtime)
+    raise RuntimeError("moray.init() is for drivers; this process is a worker and already connected")
+
+
+def _refuse_with_address(options: dict[str, Any], address: str) -> None:
+    """A running session has its resources; asking for others would be ignored in silence."""
+    given = [name for name in ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory") if options.get(name) is not None]
+    if given:
+        raise ValueError(
+            f"init(address={address!r}) connects to a running session, whose resources are settled: leave out {', '.join(given)}"
+        )
+
+
+def _find(address: str) -> str:
+    """The path of a running node's socket."""
+    if address == "auto":
+        sessions = find_sessions()
+        if not sessions:
+            raise ConnectionError('there is no running session to connect to with address="auto"')
+        return sessions[0].address
+    path = address.removeprefix("unix://")
+    if os.path.isdir(path):
+        path = f"{path}/node.sock"
+    if not os.path.exists(path):
+        raise ConnectionError(f"there is no session at {address!r}: its node has ended, or the address is wrong")
+    return path
+
+
+def _node_config(options: dict[str, Any]) -> NodeConfig:
+    resources: dict[str, int] = {}
+    for name, amount in {
+        "CPU": options.get("num_cpus"),
+        "GPU": options.get("num_gpus"),
+        **(options.get("resources") or {}),
+    }.items():
+        if amount is None:
+            continue
+        if not isinstance(amount, (int, float)) or amount < 0:
+            raise ValueError(f"init(): {name}={amount!r} should be a number ≥ 0")
+        resources[name] = round(amount * m.RESOURCE_UNIT)
+    system = dict(options.get("_system_config") or {})
+    store = options.get("object_store_memory")
+    if store is not None and (not isinstance(store, int) or store < 1 << 20):
+        raise ValueError(f"init(): object_store_memory={store!r} should be a number of bytes, at least 1 MiB")
+    return NodeConfig(
+        resources=resources,
+        labels=dict(options.get("labels") or {}),
+        object_store_memory=store or 0,
+        namespace=options.get("namespace") or "",
+        spill_dir=str(system.pop("object_spilling_directory", "") or config.env_str("SPILL_DIR")),
+        system_config=system,
+    )
+
+
+def _job_config(options: dict[str, Any]) -> m.JobConfig:
+    environ = dict(os.environ)
+    given = options.get("job_config")
+    runtime_env = options.get("runtime_env") or getattr(given, "runtime_env", None) or {}
+    for name, value in (runtime_env.get("env_vars") or {}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"runtime_env: env_vars[{name!r}]={value!r} should be a string")
+        environ[name] = value
+    cwd = str(runtime_env.get("working_dir") or os.getcwd())
+    paths = [os.path.abspath(path) for path in sys.path]
+    if cwd not in paths:
+        paths.insert(0, cwd)
+    return m.JobConfig(
+        sys_path=paths,
+        cwd=cwd,
+        environ=environ,
+        executable=sys.executable,
+        namespace=options.get("namespace") or getattr(given, "ray_namespace", None) or str(uuid.uuid4()),
+        entrypoint=" ".join(sys.argv),
+    )
+
+
+def _connect(node_address: str, job: m.JobConfig) -> Driver:
+    process = os.urandom(12)
+    try:
+        sock = connect(node_address)
+    except OSError as error:
+        raise ConnectionError(f"cannot connect to the node at {node_address}: {error.strerror}") from error
+    try:
+        send_blocking(sock, m.Hello(m.PROTOCOL_VERSION, "driver", process, os.getpid(), "", job))
+        answer, fds, leftover = receive_blocking(sock, 1)
+        if not isinstance(answer, m.Welcome):
+            raise ConnectionError(getattr(answer, "reason", f"the node answered with {type(answer).__name__}"))
+        driver = Driver(process, answer, sock, leftover, fds[0], node_address)
+    except BaseException:
+        sock.close()
+        raise
+    driver.sys_path = job.sys_path
+    return driver
+
+
+_restore_switch_interval: float | None = None
+_atexit_registered = False
+
+
+def _install(driver: Driver) -> None:
+    """Make `driver` this process's runtime."""
+    global _restore_switch_interval, _atexit_registered
+    _restore_switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(config.SWITCH_INTERVAL_S)
+    state.runtime = driver
+    driver.start()
+    if not _atexit_registered:
+        _atexit_registered = True
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    runtime = state.runtime
+    if runtime is not None and not runtime.forked:
+        shutdown()
+
+
+def shutdown() -> None:
+    """See :func:`moray.shutdown`."""
+    runtime = state.runtime
+    if runtime is None:
+        return
+    if runtime.forked:
+        state.runtime = None
+        return
+    if not isinstance(runtime, Driver):
+        raise exceptions.MoraySystemError("moray.shutdown() ends a driver's session; a task cannot call it")
+    state.runtime = None
+    try:
+        runtime.stop()
+    finally:
+        if _restore_switch_interval is not None:
+            sys.setswitchinterval(_restore_switch_interval)

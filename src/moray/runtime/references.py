@@ -1,0 +1,362 @@
+"""Carries out :mod:`moray.core.references`: references in and out of this process.
+
+User threads never call the core. They append *events* to one deque, in the order in which things happen, and the
+loop books them: :class:`Arrived`, :class:`Escaped`, :class:`Contains`, :class:`Finished`, and the dead
+:class:`~moray.object_ref.Alive` itself, appended by C code when an ObjectRef goes (DEL). One deque, so that an
+arrival is booked before its end.
+
+An :class:`~moray.object_ref.Entry` has a `book` (the core's entry) once anything beside its one ObjectRef matters.
+For the core, an ObjectRef is the one local reference; what pending tasks and functions hold, they hold by
+holding ObjectRefs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from moray import exceptions
+from moray.core.references import Changes, Foreign, Gate, Owned, References, TaskCover
+from moray.object_ref import Alive, Entry, ObjectRef
+from moray.protocol import messages as m
+from moray.serialization import context
+
+if TYPE_CHECKING:
+    from moray.protocol.connection import Connection
+    from moray.runtime.runtime import Peer, Runtime
+
+
+class OwnBook(Owned, gc=False, eq=False):
+    """The core's entry of an object of ours."""
+
+    entry: Any = None
+
+
+class ForeignBook(Foreign, gc=False, eq=False):
+    """The core's entry of a borrowed object."""
+
+    entry: Any = None
+
+
+class TaskToken(msgspec.Struct, eq=False):
+    """The cover of what is unpickled from a task's arguments (REF-COVER)."""
+
+    submitter: bytes
+    seq: int
+    #: The core's cover, once something arrived. Loop only.
+    core: TaskCover | None = None
+    #: Something arrived: the reply must pass the core. Set by the thread that runs the task.
+    touched: bool = False
+
+
+class Arrived(msgspec.Struct, gc=False, eq=False):
+    """An ObjectRef was made for an id that came in some value."""
+
+    alive: Alive
+    cover: Any
+
+
+class Escaped(msgspec.Struct, gc=False, eq=False):
+    """The id of an object of ours left, or is about to."""
+
+    entry: Entry
+    #: Pickled by the user's own code: pinned until the job ends.
+    forever: bool = False
+
+
+class Contains(msgspec.Struct, gc=False, eq=False):
+    """A value that was put contains references."""
+
+    entry: Entry
+    refs: list[ObjectRef[Any]]
+
+
+class Finished(msgspec.Struct, eq=False):
+    """A task here is done, and its result or its arguments had references in them."""
+
+    connection: Any
+    result: m.Result
+    token: TaskToken
+    contained: list[ObjectRef[Any]]
+
+
+class _Core(References):
+    """Also tells which borrowed entries ended, so that the table of entries follows."""
+
+    ended: list[Foreign]
+
+    def _release(self, foreign: Foreign) -> Sequence[Owned | Foreign]:
+        self.ended.append(foreign)
+        return super()._release(foreign)
+
+
+class ReferenceShell:
+    """One process's references."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        #: What user threads and finalizers did, oldest first; the loop drains it.
+        self.events = runtime.events
+        self.core = _Core(runtime.process, ForeignBook)
+        self.core.ended = []
+        #: Replies that wait for acknowledgements.
+        self._gated: dict[Gate, Finished] = {}
+        runtime.handlers |= {
+            m.References: self._on_references,
+            m.ReferencesDone: self._on_done,
+            m.Fetch: self._on_fetch,
+        }
+
+    # --- any thread ---------------------------------------------------------------------------------
+
+    def escape(self, entry: Entry, ref: ObjectRef[Any]) -> None:
+        """`ref` is being pickled: by us, into a value that will hold it, or by the user's own code."""
+        contained = context.contained
+        if contained is not None:
+            contained.append(ref)
+        if entry.origin is self._runtime.origin:
+            if entry.key not in entry.origin.entries:
+                entry.origin.entries[entry.key] = entry
+                self.events.append(Escaped(entry))
+        if contained is None:
+            self.events.append(Escaped(entry, True))
+            self._runtime.wake()
+
+    def import_ref(self, binary: bytes) -> ObjectRef[Any]:
+        """The reference with this id; made now if this process has none."""
+        runtime = self._runtime
+        key = int.from_bytes(binary[:8], "big") << 32 | int.from_bytes(binary[24:28], "big")
+        with runtime.import_lock:
+            origin = runtime.origins.get(binary[8:20]) or runtime.origin_of(binary[8:20], binary[20:24])
+            entry = origin.entries.get(key)
+            if entry is None:
+                entry = Entry(origin, key)
+                if origin is runtime.origin:
+                    entry = self._gone(entry)
+                origin.entries[key] = entry
+            elif entry.alive is not None:
+                ref = entry.alive()
+                if ref is not None:
+                    return ref
+            ref = runtime.make_ref(entry)
+            cover = context.cover
+            if type(cover) is TaskToken:
+                cover.touched = True
+            self.events.append(Arrived(entry.alive, cover))  # type: ignore[arg-type]
+        return ref
+
+    def _gone(self, entry: Entry) -> Entry:
+        """An id of ours came back that we have freed: a pickle that outlived its object."""
+        from moray.runtime.values import dump_error
+
+        entry.blob = dump_error(exceptions.ObjectFreedError(f"object {entry.id.hex()} was freed: no reference was left"))
+        entry.error = entry.ready = True
+        return entry
+
+    # --- the loop: booking ------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Book what user threads did. Loop only; also called before anything from outside is believed."""
+        events = self.events
+        release = self._runtime.values.release
+        while events:
+            event = events.popleft()
+            kind = type(event)
+            if kind is Alive:
+                entry = event.entry
+                if entry.book is not None:
+                    if event.counted:
+                        if entry.alive is event:
+                            entry.alive = None
+                        self.core.drop_local((entry.book,))
+                elif entry.alive is event:
+                    entry.alive = None
+                    if entry.ready:
+                        release(entry)
+            elif kind is Arrived:
+                self._arrived(event)
+            elif kind is Escaped:
+                self._escaped(event)
+            elif kind is Contains:
+                container = self.book(event.entry)
+                assert isinstance(container, Owned)
+                self.core.contain(container, [self.book(ref._entry) for ref in event.refs])
+            else:
+                self._finished(event)
+
+    def book(self, entry: Entry) -> Owned | Foreign:
+        """The core's entry; made now for an object of ours that has none."""
+        book = entry.book
+        if book is None:
+            alive = entry.alive
+            book = OwnBook(entry.key, local=1 if alive is not None else 0, entry=entry)
+            if alive is not None:
+                alive.counted = True
+            entry.book = book
+        found: Owned | Foreign = book
+        return found
+
+    def _arrived(self, event: Arrived) -> None:
+        alive = event.alive
+        entry = alive.entry
+        cover = event.cover
+        if type(cover) is TaskToken:
+            if cover.core is None:
+                cover.core = self.core.begin_task(cover.submitter, cover.seq)
+            cover = cover.core
+        elif cover is not None:
+            cover = self.book(cover) if type(cover) is Entry and cover.book is not None else None
+        if entry.book is not None and not isinstance(entry.book, Foreign) and entry.book.freed:
+            return
+        book = self.core.arrive(entry.id, cover)
+        if book is not None:
+            alive.counted = True
+            book.entry = entry  # type: ignore[union-attr]
+            entry.book = book
+
+    def _escaped(self, event: Escaped) -> None:
+        entry = event.entry
+        book = self.book(entry)
+        if isinstance(book, Owned) and not book.escaped:
+            self.core.escape(book)
+        if event.forever:
+            self.core.pin_forever(book)
+
+    # --- the loop: results with references ----------------------------------------------------------------
+
+    def result_arrived(self, peer: Peer, handover: int, values: list[tuple[Entry, list[bytes]]]) -> None:
+        """Values for entries of ours arrived, with these ids in them (REF-SEND)."""
+        for entry, ids in values:
+            if ids:
+                entry.contained = ids
+        books: Any = [(self.book(entry), ids) for entry, ids in values]
+        self.core.accept(peer.origin.process, handover, books)
+
+    def borrowed(self, peer: Peer, changes: Changes) -> None:
+        """A worker's reply registers what it still holds of ours."""
+        self.core.receive(peer.origin.process, changes)
+
+    def finish(self, connection: Connection, result: m.Result, token: TaskToken, contained: list[ObjectRef[Any]]) -> None:
+        """The worker's side: a result whose reply must pass the core. The task's thread."""
+        self.events.append(Finished(connection, result, token, contained))
+        self._runtime.wake()
+
+    def _finished(self, event: Finished) -> None:
+        token = event.token
+        if token.core is None and not event.contained:
+            self._runtime.post_result(event.connection, event.result, None)
+            return
+        books = [self.book(ref._entry) for ref in event.contained]
+        reply = self.core.finish_task(token.submitter, books, token.core)
+        if reply.handover and event.result.extra is not None:
+            event.result.extra.handover = reply.handover
+        event.contained = []
+        self._gated[reply] = event
+
+    # --- the loop: talking to others -------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Once a turn: book events, then carry out what the core wants."""
+        if self.events:
+            self.drain()
+        core = self.core
+        core.flush()
+        if core.ended:
+            self._end_entries()
+        out = core.take()
+        if not (out.sends or out.acks or out.ready or out.lost or out.freed):
+            return
+        runtime = self._runtime
+        for process, changes in out.sends:
+            runtime.send(runtime.peer(process), m.References(changes))
+        for process, request, lost in out.acks:
+            runtime.send(runtime.peer(process), m.ReferencesDone(request, lost))
+        for gate in out.ready:
+            finished = self._gated.pop(gate, None)
+            if finished is not None:
+                borrows = core.depart(gate.submitter, (gate,))  # type: ignore[arg-type]
+                runtime.post_result(finished.connection, finished.result, borrows)
+        for foreign in out.lost:
+            self._lost(foreign)
+        for owned in out.freed:
+            self._freed(owned)
+        self.flush()
+
+    def _freed(self, owned: Owned) -> None:
+        entry: Entry = owned.entry  # type: ignore[attr-defined]
+        entry.origin.entries.pop(entry.key, None)
+        if entry.ready:
+            self._runtime.values.release(entry)
+
+    def _end_entries(self) -> None:
+        """Borrowed objects that nothing here refers to any more leave the table."""
+        ended, self.core.ended = self.core.ended, []
+        with self._runtime.import_lock:
+            for foreign in ended:
+                entry = foreign.entry  # type: ignore[attr-defined]
+                if entry is None or entry.book is not foreign:
+                    continue
+                entry.book = None
+                if entry.alive is None:
+                    entry.origin.entries.pop(entry.key, None)
+
+    def _lost(self, foreign: Foreign) -> None:
+        """The owner does not have it, or is dead."""
+        entry = foreign.entry  # type: ignore[attr-defined]
+        if entry is not None and not entry.ready:
+            self._runtime.values.fail(
+                entry,
+                exceptions.OwnerDiedError(
+                    f"object {entry.id.hex()} is lost: its owner, process {foreign.owner.hex()}, has ended or has freed it"
+                ),
+            )
+
+    def _on_references(self, connection: Connection, message: m.References) -> None:
+        self.drain()
+        self.core.receive(connection.peer.origin.process, message.changes)
+        self.flush()
+
+    def _on_done(self, connection: Connection, message: m.ReferencesDone) -> None:
+        self.core.acknowledged(connection.peer.origin.process, message.request, message.lost)
+        self.flush()
+
+    def _on_fetch(self, connection: Connection, message: m.Fetch) -> None:
+        """A borrower wants values."""
+        self.drain()
+        entries = self._runtime.origin.entries
+        for key in message.keys:
+            entry = entries.get(key)
+            if entry is None:
+                entry = self._gone(Entry(self._runtime.origin, key))
+            self._runtime.values.when_ready(entry, connection.peer)
+
+    # --- the loop: connections and deaths -----------------------------------------------------------------------
+
+    def reconnected(self, peer: Peer) -> None:
+        """A connection to a peer was accepted or made."""
+        self.core.reconnected(peer.origin.process)
+
+    def disconnected(self, peer: Peer) -> None:
+        """A connection is gone while its process may live: what was not acknowledged is repeated on the next one."""
+        if peer.dead is None and not self._runtime.closing and self.core.peers.get(peer.origin.process) is not None:
+            self.core.reconnected(peer.origin.process)
+
+    def process_died(self, peer: Peer) -> None:
+        """A process is dead and all that it had sent was handled."""
+        self.drain()
+        self.core.process_died(peer.origin.process)
+        self.flush()
+
+    def owner_unreachable(self, peer: Peer) -> None:
+        """An owner refuses connections: it has ended, or never was of this session."""
+        self.core.process_died(peer.origin.process)
+        for entry in list(peer.origin.entries.values()):
+            if not entry.ready:
+                self._runtime.values.fail(
+                    entry,
+                    exceptions.OwnerDiedError(
+                        f"object {entry.id.hex()} is lost: its owner, process {peer.origin.process.hex()}, cannot be reached"
+                    ),
+                )

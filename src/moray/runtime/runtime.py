@@ -1,0 +1,455 @@
+"""The assembly of a process's runtime: identity, reactor, connections, dispatch.
+
+A driver and a worker are both *owners*: they submit tasks and put objects, lend references and fetch
+values. :class:`Runtime` is that common part; :mod:`moray.runtime.driver` and
+:mod:`moray.runtime.worker` add who turns the reactor and what ends the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import sys
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from moray import exceptions, object_ref
+from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
+from moray.protocol import messages as m
+from moray.protocol.connection import Connection
+from moray.protocol.handshake import connect, listen, peer_pid
+from moray.protocol.reactor import READ, Reactor
+from moray.runtime import state
+from moray.runtime.output import Output
+from moray.runtime.references import ReferenceShell
+from moray.runtime.submission import Submitter
+from moray.runtime.values import Values
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+class Peer:
+    """Another process of the session, as far as this one talks to it. Owned by the loop."""
+
+    __slots__ = ("address", "connection", "dead", "functions", "origin", "pid", "slots")
+
+    def __init__(self, origin: Origin, address: str, pid: int = 0) -> None:
+        self.origin = origin
+        self.address = address
+        self.pid = pid
+        #: The connection to send on; None: not connected at the moment.
+        self.connection: Connection | None = None
+        #: Why the process is gone; None while it lives.
+        self.dead: m.ProcessDied | None = None
+        #: Functions of ours that it knows.
+        self.functions: set[int] = set()
+        #: Leases of ours at this worker: lease → (pool, slot).
+        self.slots: dict[int, Any] = {}
+
+
+class Waiter:
+    """A thread's wish to be woken; spurious wake-ups are allowed, so conditions are checked again."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def notify(self) -> None:
+        """Wake the thread. Any thread, any number of times."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # It was notified already and has not looked yet.
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Sleep until notified; False if `timeout_s` passed first (-1: no limit)."""
+        return self._lock.acquire(True, timeout_s)
+
+
+class Runtime:
+    """One process's part in a session."""
+
+    #: "driver" or "worker".
+    kind = "driver"
+
+    def __init__(self, process: bytes, welcome: m.Welcome, node_socket: socket.socket, leftover: bytes, arena: int, listener: socket.socket | None = None) -> None:
+        self.process = process
+        self.welcome = welcome
+        self.session_dir = welcome.session_dir
+        self.job = welcome.job_id.to_bytes(4, "big")
+        self.origin = Origin(process, self.job, self)
+        self.reactor = Reactor()
+        #: Guards the table of escaped and foreign entries: Origin.entries, Entry.alive of those.
+        self.import_lock = allocate_lock()
+        #: Guards Entry.waiters.
+        self.waiter_lock = allocate_lock()
+        #: What happened to references (see :mod:`moray.runtime.references`); dead ones come in by C code.
+        self.events: deque[Any] = deque()
+        self._events_append = self.events.append
+        #: Calls that other threads ask the loop to make.
+        self.calls: deque[Callable[[], None]] = deque()
+        #: Task and object numbers. `next` is one C step.
+        self.sequence = itertools.count(1)
+        self._requests = itertools.count(1)
+        #: Request number → what to do with the node's answer. Threads add, the loop removes.
+        self.pending: dict[int, Callable[[Any], None]] = {}
+        #: Known processes by id.
+        self.peers: dict[bytes, Peer] = {}
+        self.origins: dict[bytes, Origin] = {process: self.origin}
+        #: Why the session is over; None while it runs.
+        self.ended: str | None = None
+        self.closing = False
+        self.pid = os.getpid()
+        #: This is a child made by fork: the runtime belongs to the parent (FORK).
+        self.forked = False
+        #: Where workers of the job find modules.
+        self.sys_path = list(sys.path)
+        self.handlers: dict[type, Callable[[Connection, Any], None]] = {
+            m.Hello: self._on_hello,
+            m.ProcessDied: self._on_process_died,
+            m.ObjectCreated: self._on_answer,
+            m.ObjectPinned: self._on_answer,
+            m.StoreDone: self._on_answer,
+            m.StoreError: self._on_answer,
+            m.ClusterState: self._on_answer,
+            m.ShutdownDone: self._on_shutdown_done,
+        }
+        self.shutdown_done = Waiter()
+        self.output = Output(self)
+        self.values = Values(self, arena)
+        self.references = ReferenceShell(self)
+        self.submitter = Submitter(self)
+        self.address = socket_path(self.session_dir, process)
+        self._listener = listener if listener is not None else listen(self.address)
+        self.reactor.register(self._listener.fileno(), READ, self._accept)
+        self.node = Connection(node_socket, self.reactor, self.on_message, self._on_node_closed, leftover)
+        self.reactor.hooks += [self._run_calls, self.references.flush, self.submitter.dispatch, self.values.flush]
+        object_ref.importer = self.import_ref
+        _register_fork_hook()
+
+    # --- threads ------------------------------------------------------------------------------------
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Have the loop make a call. Any thread."""
+        self.calls.append(call)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the loop turn if it sleeps. Any thread."""
+        self.reactor.wake()
+
+    def block(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Let this thread sleep until `waiter` is notified (False: the deadline passed)."""
+        if deadline is None:
+            return waiter.wait()
+        return waiter.wait(max(0.0, deadline - monotonic()))
+
+    def post_result(self, connection: Connection, result: m.Result, borrows: Any) -> None:
+        """Send a task's result that had to pass the reference protocol. Loop only; workers override it."""
+        raise NotImplementedError
+
+    def drain_connection(self, connection: Connection) -> None:
+        """Handle what a peer has already sent. Loop only."""
+        while not connection.closed and connection.readable():
+            connection.on_events(READ)
+
+    def task_name(self) -> str:
+        """What runs here now, for the prefix of its output."""
+        return ""
+
+    def current_task_id(self) -> bytes | None:
+        """The 24-byte id of the task that runs here; None in a driver."""
+        return None
+
+    def task_resources(self) -> dict[str, float]:
+        """What the running task asked for."""
+        return {}
+
+    def new_waiter(self) -> Waiter:
+        """A fresh waiter for this thread."""
+        return Waiter()
+
+    def blocked(self) -> None:
+        """This thread is about to wait in moray for something unfinished (LEASE). Workers tell the node."""
+
+    def unblocked(self) -> None:
+        """The wait announced by `blocked` is over."""
+
+    def check_usable(self) -> None:
+        """Raise if nothing can be waited for: the session is over, or this is a fork of the runtime's process."""
+        if self.ended is not None:
+            raise exceptions.LocalNodeDiedError(self.ended)
+        if self.forked:
+            raise exceptions.MoraySystemError(
+                f"process {os.getpid()} is a fork of process {self.pid}, whose connection to moray it cannot use (FORK): "
+                "call moray from the parent, or moray.init() in a process started by exec or multiprocessing's 'spawn'"
+            )
+
+    def _run_calls(self) -> None:
+        calls = self.calls
+        while calls:
+            calls.popleft()()
+
+    # --- requests to the node --------------------------------------------------------------------------
+
+    def request(self, make: Callable[[int], m.Message], on_answer: Callable[[Any], None]) -> None:
+        """Send the node a message with a request number and have the loop call back with its answer. Any thread."""
+        number = next(self._requests)
+        self.pending[number] = on_answer
+        self.node.send(make(number))
+        if self.ended is not None:
+            self._fail_requests()
+
+    def ask(self, make: Callable[[int], m.Message]) -> Any:
+        """The node's answer; blocks this thread, which is not the loop's."""
+        answers: list[Any] = []
+        waiter = Waiter()
+
+        def answered(answer: Any) -> None:
+            answers.append(answer)
+            waiter.notify()
+
+        self.request(make, answered)
+        while not answers:
+            self.block(waiter, None)
+        if isinstance(answers[0], BaseException):
+            raise answers[0]
+        return answers[0]
+
+    def _on_answer(self, _connection: Connection, message: Any) -> None:
+        on_answer = self.pending.pop(message.request, None)
+        if on_answer is not None:
+            on_answer(message)
+
+    def _fail_requests(self) -> None:
+        while self.pending:
+            try:
+                _number, on_answer = self.pending.popitem()
+            except KeyError:
+                return
+            on_answer(exceptions.LocalNodeDiedError(self.ended or "the session has ended"))
+
+    # --- dispatch ------------------------------------------------------------------------------------------
+
+    def on_message(self, connection: Connection, message: m.AnyMessage) -> None:
+        """Every message of every connection passes here. Loop only."""
+        handler = self.handlers.get(type(message))
+        if handler is not None:
+            handler(connection, message)
+
+    def _accept(self, _events: int) -> None:
+        while True:
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            try:
+                peer_pid(sock)
+            except PermissionError:
+                sock.close()
+                continue
+            Connection(sock, self.reactor, self._on_first, self._on_peer_closed)
+
+    def _on_first(self, connection: Connection, message: m.AnyMessage) -> None:
+        """Nothing but Hello is heard from a connection that has not said who it is."""
+        if not isinstance(message, m.Hello):
+            connection.close("the first message was not Hello")
+            return
+        connection.on_message = self.on_message
+        self._on_hello(connection, message)
+
+    def _on_hello(self, connection: Connection, hello: m.Hello) -> None:
+        peer = self.peer(hello.process, hello.address, hello.pid)
+        connection.peer = peer
+        if peer.connection is None:
+            peer.connection = connection
+        self.references.reconnected(peer)
+
+    def peer(self, process: bytes, address: str = "", pid: int = 0) -> Peer:
+        """The peer with this id, known from now on. Loop only."""
+        peer = self.peers.get(process)
+        if peer is None:
+            origin = self.origin_of(process, self.job)
+            peer = self.peers[process] = Peer(origin, address or socket_path(self.session_dir, process), pid)
+        return peer
+
+    def origin_of(self, process: bytes, job: bytes) -> Origin:
+        """The origin with this id. Any thread: one dict step decides."""
+        origin = self.origins.get(process)
+        if origin is None:
+            origin = self.origins.setdefault(process, Origin(process, job, self))
+        return origin
+
+    def connect(self, peer: Peer) -> Connection | None:
+        """The connection to a peer, made now if needed; None if it cannot be reached. Loop only."""
+        if peer.connection is not None:
+            return peer.connection
+        if peer.dead is not None:
+            return None
+        try:
+            sock = connect(peer.address)
+        except OSError:
+            return None
+        connection = Connection(sock, self.reactor, self.on_message, self._on_peer_closed)
+        connection.peer = peer
+        peer.connection = connection
+        connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.process, self.pid, self.address))
+        return connection
+
+    def send(self, peer: Peer, message: m.Message) -> bool:
+        """Send to a peer, connecting if needed; False if it is unreachable (its death will be told). Loop only."""
+        connection = self.connect(peer)
+        if connection is None:
+            return False
+        connection.send(message)
+        return True
+
+    def _on_peer_closed(self, connection: Connection, _reason: str) -> None:
+        peer = connection.peer
+        if peer is None:
+            return
+        if peer.connection is connection:
+            peer.connection = None
+            peer.functions.clear()
+        self.submitter.connection_closed(connection, peer)
+        self.references.disconnected(peer)
+
+    def _on_process_died(self, _connection: Connection, message: m.ProcessDied) -> None:
+        peer = self.peer(message.process)
+        if peer.dead is not None:
+            return
+        self._drain(peer)
+        peer.dead = message
+        self.submitter.worker_died(peer, message)
+        self.references.process_died(peer)
+        self.values.owner_died(peer.origin, message)
+
+    def _drain(self, peer: Peer) -> None:
+        """Read what a dead process still had sent, so that nothing that arrived is lost."""
+        connection = peer.connection
+        if connection is not None:
+            self.drain_connection(connection)
+            connection.close("the process ended")
+
+    # --- the node's end ---------------------------------------------------------------------------------------
+
+    def _on_node_closed(self, _connection: Connection, reason: str) -> None:
+        if not self.closing:
+            self.session_ended(f"the node of session {self.welcome.session} ended: {reason}")
+
+    def _on_shutdown_done(self, _connection: Connection, _message: m.ShutdownDone) -> None:
+        self.shutdown_done.notify()
+
+    def session_ended(self, reason: str) -> None:
+        """The session is over: everything that waits fails with `reason`. Loop only."""
+        if self.ended is None:
+            self.ended = reason
+            self._fail_requests()
+            self.submitter.session_ended(reason)
+            self.values.session_ended(reason)
+        self.shutdown_done.notify()
+
+    # --- references ---------------------------------------------------------------------------------------------
+
+    def make_ref(self, entry: Entry) -> ObjectRef[Any]:
+        """The ObjectRef of an entry that has none. The creating thread, or under `import_lock`."""
+        ref = new_ref(ObjectRef)
+        ref._entry = entry
+        alive = Alive(ref, self._events_append)
+        alive.entry = entry
+        alive.counted = False
+        entry.alive = alive
+        return ref
+
+    def import_ref(self, binary: bytes) -> ObjectRef[Any]:
+        """The reference with this id, which just arrived in some value (REF-COVER). Any thread."""
+        return self.references.import_ref(binary)
+
+    def escape(self, entry: Entry, ref: ObjectRef[Any]) -> None:
+        """`ref` is being pickled. Any thread."""
+        self.references.escape(entry, ref)
+
+    def future(self, ref: ObjectRef[Any]) -> Any:
+        """See :meth:`ObjectRef.future`."""
+        return self.values.future(ref)
+
+    def await_ref(self, ref: ObjectRef[Any]) -> Any:
+        """See ``ObjectRef.__await__``."""
+        return self.values.await_ref(ref)
+
+    def task_id_of(self, entry: Entry) -> bytes:
+        """The 24 bytes of the task that makes an object."""
+        return entry.id[:24]
+
+    def can_import(self, module: ModuleType) -> bool:
+        """Whether workers find `module` by its name: it lies on their path (or is built in)."""
+        file = getattr(module, "__file__", None)
+        if file is None:
+            return module.__name__ in sys.builtin_module_names or hasattr(module, "__path__")
+        root = os.path.abspath(file)
+        for _ in range(module.__name__.count(".") + 1 + (os.path.basename(file) == "__init__.py")):
+            root = os.path.dirname(root)
+        return root in self.sys_path
+
+    # --- fork (FORK) -------------------------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """In a child made by the user's code: give up what belongs to the parent, without a word to anybody."""
+        self.forked = True
+        object_ref.importer = None
+        self.events.clear()
+        descriptors = [self._listener.fileno(), self.node.fd, *self.reactor.descriptors()]
+        descriptors += [peer.connection.fd for peer in self.peers.values() if peer.connection is not None]
+        for fd in descriptors:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # Closed by the parent before the fork.
+        self.values.store.abandon()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close every descriptor. The caller turns the loop no more."""
+        self.closing = True
+        if object_ref.importer == self.import_ref:
+            object_ref.importer = None
+        for peer in list(self.peers.values()):
+            if peer.connection is not None:
+                peer.connection.close()
+        self.node.close()
+        self.reactor.unregister(self._listener.fileno())
+        self._listener.close()
+        try:
+            os.unlink(self.address)
+        except OSError:
+            pass  # The node has removed the whole directory.
+        self.values.close()
+        self.output.close()
+        self.reactor.close()
+
+
+def socket_path(session_dir: str, process: bytes) -> str:
+    """Where a process of the session accepts peers."""
+    return f"{session_dir}/{process.hex()}.sock"
+
+
+_fork_hook_registered = False
+
+
+def _register_fork_hook() -> None:
+    global _fork_hook_registered
+    if not _fork_hook_registered:
+        _fork_hook_registered = True
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    if state.runtime is not None:
+        state.runtime.after_fork_in_child()

@@ -1,0 +1,614 @@
+"""Tasks from ``.remote()`` to their results: the owner's side.
+
+**The submitting thread** builds a :class:`Task` nobody else knows, and commits it in one step:
+
+* the usual way, ``pool.queue.append(task)``; the loop sends it in a batch;
+* if a leased worker is idle and nothing is queued, ``connection.send_frame(frame, task)``: the task goes
+  out without a change of thread, and the loop books it when it finds the entry in ``settled``;
+* if it has references among its arguments, ``intake.append(task)``: the loop waits for those first.
+
+**The loop** owns everything else: it fills workers (:mod:`moray.core.leases` decides), takes results,
+retries, asks the node for leases, lets them linger, and recalls what is stuck.
+
+Where a task is: waiting (for arguments) → ``pool.queue`` → ``slot.running`` → done. A task that was sent is
+ended only by its worker's answer or its worker's death (CANCEL, LEASE).
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from moray import config, exceptions
+from moray.core.leases import Durations, Pool, Slot
+from moray.object_ref import Entry, ObjectRef
+from moray.protocol import messages as m
+from moray.protocol.connection import encode_frame
+from moray.runtime.arguments import Prepared, resolve
+from moray.runtime.executor import read_mark
+from moray.runtime.values import dump_error
+
+if TYPE_CHECKING:
+    from moray.protocol.connection import Connection
+    from moray.runtime.runtime import Peer, Runtime
+
+#: Tells the worker that references are among or inside the arguments.
+_REFERENCES = m.TaskExtra()
+#: A worker without an answer for so long is looked at for recalls.
+RECALL_AFTER_S = 0.002
+
+
+class Function(msgspec.Struct, gc=False):
+    """An exported function or class (FUNCTIONS)."""
+
+    index: int
+    name: str
+    blob: bytes
+    max_calls: int
+    durations: Durations
+    #: References that it closes over, held as long as this exists.
+    contained: list[ObjectRef[Any]]
+
+
+class Task(msgspec.Struct, gc=False, eq=False):
+    """One submitted task. The loop owns it once it is committed."""
+
+    seq: int
+    function: Function
+    durations: Durations
+    #: The blob of (args, kwargs).
+    payload: bytes
+    #: The entries of its return values; a single one directly.
+    entry: Entry | None
+    entries: list[Entry] | None
+    options: TaskSettings
+    #: What is not in every message.
+    extra: m.TaskExtra | None = None
+    #: References among and inside the arguments, held until the task is done.
+    held: list[ObjectRef[Any]] | None = None
+    #: Top-level references: (where, reference).
+    arguments: list[tuple[int | str, ObjectRef[Any]]] | None = None
+    #: How many of its arguments are not ready.
+    waiting: int = 0
+    attempt: int = 0
+    retries_left: int = 0
+    #: Being cancelled: not retried.
+    cancelled: bool = False
+
+
+class TaskSettings(msgspec.Struct, gc=False, eq=False):
+    """What all tasks of one function with one set of options share."""
+
+    pool: KeyPool
+    name: str
+    max_retries: int
+    num_returns: int
+    #: The extra of tasks that have nothing else special, or None.
+    extra: m.TaskExtra | None
+    #: Errors may be retried; the worker says which (TaskExtra.retry).
+    retries_errors: bool = False
+
+
+class KeyPool(Pool):
+    """The pool of one scheduling key, with what the shell needs beside the decisions."""
+
+    def __init__(self, key: int, resources: m.Resources, runtime_env: str, label: str, useful: int) -> None:
+        super().__init__()
+        self.key = key
+        self.resources = resources
+        self.runtime_env = runtime_env
+        self.label = label
+        #: Guards the direct way: held by a user's thread from its look at `idle` to its commit, and by the
+        #: loop while it gives work to a slot.
+        self.lock = allocate_lock()
+        #: Slots that a user's thread may send to directly. The loop adds and removes.
+        self.idle: deque[Slot] = deque()
+        #: A new task makes a difference now: the loop should be woken for it.
+        self.hungry = True
+        #: More leases than this the cluster can never give.
+        self.useful = useful
+        #: Grants received so far.
+        self.seen = 0
+        #: A look for stuck workers is scheduled.
+        self.recall_timer: Any = None
+        #: The return of idle leases is scheduled.
+        self.linger_timer: Any = None
+        #: What the node said of an infeasible request.
+        self.refused = ""
+
+
+class Submitter:
+    """The owner's side of all its tasks."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        #: Tasks with references among their arguments, on their way to the loop.
+        self.intake: deque[Task] = deque()
+        self.pools: dict[tuple[Any, ...], KeyPool] = {}
+        self._by_key: dict[int, KeyPool] = {}
+        self._pools_lock = allocate_lock()
+        #: seq → task of those that wait for arguments.
+        self._waiting_tasks: dict[int, Task] = {}
+        runtime.handlers |= {
+            m.Results: self._on_results,
+            m.Recalled: self._on_recalled,
+            m.LeaseGranted: self._on_granted,
+            m.LeaseRefused: self._on_refused,
+            m.LeaseRevoked: self._on_revoked,
+        }
+
+    # --- submitting: any thread ------------------------------------------------------------------------
+
+    def pool(self, resources: m.Resources, runtime_env: str, label: str) -> KeyPool:
+        """The pool of a scheduling key."""
+        key = (tuple(sorted(resources.items())), runtime_env)
+        with self._pools_lock:
+            pool = self.pools.get(key)
+            if pool is None:
+                pool = KeyPool(len(self.pools) + 1, resources, runtime_env, label, self._useful(resources))
+                self.pools[key] = pool
+                self._by_key[pool.key] = pool
+        return pool
+
+    def _useful(self, resources: m.Resources) -> int:
+        """How many leases of these resources the session could give at once."""
+        total = self._runtime.welcome.resources
+        amounts = [total.get(name, 0) // amount for name, amount in resources.items() if amount]
+        return max(1, min(amounts, default=1000))
+
+    def submit(self, function: Function, settings: TaskSettings, prepared: Prepared | None) -> Any:
+        """Submit a task; returns its ObjectRef, a list of them, or None."""
+        runtime = self._runtime
+        seq = next(runtime.sequence)
+        entries: list[Entry] | None = None
+        if settings.num_returns == 1:
+            entry: Entry | None = Entry(runtime.origin, seq << 32)
+            returned: Any = runtime.make_ref(entry)  # type: ignore[arg-type]
+        else:
+            entry = None
+            entries = [Entry(runtime.origin, seq << 32 | index) for index in range(settings.num_returns)]
+            returned = [runtime.make_ref(entry) for entry in entries] or None
+        task = Task(
+            seq, function, function.durations, b"", entry, entries, settings, settings.extra,
+            retries_left=settings.max_retries,
+        )  # fmt: skip
+        if prepared is not None:
+            task.payload = prepared.payload
+            task.held = prepared.held
+            task.arguments = prepared.arguments
+            if prepared.held is not None and task.extra is None:
+                task.extra = _REFERENCES
+        if entry is not None:
+            entry.task = task
+        else:
+            for each in entries or ():
+                each.task = task
+        if task.arguments is not None:
+            self.intake.append(task)
+            runtime.wake()
+            return returned
+        pool = settings.pool
+        if pool.idle and not pool.queue:
+            with pool.lock:
+                if self._send_directly(pool, task):
+                    return returned
+        pool.queue.append(task)
+        if pool.hungry:
+            runtime.wake()
+        return returned
+
+    def _send_directly(self, pool: KeyPool, task: Task) -> bool:
+        """Send `task` to an idle worker that knows its function. The caller holds the pool's lock."""
+        for slot in tuple(pool.idle):
+            connection, peer, devices = slot.worker
+            if devices or connection.out or connection.settled or task.function.index not in peer.functions:
+                continue
+            spec = m.TaskSpec(task.seq, task.function.index, task.payload, task.extra)
+            connection.send_frame(encode_frame(m.Tasks(slot.lease, [spec])), (slot, task))
+            return True
+        return False
+
+    # --- the loop: filling workers -----------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Once a turn: admit, fill, and tell the node what is wanted."""
+        while self.intake:
+            self._admit(self.intake.popleft())
+        for pool in list(self._by_key.values()):
+            pool.hungry = True
+            if pool.queue:
+                self._fill(pool)
+
+    def _admit(self, task: Task) -> None:
+        """Wait for what is missing among a task's arguments, then queue it."""
+        missing = 0
+        for _where, ref in task.arguments or ():
+            if not ref._entry.ready:
+                missing += 1
+        if not missing:
+            self._enqueue(task)
+            return
+        task.waiting = missing
+        self._waiting_tasks[task.seq] = task
+
+        def arrived() -> None:
+            task.waiting -= 1
+            if task.waiting == 0 and self._waiting_tasks.pop(task.seq, None) is not None:
+                self._enqueue(task)
+
+        for _where, ref in task.arguments or ():
+            if not ref._entry.ready:
+                self._runtime.values.subscribe(ref._entry, arrived)
+
+    def _enqueue(self, task: Task) -> None:
+        """All arguments are ready: pass their values on, or their error."""
+        arguments, error = resolve(task.arguments or [])
+        if error is not None:
+            self._finish_with(task, error, False)
+            return
+        extra = task.options.extra or m.TaskExtra()
+        task.extra = msgspec.structs.replace(extra, arguments=arguments, attempt=task.attempt)
+        pool = task.options.pool
+        pool.queue.append(task)
+        self._fill(pool)
+
+    def _fill(self, pool: KeyPool) -> None:
+        """Give the pool's workers what they shall have; ask for more workers if that is worth it."""
+        with pool.lock:
+            for slot in list(pool.slots.values()):
+                if not pool.queue:
+                    break
+                self.settle(slot.worker[0])
+                if not slot.draining:
+                    self._give(pool, slot)
+            wanted = pool.should_request()
+        if wanted is not None:
+            self._request(pool, wanted)
+        pool.hungry = not pool.queue or len(pool.slots) + pool.requested < pool.useful
+
+    def _give(self, pool: KeyPool, slot: Slot) -> None:
+        """Send `slot` what the core takes from the queue for it. Under the pool's lock."""
+        batch = pool.take(slot)
+        if not batch:
+            return
+        if slot in pool.idle:
+            pool.idle.remove(slot)
+        connection, peer, devices = slot.worker
+        known = peer.functions
+        functions = []
+        specs = []
+        for task in batch:
+            function = task.function
+            if function.index not in known:
+                known.add(function.index)
+                functions.append(m.FunctionDef(function.index, function.name, function.blob, function.max_calls))
+            extra = task.extra
+            if devices:
+                extra = msgspec.structs.replace(extra or m.TaskExtra(), devices=devices)
+            specs.append(m.TaskSpec(task.seq, function.index, task.payload, extra))
+        connection.send(m.Tasks(slot.lease, specs, functions))
+
+    def settle(self, connection: Connection) -> None:
+        """Book tasks that user threads sent directly. Loop only, before anything is decided about the slot."""
+        if connection.out:
+            # An answer can be here before the thread that sent the task has moved its entry: wait for it.
+            connection.flush()
+        settled = connection.settled
+        while settled:
+            slot, task = settled.popleft()[2]
+            pool = task.options.pool
+            pool.sent_directly(slot, task)
+            if slot in pool.idle:
+                pool.idle.remove(slot)
+
+    def _request(self, pool: KeyPool, count: int) -> None:
+        self._runtime.node.send(
+            m.RequestLeases(pool.key, count, pool.seen, pool.resources, pool.runtime_env, pool.label)
+        )
+
+    # --- the loop: results ------------------------------------------------------------------------------------
+
+    def _on_results(self, connection: Connection, message: m.Results) -> None:
+        self.settle(connection)
+        peer: Peer = connection.peer
+        if message.borrows is not None:
+            self._runtime.references.drain()
+            self._runtime.references.borrowed(peer, message.borrows)
+        values = self._runtime.values
+        touched = None
+        slot: Slot | None = None
+        running: dict[int, Task] = {}
+        for result in message.results:
+            task = running.pop(result.seq, None)
+            if task is None:
+                slot = self._slot_of(peer, result.seq)
+                if slot is None:
+                    continue  # The task was ended by other means: recalled, or its worker given up.
+                running = slot.running
+                task = running.pop(result.seq)
+                touched = task.options.pool
+            entry = task.entry
+            durations = task.durations
+            durations.window.append(result.duration_us)
+            if result.extra is None and entry is not None:
+                entry.task = None
+                entry.blob = result.blob
+                entry.ready = True
+                if entry.waiters is not None:
+                    values.notify(entry)
+            else:
+                durations.update()
+                self._take_special(peer, task, result)
+        if slot is None or touched is None:
+            return
+        durations.update()
+        slot.progress += 1
+        if not running:
+            self._became_idle(touched, slot)
+        if touched.queue:
+            self._fill(touched)
+
+    def _slot_of(self, peer: Peer, seq: int) -> Slot | None:
+        for _pool, slot in peer.slots.values():
+            if seq in slot.running:
+                found: Slot = slot
+                return found
+        return None
+
+    def _became_idle(self, pool: KeyPool, slot: Slot) -> None:
+        """A worker has nothing left: offer it to user threads, give it back if it drains, look for stuck others."""
+        if slot.draining:
+            self._return(pool, slot)
+            return
+        if slot not in pool.idle:
+            pool.idle.append(slot)
+        if pool.linger_timer is None:
+            pool.linger_timer = self._runtime.reactor.call_later(config.LEASE_LINGER_S, lambda: self._linger(pool))
+        if pool.recall_timer is None and not pool.queue and pool.has_backlog():
+            pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
+
+    def _recall(self, pool: KeyPool) -> None:
+        """Ask back what waits behind a worker that makes no progress while another is idle."""
+        pool.recall_timer = None
+        for slot, keep in pool.recalls():
+            slot.worker[0].send(m.Recall(slot.lease, keep))
+        if not pool.queue and pool.has_backlog() and pool.idle:
+            pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
+
+    def _on_recalled(self, connection: Connection, message: m.Recalled) -> None:
+        self.settle(connection)
+        found = connection.peer.slots.get(message.lease)
+        if found is None:
+            return
+        pool, slot = found
+        for task in pool.recalled(slot, message.seqs):
+            task.waiting = 0
+        if message.cause != "recalled":
+            slot.draining = message.cause == "revoked"
+        if not slot.running:
+            self._became_idle(pool, slot)
+        self._fill(pool)
+
+    def _take_special(self, peer: Peer, task: Task, result: m.Result) -> None:
+        """A result that is an error, has several values, is in the store, or contains references."""
+        extra = result.extra or m.ResultExtra()
+        if extra.error:
+            self._finish_with(task, result.blob, extra.retriable)
+            return
+        runtime = self._runtime
+        entries = task.entries if task.entries is not None else [task.entry]
+        blobs = extra.blobs or [result.blob]
+        stored = False
+        if extra.handover:
+            runtime.references.drain()
+            pairs = zip(entries, extra.contained, strict=True)
+            runtime.references.result_arrived(peer, extra.handover, [(e, ids) for e, ids in pairs if e is not None])
+        for index, entry in enumerate(entries):
+            if entry is None:
+                continue
+            size = extra.stored[index] if extra.stored else 0
+            entry.blob = None if size else blobs[index]
+            entry.size = size
+            stored = stored or bool(size)
+            self._publish(entry, keep_lineage=bool(size))
+        if not stored:
+            task.held = None
+            task.arguments = None
+
+    def _publish(self, entry: Entry, keep_lineage: bool = False) -> None:
+        """The entry's value is set. If its last reference went while it was pending, it goes now."""
+        if not keep_lineage:
+            entry.task = None
+        self._runtime.values.ready(entry)
+        if entry.alive is None and (entry.book is None or entry.book.freed):
+            self._runtime.values.release(entry)
+
+    def _finish_with(self, task: Task, error: bytes, retriable: bool) -> None:
+        """The task raised (or its arguments did): retry it if it asked for that, or publish the error."""
+        settings = task.options
+        if retriable and settings.retries_errors and task.retries_left and not task.cancelled:
+            self._retry(task)
+            return
+        for entry in task.entries if task.entries is not None else [task.entry]:
+            if entry is not None:
+                entry.blob = error
+                entry.error = True
+                self._publish(entry)
+        task.held = None
+        task.arguments = None
+
+    def _retry(self, task: Task) -> None:
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        task.attempt += 1
+        extra = task.extra or m.TaskExtra()
+        task.extra = msgspec.structs.replace(extra, attempt=task.attempt)
+        pool = task.options.pool
+        pool.queue.append(task)
+        self._fill(pool)
+
+    # --- the loop: leases -------------------------------------------------------------------------------------
+
+    def _on_granted(self, _connection: Connection, message: m.LeaseGranted) -> None:
+        runtime = self._runtime
+        pool = self._by_key[message.key]
+        pool.seen += 1
+        peer = runtime.peer(message.worker, message.address, message.worker_pid)
+        connection = runtime.connect(peer)
+        if connection is None:
+            # The worker has died since: the node gives another one.
+            pool.requested = max(0, pool.requested - 1)
+            runtime.node.send(m.ReturnLease(message.lease, True))
+            self._fill(pool)
+            return
+        slot = pool.granted(message.lease, (connection, peer, message.devices))
+        peer.slots[message.lease] = (pool, slot)
+        self._fill(pool)
+        if not slot.running:
+            self._became_idle(pool, slot)
+
+    def _on_refused(self, _connection: Connection, message: m.LeaseRefused) -> None:
+        pool = self._by_key[message.key]
+        pool.refused = message.reason
+        if message.infeasible:
+            self._runtime.output.warn(message.reason)
+            return
+        error = exceptions.RuntimeEnvSetupError(message.reason)
+        self._fail_pool(pool, error)
+
+    def _fail_pool(self, pool: KeyPool, error: BaseException) -> None:
+        blob = dump_error(error)
+        pool.requested = 0
+        while pool.queue:
+            self._finish_with(pool.queue.popleft(), blob, False)
+
+    def _on_revoked(self, _connection: Connection, message: m.LeaseRevoked) -> None:
+        """The node has the lease back: whatever we still count there was bounced or will never run."""
+        for peer in self._runtime.peers.values():
+            found = peer.slots.pop(message.lease, None)
+            if found is not None:
+                pool, slot = found
+                self._runtime.drain_connection(slot.worker[0])
+                self.settle(slot.worker[0])
+                self._forget(pool, slot)
+                pool.queue.extendleft(reversed(pool.lost(slot)))
+                self._fill(pool)
+                return
+
+    def _forget(self, pool: KeyPool, slot: Slot) -> None:
+        with pool.lock:
+            slot.draining = True
+            if slot in pool.idle:
+                pool.idle.remove(slot)
+
+    def _return(self, pool: KeyPool, slot: Slot, discard: bool = False) -> None:
+        """Give a lease back to the node."""
+        self._forget(pool, slot)
+        connection, peer, _devices = slot.worker
+        self.settle(connection)
+        if slot.running or connection.out:
+            return  # A user's thread was quicker; it drains when that task is done.
+        pool.slots.pop(slot.lease, None)
+        peer.slots.pop(slot.lease, None)
+        self._runtime.node.send(m.ReturnLease(slot.lease, discard))
+
+    def _linger(self, pool: KeyPool) -> None:
+        """Return the leases that have been idle since the last look."""
+        pool.linger_timer = None
+        keep = False
+        for slot in list(pool.slots.values()):
+            self.settle(slot.worker[0])
+            if slot.running or slot.draining:
+                continue
+            if slot.lingered == slot.progress:
+                self._return(pool, slot)
+            else:
+                slot.lingered = slot.progress
+                keep = True
+        if keep:
+            pool.linger_timer = self._runtime.reactor.call_later(config.LEASE_LINGER_S, lambda: self._linger(pool))
+
+    # --- the loop: deaths ---------------------------------------------------------------------------------------
+
+    def connection_closed(self, connection: Connection, peer: Peer) -> None:
+        """A worker's connection is gone. Its death, if it is that, comes from the node (LIVENESS)."""
+        for pool, slot in list(peer.slots.values()):
+            self.settle(connection)
+            # What user threads committed and nobody sent runs elsewhere.
+            while connection.out:
+                record = connection.out.popleft()[2]
+                if record is not None:
+                    pool.sent_directly(slot, record[1])
+            self._forget(pool, slot)
+            if peer.dead is None and not self._runtime.closing:
+                # Without a connection its answers are lost: the node ends it, and tells how.
+                self._runtime.node.send(m.ReturnLease(slot.lease, True))
+
+    def worker_died(self, peer: Peer, death: m.ProcessDied) -> None:
+        """Retry or fail what the dead worker held."""
+        for pool, slot in list(peer.slots.values()):
+            self.settle(slot.worker[0])
+            self._forget(pool, slot)
+            lease, begun = read_mark(self._runtime.session_dir, peer.origin.process)
+            tasks = pool.lost(slot)
+            position = next((i for i, task in enumerate(tasks) if task.seq == begun), -1) if lease == slot.lease else -1
+            for task in tasks[: position + 1]:
+                self._survive(task, death)
+            pool.queue.extendleft(reversed(tasks[position + 1 :]))
+            self._fill(pool)
+        peer.slots.clear()
+
+    def _survive(self, task: Task, death: m.ProcessDied) -> None:
+        """A task that had begun (or whose result was not sent) when its worker died: try again, or fail it."""
+        if task.retries_left and not task.cancelled:
+            self._retry(task)
+            return
+        error = exceptions.WorkerCrashedError(
+            f"the worker (pid {death.pid}) that ran task {task.options.name}() has died: {death.reason}"
+            + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),
+            exit_code=death.status if death.status >= 0 else None,
+            signal_number=-death.status if death.status < 0 else None,
+            stderr_tail=death.stderr,
+            pid=death.pid,
+        )
+        self._finish_with(task, dump_error(error), False)
+
+    def session_ended(self, reason: str) -> None:
+        """Nothing will run any more."""
+        blob = dump_error(exceptions.LocalNodeDiedError(reason))
+        tasks = list(self._waiting_tasks.values())
+        self._waiting_tasks.clear()
+        for pool in self._by_key.values():
+            for slot in list(pool.slots.values()):
+                self._forget(pool, slot)
+                tasks += pool.lost(slot)
+            while pool.queue:
+                tasks.append(pool.queue.popleft())
+        for task in tasks:
+            self._finish_with(task, blob, False)
+
+    # --- explanations -------------------------------------------------------------------------------------------
+
+    def why_pending(self, entry: Entry) -> str:
+        """One sentence: what an object that is not ready waits for."""
+        task: Task | None = entry.task
+        if entry.origin is not self._runtime.origin:
+            return "It belongs to another process, which has not sent it yet."
+        if task is None:
+            return "It has just become ready."
+        name = task.options.name
+        if task.waiting:
+            return f"Task {name}() waits for {task.waiting} of its arguments."
+        pool = task.options.pool
+        if any(task.seq in slot.running for slot in pool.slots.values()):
+            return f"Task {name}() is at a worker, running or next in line."
+        if pool.refused:
+            return f"Task {name}() waits: {pool.refused}"
+        return f"Task {name}() is queued with {len(pool.queue)} others for {len(pool.slots)} workers of {_text(pool)}."
+
+
+def _text(pool: KeyPool) -> str:
+    return ", ".join(f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in pool.resources.items()) or "no resources"

@@ -1,0 +1,488 @@
+"""put, get and wait: values in this process's memory and in the node's store.
+
+An entry becomes *ready* in one of three ways: it was put here, its task's result arrived
+(:mod:`moray.runtime.submission`), or its owner answered our Fetch. ``get`` waits for that and then reads
+the value in the calling thread; the loop never unpickles (CALLBACKS).
+
+**Large values** (over :data:`~moray.config.INLINE_MAX_BYTES`) are written straight into the node's arena
+and read in place. One pin at the node covers all views in this process; it ends when the last array
+over the memory is gone (STORE-PIN).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from moray import config, exceptions
+from moray.object_ref import Entry, ObjectRef, Origin
+from moray.protocol import messages as m
+from moray.runtime.callbacks import Callbacks
+from moray.runtime.references import Contains, TaskToken
+from moray.serialization import Serialized, loads, loads_covered, serialize
+from moray.store.client import StoreClient
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from moray.runtime.runtime import Runtime, Waiter
+
+
+class Values:
+    """The objects that this process owns or has fetched."""
+
+    def __init__(self, runtime: Runtime, arena: int) -> None:
+        self._runtime = runtime
+        self.store = StoreClient(arena, runtime.welcome.arena_bytes)
+        #: Ids whose last view has gone; filled by finalizers in any thread (DEL).
+        self._unpinned: deque[bytes] = deque()
+        #: Store objects that nobody refers to any more; told to the node once a turn. Loop only.
+        self._free: list[bytes] = []
+        #: Foreign entries that somebody waits for: asked of their owners once a turn. Threads add.
+        self._wanted: deque[Entry] = deque()
+        #: Threads that wait for several values: woken by errors.
+        self._getters: set[Waiter] = set()
+        #: How many errors have arrived.
+        self._errors = 0
+        #: Borrowers' wishes: entry → the peers that asked.
+        self._asked: dict[int, list[Any]] = {}
+        self.callbacks = Callbacks()
+        runtime.handlers[m.ObjectValue] = self._on_value
+
+    # --- put ------------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Store `value` as an object that this process owns."""
+        if type(value) is ObjectRef:
+            raise TypeError(
+                "put() of an ObjectRef would make a reference to a reference; pass the ObjectRef itself, "
+                "or put a list that contains it"
+            )
+        return self.put_serialized(serialize_for_put(value))
+
+    def put_serialized(self, serialized: Serialized) -> ObjectRef[Any]:
+        """Store an already serialised value."""
+        runtime = self._runtime
+        entry = Entry(runtime.origin, next(runtime.sequence) << 32)
+        ref = runtime.make_ref(entry)
+        if serialized.contained:
+            entry.contained = serialized.contained
+            runtime.events.append(Contains(entry, serialized.contained))
+        if serialized.size <= config.INLINE_MAX_BYTES:
+            entry.blob = serialized.blob if serialized.blob is not None else serialized.to_bytes()
+        else:
+            self.write(entry.id, serialized)
+            entry.size = serialized.size
+        entry.ready = True
+        return ref
+
+    def write(self, object_id: bytes, serialized: Serialized, acknowledged: bool = False) -> None:
+        """Create, write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
+        (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
+        runtime = self._runtime
+        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
+        if isinstance(answer, m.StoreError):
+            raise _store_error(answer)
+        try:
+            view = self.store.view(answer.offset, serialized.size, answer.path)
+            serialized.write_into(view, self.store.copy_into)
+            view.release()
+        except BaseException:
+            runtime.node.send(m.AbortObject(object_id))
+            raise
+        if acknowledged:
+            runtime.ask(lambda number: m.SealObject(number, object_id))
+        else:
+            runtime.node.send(m.SealObject(0, object_id))
+
+    # --- get ---------------------------------------------------------------------------------------------
+
+    def get_one(self, ref: ObjectRef[Any], timeout_s: float | None) -> Any:
+        """The value of one reference."""
+        entry = ref._entry
+        if not entry.ready:
+            self._wait_for([entry], timeout_s)
+        value = self.load(entry)
+        if self._runtime.output.pending:
+            self._runtime.output.drain()
+        return value
+
+    def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+        """The values in the order of the references; the first error that is known is raised."""
+        entries = [ref._entry for ref in refs]
+        if not all([entry.ready for entry in entries]):
+            self._wait_for(entries, timeout_s)
+        load = self.load
+        values = [load(entry) for entry in entries]
+        if self._runtime.output.pending:
+            self._runtime.output.drain()
+        return values
+
+    def _wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
+        """Return when all are ready, or raise the first error among them as soon as it is there."""
+        runtime = self._runtime
+        runtime.check_usable()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        waiter = runtime.new_waiter()
+        seen_errors = self._errors
+        self._getters.add(waiter)
+        blocked = False
+        try:
+            if any(entry.error and entry.ready for entry in entries):
+                return
+            # From the end: most often the last one is ready last, and one wake-up does for all.
+            for entry in reversed(entries):
+                if entry.ready or self.subscribe(entry, waiter.notify):
+                    continue
+                while not entry.ready:
+                    if not blocked:
+                        blocked = True
+                        runtime.blocked()
+                    if not runtime.block(waiter, deadline):
+                        if entry.ready:
+                            break
+                        raise self._timed_out(entries, timeout_s)
+                    if self._errors != seen_errors:
+                        seen_errors = self._errors
+                        if any(entry.ready and entry.error for entry in entries):
+                            return
+        finally:
+            self._getters.discard(waiter)
+            if blocked:
+                runtime.unblocked()
+
+    def _timed_out(self, entries: list[Entry], timeout_s: float | None) -> exceptions.GetTimeoutError:
+        missing = sum(not entry.ready for entry in entries)
+        return exceptions.GetTimeoutError(
+            f"get() timed out after {timeout_s} s: {missing} of {len(entries)} objects are not ready. "
+            + self._runtime.submitter.why_pending(next(entry for entry in entries if not entry.ready))
+            if missing
+            else f"get() timed out after {timeout_s} s"
+        )
+
+    def subscribe(self, entry: Entry, notify: Callable[[], None]) -> bool:
+        """Have the loop call `notify` once `entry` is ready; True if it is already. Any thread."""
+        with self._runtime.waiter_lock:
+            if entry.waiters is None:
+                entry.waiters = [notify]
+            else:
+                entry.waiters.append(notify)
+        if entry.ready:
+            return True
+        if entry.origin is not self._runtime.origin:
+            self._wanted.append(entry)
+            self._runtime.wake()
+        return False
+
+    def load(self, entry: Entry) -> Any:
+        """The value of a ready entry, made anew; or raise the error that it is. Not in the loop."""
+        blob: bytes | memoryview | None = entry.blob
+        if blob is None:
+            blob = self._map(entry.id)
+        if entry.error:
+            raise load_error(blob)
+        if entry.contained is not None:
+            return loads_covered(blob, entry)
+        return loads(blob)
+
+    def load_argument(self, argument: m.Argument, token: TaskToken) -> Any:
+        """The value of a task's top-level reference; `token` covers what is inside it."""
+        blob: bytes | memoryview | None = argument.blob
+        if blob is None:
+            blob = self._map(argument.object)
+        return loads_covered(blob, token)
+
+    def _map(self, object_id: bytes) -> memoryview:
+        """The bytes of a stored object, read-only and in place. One pin serves all views of this process."""
+        runtime = self._runtime
+        answer = runtime.ask(lambda number: m.PinObject(number, object_id))
+        if isinstance(answer, m.StoreError):
+            raise _store_error(answer, object_id)
+        view = self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
+        return view
+
+    def _on_unpinned(self, object_id: bytes) -> None:
+        """The last view of an object has gone. Any thread, in a finalizer: append only."""
+        self._unpinned.append(object_id)
+
+    # --- wait ---------------------------------------------------------------------------------------------------
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Split `refs` into at most `num_returns` ready ones and the rest, both in the given order."""
+        if num_returns == 1 and refs[0]._entry.ready:
+            return refs[:1], refs[1:]
+        if (enough := self._ready_prefix(refs, num_returns)) is not None:
+            return enough
+        if timeout_s == 0:
+            self._start_fetching(refs)
+        else:
+            self._wait_until(refs, num_returns, timeout_s)
+        return self._split(refs, num_returns)
+
+    def _ready_prefix(
+        self, refs: list[ObjectRef[Any]], num_returns: int
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]] | None:
+        """The split, if enough are ready now; looks no further than needed."""
+        found = 0
+        for position, ref in enumerate(refs):
+            if ref._entry.ready:
+                found += 1
+                if found == num_returns:
+                    ready = [ref for ref in refs[: position + 1] if ref._entry.ready]
+                    if len(ready) > num_returns:
+                        ready = ready[:num_returns]
+                    chosen = set(ready)
+                    return ready, [ref for ref in refs[: position + 1] if ref not in chosen] + refs[position + 1 :]
+        return None
+
+    def _start_fetching(self, refs: list[ObjectRef[Any]]) -> None:
+        for ref in refs:
+            entry = ref._entry
+            if not entry.ready and entry.origin is not self._runtime.origin:
+                self._wanted.append(entry)
+        self._runtime.wake()
+
+    def _wait_until(self, refs: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None) -> None:
+        runtime = self._runtime
+        runtime.check_usable()
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        waiter = runtime.new_waiter()
+        counted: deque[None] = deque()
+
+        def notify() -> None:
+            counted.append(None)
+            if len(counted) >= num_returns:
+                waiter.notify()
+
+        subscribed = []
+        for ref in refs:
+            if not ref._entry.ready:
+                if not self.subscribe(ref._entry, notify):
+                    subscribed.append(ref._entry)
+                    continue
+            counted.append(None)
+        runtime.blocked()
+        try:
+            while len(counted) < num_returns:
+                if not runtime.block(waiter, deadline):
+                    break
+        finally:
+            runtime.unblocked()
+            self._unsubscribe(subscribed, notify)
+
+    def _unsubscribe(self, entries: list[Entry], notify: Callable[[], None]) -> None:
+        with self._runtime.waiter_lock:
+            for entry in entries:
+                if entry.waiters is not None and notify in entry.waiters:
+                    entry.waiters.remove(notify)
+
+    def _split(
+        self, refs: list[ObjectRef[Any]], num_returns: int
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        ready = [ref for ref in refs if ref._entry.ready][:num_returns]
+        chosen = set(ready)
+        return ready, [ref for ref in refs if ref not in chosen]
+
+    # --- futures (CALLBACKS) ---------------------------------------------------------------------------------------
+
+    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
+        """A future completed by the callback thread."""
+        from concurrent.futures import Future
+
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def complete() -> None:
+            if future.done():
+                return  # Both the loop and this method saw the value come.
+            try:
+                value = self.load(ref._entry)
+            except BaseException as error:  # noqa: BLE001 - it is the future's to raise.
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        def ready() -> None:
+            self.callbacks.post(complete)
+
+        if ref._entry.ready or self.subscribe(ref._entry, ready):
+            ready()
+        return future
+
+    def await_ref(self, ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
+        """Wait in the running asyncio loop; the value is read in that loop's thread."""
+        import asyncio
+
+        entry = ref._entry
+        if not entry.ready:
+            loop = asyncio.get_running_loop()
+            event = asyncio.Event()
+
+            def notify() -> None:
+                loop.call_soon_threadsafe(event.set)
+
+            def ready() -> None:
+                # Not in our loop's thread: a closed asyncio loop raises, and is nobody's problem.
+                self.callbacks.post(notify)
+
+            if not self.subscribe(entry, ready):
+                yield from event.wait().__await__()
+        return self.load(entry)
+
+    # --- the loop's side ------------------------------------------------------------------------------------------------
+
+    def ready(self, entry: Entry) -> None:
+        """`entry`'s value fields are set: publish it. Loop only."""
+        entry.ready = True
+        if entry.error:
+            self._errors += 1
+            for waiter in list(self._getters):
+                waiter.notify()
+        if entry.waiters is not None:
+            self.notify(entry)
+
+    def notify(self, entry: Entry) -> None:
+        """Call whoever waits for a ready entry. Loop only."""
+        with self._runtime.waiter_lock:
+            waiters, entry.waiters = entry.waiters, None
+        for notify in waiters or ():
+            notify()
+
+    def release(self, entry: Entry) -> None:
+        """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
+        entry.contained = None
+        entry.task = None
+        if entry.size and entry.origin is self._runtime.origin:
+            self._free.append(entry.id)
+        entry.blob = None
+
+    def when_ready(self, entry: Entry, peer: Any) -> None:
+        """A borrower asked for the value of our entry: answer now or when it is ready. Loop only."""
+        if entry.ready:
+            self._send_value(entry, peer)
+            return
+        asked = self._asked.setdefault(entry.key, [])
+        asked.append(peer)
+        if len(asked) == 1:
+            self.subscribe(entry, lambda: self._answer_all(entry))
+
+    def _answer_all(self, entry: Entry) -> None:
+        for peer in self._asked.pop(entry.key, ()):
+            self._send_value(entry, peer)
+
+    def _send_value(self, entry: Entry, peer: Any) -> None:
+        contained = [each if isinstance(each, bytes) else each.binary() for each in entry.contained or ()]
+        self._runtime.send(peer, m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained))
+
+    def _on_value(self, connection: Any, message: m.ObjectValue) -> None:
+        """An owner told us the value of an object that we borrow."""
+        entry = connection.peer.origin.entries.get(message.key)
+        if entry is None or entry.ready:
+            return
+        entry.blob = None if message.size else message.blob
+        entry.size = message.size
+        entry.error = message.error
+        if message.contained:
+            entry.contained = message.contained
+        self.ready(entry)
+
+    def owner_died(self, origin: Origin, death: m.ProcessDied) -> None:
+        """What the dead process owned and we had not fetched is lost. Loop only."""
+        for entry in list(origin.entries.values()):
+            if not entry.ready:
+                self.fail(
+                    entry,
+                    exceptions.OwnerDiedError(
+                        f"object {entry.id.hex()} is lost: its owner (pid {death.pid}) has {death.reason}. "
+                        "The owner is the process that called put() or submitted the task; keep it alive as long as others need its objects."
+                    ),
+                )
+
+    def fail(self, entry: Entry, error: BaseException) -> None:
+        """Make `entry` ready as an error. Loop only (the error is ours: pickling it runs no user code)."""
+        entry.blob = dump_error(error)
+        entry.error = True
+        self.ready(entry)
+
+    def session_ended(self, reason: str) -> None:
+        """Wake every thread that waits for a value."""
+        for waiter in list(self._getters):
+            waiter.notify()
+        for origin in list(self._runtime.origins.values()):
+            for entry in list(origin.entries.values()):
+                if not entry.ready:
+                    self.fail(entry, exceptions.LocalNodeDiedError(reason))
+
+    def flush(self) -> None:
+        """Once a turn: tell the node what was unpinned and freed, and ask owners for what is wanted."""
+        if self._unpinned:
+            unpinned = [self._unpinned.popleft() for _ in range(len(self._unpinned))]
+            self._runtime.node.send(m.UnpinObjects(unpinned))
+        if self._free:
+            free, self._free = self._free, []
+            self._runtime.node.send(m.FreeObjects(free))
+        if self._wanted:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        by_origin: dict[Origin, list[int]] = {}
+        while self._wanted:
+            entry = self._wanted.popleft()
+            if not entry.ready:
+                by_origin.setdefault(entry.origin, []).append(entry.key)
+        for origin, keys in by_origin.items():
+            peer = self._runtime.peer(origin.process)
+            if peer.dead is not None:
+                self.owner_died(origin, peer.dead)
+            elif not self._runtime.send(peer, m.Fetch(keys)):
+                self._runtime.references.owner_unreachable(peer)
+
+    def close(self) -> None:
+        """The runtime ends; memory under the user's views stays (LIVENESS)."""
+        self.callbacks.close()
+        self.store.close()
+
+
+def serialize_for_put(value: Any) -> Serialized:
+    """Serialise a value of put(), explaining what cannot be."""
+    try:
+        return serialize(value)
+    except Exception as error:
+        raise unpicklable(value, "the value", error) from error
+
+
+def unpicklable(value: Any, name: str, error: BaseException) -> BaseException:
+    """The error to raise for a value that does not pickle: a TypeError that names the part and the reason."""
+    if isinstance(error, RecursionError):
+        return RecursionError(
+            f"{name} is nested too deeply to be serialised (Python's recursion limit): flatten it, "
+            "or raise sys.setrecursionlimit() here and in the worker"
+        )
+    from moray.util.check_serialize import explain_unpicklable
+
+    return TypeError(f"{explain_unpicklable(value, name)} ({type(error).__name__}: {error})")
+
+
+def dump_error(error: BaseException) -> bytes:
+    """The blob of an error."""
+    return serialize(error).to_bytes()
+
+
+def load_error(blob: bytes | memoryview) -> BaseException:
+    """The exception to raise for an error blob: a TaskError as its dual type."""
+    error: BaseException = loads(blob)
+    if isinstance(error, exceptions.TaskError):
+        return error.as_instanceof_cause()
+    return error
+
+
+def _store_error(answer: m.StoreError, object_id: bytes = b"") -> exceptions.MorayError:
+    if answer.code == "full":
+        return exceptions.ObjectStoreFullError(answer.detail)
+    if answer.code == "disk":
+        return exceptions.OutOfDiskError(answer.detail)
+    return exceptions.ObjectLostError(f"object {object_id.hex()}: {answer.detail}")

@@ -1,0 +1,309 @@
+"""A worker process: its main loop, and how its two threads share the reactor.
+
+The **main thread** runs tasks. While it has none it leads the reactor itself, so that a task is read, run
+and answered without a change of thread. The **I/O thread** must step in when the main thread is busy: owners
+recall tasks, borrowers ask for values, the node revokes leases. It is in one of three states:
+
+======  ===============================================================================================
+parked  the main thread is idle and leads; the I/O thread sleeps without a timeout
+watch   the main thread runs tasks; the I/O thread looks every :data:`WATCH_S` whether it gets on
+lead    the main thread is in one task for longer than that, or waits in ``get``: the I/O thread leads
+======  ===============================================================================================
+
+The main thread asks for the lead back when it runs out of tasks (:attr:`Worker._main_wants`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from _thread import allocate_lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from moray import config, exceptions
+from moray.protocol import messages as m
+from moray.protocol.handshake import connect, listen, receive_blocking, send_blocking
+from moray.runtime import state
+from moray.runtime.executor import Executor, Queued
+from moray.runtime.runtime import Runtime, Waiter, socket_path
+
+if TYPE_CHECKING:
+    import socket
+
+    from moray.protocol.connection import Connection
+
+#: How often the I/O thread looks after a busy main thread.
+WATCH_S: Final = 0.005
+#: Looks that find the main thread idle before the I/O thread parks.
+IDLE_LOOKS: Final = 10
+
+
+class Worker(Runtime):
+    """The runtime of a worker process."""
+
+    kind = "worker"
+
+    def __init__(self, process: bytes, welcome: m.Welcome, sock: socket.socket, leftover: bytes, arena: int, listener: socket.socket) -> None:
+        super().__init__(process, welcome, sock, leftover, arena, listener)
+        self.executor = Executor(self)
+        self.handlers |= {
+            m.Tasks: self.executor.on_tasks,
+            m.Recall: self.executor.on_recall,
+            m.RevokeLease: self._on_revoke,
+            m.Shutdown: self._on_shutdown,
+        }
+        #: The main thread runs tasks (or user code waits in moray).
+        self._busy = False
+        #: The I/O thread holds the lead.
+        self._io_leads = False
+        #: The main thread would like to lead.
+        self._main_wants = False
+        self._parked = False
+        self._kicked = False
+        #: User code has something for the loop to do now.
+        self._io_wanted = False
+        self._kick_lock = allocate_lock()
+        #: Released to end the I/O thread's sleep.
+        self._io_sleep = allocate_lock()
+        self._io_sleep.acquire()
+        #: Threads that wait in moray now, and whether the node knows.
+        self._waiting = 0
+        self._wait_lock = allocate_lock()
+        #: A revocation to be answered when no task of it runs any more.
+        self.revocation = 0
+        self._exit_code: int | None = None
+        self._retiring = False
+        #: The settings of the task that runs, if it has any.
+        self.task_extra: m.TaskExtra | None = None
+        self._user_set_threads = "OMP_NUM_THREADS" in os.environ
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    # --- the main thread -----------------------------------------------------------------------------
+
+    def serve(self) -> NoReturn:
+        """Run tasks until told to end."""
+        threading.Thread(target=self._io_thread, name="moray-io", daemon=True).start()
+        queue = self.executor.queue
+        while self._exit_code is None:
+            if queue:
+                self._busy = True
+                if self._parked:
+                    self._kick()
+                self.executor.run_queue()
+                self._busy = False
+            elif self._retiring:
+                self.exit(0)
+            else:
+                self._lead_until_work()
+        self.exit(self._exit_code)
+
+    def _lead_until_work(self) -> None:
+        if self._io_leads:
+            self._main_wants = True
+            self.reactor.interrupt()
+        queue = self.executor.queue
+        with self.reactor.lead:
+            self._main_wants = False
+            while not queue and self._exit_code is None and not self._retiring:
+                self.reactor.turn()
+                if self.revocation:
+                    self.answer_revocation()
+
+    # --- the I/O thread ---------------------------------------------------------------------------------
+
+    def _io_thread(self) -> None:
+        idle_looks = 0
+        begun = -1
+        while True:
+            if self._parked:
+                self._io_sleep.acquire()
+                self._parked = False
+                kicked = True
+            else:
+                kicked = self._io_sleep.acquire(True, WATCH_S)
+            if kicked:
+                self._kicked = False
+            if not self._busy:
+                idle_looks += 1
+                if idle_looks > IDLE_LOOKS:
+                    self._parked = True
+                    if self._busy:
+                        self._parked = False
+                continue
+            idle_looks = 0
+            if self._io_wanted or self._waiting or begun == self.executor.begun:
+                self._lead_while_busy()
+            begun = self.executor.begun
+
+    def _lead_while_busy(self) -> None:
+        with self.reactor.lead:
+            self._io_leads = True
+            self._io_wanted = False
+            while self._busy and not self._main_wants:
+                if self.executor.current is not None:
+                    self.executor.flush()
+                    self.output.pump()
+                self.reactor.turn(config.LOG_POLL_S)
+            self._io_leads = False
+
+    def _kick(self) -> None:
+        """End the I/O thread's sleep."""
+        with self._kick_lock:
+            if not self._kicked:
+                self._kicked = True
+                try:
+                    self._io_sleep.release()
+                except RuntimeError:
+                    pass  # An earlier release has not been taken yet.
+
+    def wake(self) -> None:
+        """Make some thread turn the loop. Any thread."""
+        if self.reactor.sleeping:
+            self.reactor.wake()
+        elif not self._io_leads and self._busy:
+            self._io_wanted = True
+            self._kick()
+
+    def post_result(self, connection: Connection, result: m.Result, borrows: Any) -> None:
+        """See Runtime.post_result."""
+        self.output.pump()
+        connection.send(m.Results([result], borrows))
+
+    # --- waiting in moray (LEASE) -----------------------------------------------------------------------------
+
+    def blocked(self) -> None:
+        """The task waits: give queued tasks back, lend the CPUs, and let the I/O thread lead."""
+        with self._wait_lock:
+            self._waiting += 1
+            first = self._waiting == 1
+        if first:
+            self.executor.return_queue("blocked")
+            self.executor.flush()
+            self.node.send(m.Blocked())
+
+    def unblocked(self) -> None:
+        """The task goes on."""
+        with self._wait_lock:
+            self._waiting -= 1
+            last = self._waiting == 0
+        if last:
+            self.node.send(m.Unblocked())
+
+    def block(self, waiter: Waiter, deadline: float | None) -> bool:
+        """See Runtime.block; the I/O thread must lead meanwhile."""
+        if not self._io_leads:
+            self._io_wanted = True
+            self._kick()
+        return super().block(waiter, deadline)
+
+    def bounces(self) -> bool:
+        """Whether arriving tasks must go elsewhere: this process waits, or is about to end."""
+        return self._waiting > 0 or self._retiring
+
+    # --- leases ---------------------------------------------------------------------------------------------------
+
+    def _on_revoke(self, _connection: Connection, message: m.RevokeLease) -> None:
+        self.executor.revoked = max(self.executor.revoked, message.lease)
+        self.executor.return_queue("revoked", message.lease)
+        self.revocation = message.lease
+        self.answer_revocation()
+
+    def answer_revocation(self) -> None:
+        """Tell the node once no task of a revoked lease runs."""
+        lease = self.revocation
+        if lease and not self.executor.has_work_of(lease):
+            self.revocation = 0
+            self.node.send(m.RevokedLease(lease))
+
+    def retire(self) -> None:
+        """This worker has done its share (max_calls): it ends once the main loop is back."""
+        self._retiring = True
+
+    # --- the context of a task -------------------------------------------------------------------------------------
+
+    def enter_task(self, extra: m.TaskExtra) -> None:
+        """Before a task with special settings runs: devices and threads that it may use."""
+        self.task_extra = extra
+        cpus = extra.resources.get("CPU", 0) // m.RESOURCE_UNIT
+        if cpus > 1 and not self._user_set_threads:
+            os.environ["OMP_NUM_THREADS"] = str(cpus)
+        devices = extra.devices.get("GPU")
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+
+    def leave_task(self) -> None:
+        """Before an ordinary task after a special one: what that one changed is put back."""
+        if self.task_extra is not None and self.task_extra.resources and not self._user_set_threads:
+            os.environ["OMP_NUM_THREADS"] = "1"
+        self.task_extra = None
+
+    def task_error(self, name: str, error: BaseException, queued: Queued) -> exceptions.MorayError:
+        """What the owner shall see of an error that a task raised."""
+        from moray.runtime.task_errors import make
+
+        return make(self, name, error, queued)
+
+    def task_name(self) -> str:
+        """The name of the task that runs, or ran last."""
+        return self.executor.name
+
+    def current_task_id(self) -> bytes | None:
+        """See Runtime.current_task_id."""
+        queued = self.executor.current
+        if queued is None:
+            return None
+        seq: int = queued.spec.seq
+        tail: bytes = queued.connection.peer.origin.tail
+        return seq.to_bytes(8, "big") + tail
+
+    def task_resources(self) -> dict[str, float]:
+        """See Runtime.task_resources."""
+        if self.task_extra is None or not self.task_extra.resources:
+            return {"CPU": 1.0}
+        return {name: amount / m.RESOURCE_UNIT for name, amount in self.task_extra.resources.items()}
+
+    # --- the end -------------------------------------------------------------------------------------------------------
+
+    def _on_shutdown(self, _connection: Connection, _message: m.Shutdown) -> None:
+        self._exit_code = 0
+        if self._busy:
+            self.exit(0)
+
+    def _on_node_closed(self, _connection: Connection, _reason: str) -> None:
+        self.exit(0)
+
+    def exit(self, code: int) -> NoReturn:
+        """End the process now, after what it still has to say."""
+        try:
+            self.executor.flush()
+            self.output.pump(last=True)
+            deadline = monotonic() + 0.2
+            while any(peer.connection and peer.connection.out for peer in self.peers.values()):
+                for peer in self.peers.values():
+                    if peer.connection is not None:
+                        peer.connection.flush()
+                if monotonic() > deadline:
+                    break
+        finally:
+            os._exit(code)
+
+
+def main(node_address: str, process: bytes, job_id: int, session_dir: str, log_paths: tuple[str, str]) -> NoReturn:
+    """A freshly forked worker starts here, on its main thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = connect(node_address)
+    address = socket_path(session_dir, process)
+    listener = listen(address)  # Before Hello: the node may name this address to an owner right after it.
+    send_blocking(sock, m.Hello(m.PROTOCOL_VERSION, "worker", process, os.getpid(), address, None, job_id))
+    welcome, fds, leftover = receive_blocking(sock, 1)
+    if not isinstance(welcome, m.Welcome):
+        raise exceptions.MoraySystemError(getattr(welcome, "reason", "the node refused this worker"))
+    sys.setswitchinterval(config.SWITCH_INTERVAL_S)
+    worker = Worker(process, welcome, sock, leftover, fds[0], listener)
+    worker.output.capture(log_paths)
+    state.runtime = worker
+    worker.node.process_leftover()
+    worker.serve()

@@ -1,0 +1,219 @@
+"""Values to blobs and back.
+
+A *blob* is one contiguous run of bytes that means one value, wherever it lies (in a message, in the
+store, in a file). Its first byte tells its form:
+
+==========  ==============================================================================
+``\\x80``    a plain pickle (protocol 5), no buffers
+``N``       None
+``B``       ``<B3xIQ`` + count times ``<QQ`` (offset, length) + pickle + buffers, each at a
+            multiple of 64: a pickle whose buffers stay out of band and are read in place
+==========  ==============================================================================
+
+**Pickling** uses the C pickler. When that fails, or when its output names ``__main__`` or
+``<locals>`` (a plain pickle of such an instance succeeds here and fails in the worker), cloudpickle
+does it again.
+
+**SNAPSHOT.** Buffers are always taken out of band, even small ones, so that arrays come out read-only
+at every size; every load makes new objects.
+
+**Contained references.** While a value is pickled, ``ObjectRef.__reduce__`` notes the reference in
+this thread's :class:`Context`; outside of it (the user's own pickling) the runtime pins the object.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from moray.object_ref import ObjectRef
+
+ALIGNMENT: Final = 64
+NONE_BLOB: Final = b"N"
+_HEAD: Final = struct.Struct("<B3xIQ")
+_PART: Final = struct.Struct("<QQ")
+
+_dumps = pickle.dumps
+_loads = pickle.loads
+
+#: Types whose pickles have no references, no buffers and no need of cloudpickle.
+_PLAIN: Final = frozenset({int, float, str, bool, complex, bytes})
+
+
+class Context(threading.local):
+    """What this thread is (un)pickling."""
+
+    #: References seen while pickling; None outside.
+    contained: list[ObjectRef[Any]] | None = None
+    #: While unpickling: the entry whose value is read, the *cover* of what comes out of it (REF-COVER).
+    cover: Any = None
+
+
+context = Context()
+
+#: Reducers for types of other libraries (torch tensors) and of the user's `register_serializer`.
+reducers: dict[type, Callable[[Any], Any]] = {}
+
+Buffers: TypeAlias = list[pickle.PickleBuffer]
+
+
+class Serialized:
+    """A value ready to be written: small ones as `blob`, others piece by piece into the store."""
+
+    __slots__ = ("blob", "buffers", "contained", "head", "size", "starts")
+
+    def __init__(self, body: bytes, buffers: list[memoryview], contained: list[ObjectRef[Any]]) -> None:
+        self.contained = contained
+        self.buffers = buffers
+        #: The whole blob if there are no buffers.
+        self.blob: bytes | None = body
+        self.head = body
+        self.starts: list[int] = []
+        self.size = len(body)
+        if buffers:
+            self.blob = None
+            self._lay_out(body, buffers)
+
+    def _lay_out(self, body: bytes, buffers: list[memoryview]) -> None:
+        position = _HEAD.size + _PART.size * len(buffers) + len(body)
+        table = []
+        for buffer in buffers:
+            position = -(-position // ALIGNMENT) * ALIGNMENT
+            self.starts.append(position)
+            table.append(_PART.pack(position, buffer.nbytes))
+            position += buffer.nbytes
+        self.head = b"".join((_HEAD.pack(ord("B"), len(buffers), len(body)), *table, body))
+        self.size = position
+
+    def to_bytes(self) -> bytes:
+        """The blob as bytes."""
+        if self.blob is None:
+            target = bytearray(self.size)
+            self.write_into(memoryview(target))
+            self.blob = bytes(target)
+        return self.blob
+
+    def write_into(self, target: memoryview, copy: Callable[[memoryview, memoryview], None] | None = None) -> None:
+        """Write the blob to `target` (`size` bytes); `copy(target, source)` moves the buffers."""
+        if not self.buffers:
+            body = memoryview(self.head)
+            copy(target[: self.size], body) if copy else target.__setitem__(slice(0, self.size), body)
+            return
+        target[: len(self.head)] = self.head
+        for start, buffer in zip(self.starts, self.buffers, strict=True):
+            place = target[start : start + buffer.nbytes]
+            if copy:
+                copy(place, buffer)
+            else:
+                place[:] = buffer
+
+
+def serialize(value: Any) -> Serialized:
+    """The value's bytes. Raises what its pickling raises."""
+    if type(value) in _PLAIN:
+        return Serialized(_dumps(value, 5), [], [])
+    if value is None:
+        return Serialized(NONE_BLOB, [], [])
+    contained: list[ObjectRef[Any]] = []
+    outer, context.contained = context.contained, contained
+    buffers: Buffers = []
+    try:
+        body = _pickle(value, buffers, contained)
+        raw = _raw(buffers) if buffers else []
+        if raw is None:
+            contained.clear()
+            body, raw = _cloudpickle_dumps(value, None), []
+    finally:
+        context.contained = outer
+    return Serialized(body, raw, contained)
+
+
+def _pickle(value: Any, buffers: Buffers, contained: list[ObjectRef[Any]]) -> bytes:
+    """Pickle by C, or again by cloudpickle where that would not be readable elsewhere."""
+    try:
+        if reducers or "torch" in sys.modules:
+            body = _dump_with_reducers(value, buffers)
+        else:
+            body = _dumps(value, 5, buffer_callback=buffers.append)
+        if b"__main__" not in body and b"<locals>" not in body:
+            return body
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - cloudpickle takes more, and its error is the one to show.
+        pass
+    buffers.clear()
+    contained.clear()
+    return _cloudpickle_dumps(value, buffers.append)
+
+
+def _raw(buffers: Buffers) -> list[memoryview] | None:
+    """The flat bytes of each buffer; None if one of them is not contiguous."""
+    try:
+        return [buffer.raw() for buffer in buffers]
+    except BufferError:
+        return None
+
+
+def _dump_with_reducers(value: Any, buffers: Buffers) -> bytes:
+    if "torch" in sys.modules:
+        from moray import torch_support
+
+        torch_support.install(reducers)
+    out = io.BytesIO()
+    pickler = pickle.Pickler(out, 5, buffer_callback=buffers.append)
+    pickler.dispatch_table = reducers
+    pickler.dump(value)
+    return out.getvalue()
+
+
+def _cloudpickle_dumps(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
+    import cloudpickle
+
+    out = io.BytesIO()
+    pickler = cloudpickle.Pickler(out, protocol=5, buffer_callback=buffer_callback)
+    if reducers:
+        pickler.dispatch_table = {**dict(pickler.dispatch_table), **reducers}
+    pickler.dump(value)
+    return out.getvalue()
+
+
+def dumps_code(value: Any) -> tuple[bytes, list[ObjectRef[Any]]]:
+    """A function's or class's blob, by cloudpickle, and the references that it closes over."""
+    contained: list[ObjectRef[Any]] = []
+    outer, context.contained = context.contained, contained
+    try:
+        return _cloudpickle_dumps(value, None), contained
+    finally:
+        context.contained = outer
+
+
+def loads(blob: bytes | memoryview) -> Any:
+    """The value of a blob. `memoryview` blobs are read in place: arrays in the value share their memory."""
+    tag = blob[0]
+    if tag == 0x80:
+        return _loads(blob)
+    if tag == ord("N"):
+        return None
+    view = memoryview(blob).toreadonly()
+    _tag, count, length = _HEAD.unpack_from(view)
+    position = _HEAD.size
+    buffers = []
+    for _ in range(count):
+        start, size = _PART.unpack_from(view, position)
+        buffers.append(view[start : start + size])
+        position += _PART.size
+    return _loads(view[position : position + length], buffers=buffers)
+
+
+def loads_covered(blob: bytes | memoryview, cover: Any) -> Any:
+    """:func:`loads` for a value with references inside; `cover` keeps them alive on arrival (REF-COVER)."""
+    outer, context.cover = context.cover, cover
+    try:
+        return loads(blob)
+    finally:
+        context.cover = outer

@@ -1,0 +1,77 @@
+"""Every seeded fault must be caught by the tests of its core.
+
+``tests/mutants/<core>/*.patch`` are unified diffs against ``src/moray`` (``patch -p1``); the first line of
+each is a comment ``# catches: <what the fault is>``. ``tests/mutants/<core>/TESTS`` lists the pytest targets (and
+options), one per line, that must fail. Each patch is applied to a copy of the package, which stands first on the
+path of a child process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "moray"
+MUTANTS = ROOT / "tests" / "mutants"
+PATCHES = sorted(MUTANTS.glob("*/*.patch"))
+CORES = sorted(path.parent for path in MUTANTS.glob("*/TESTS"))
+#: A mutant that makes a test hang is not what we want to see, but it must not stop the suite.
+DEADLINE_S = 100
+
+
+@pytest.fixture(name="copy")
+def _copy(tmp_path: Path) -> Path:
+    """A copy of the package, in a directory to be put on the path."""
+    shutil.copytree(PACKAGE, tmp_path / "moray", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(copy), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def run_tests(copy: Path, core: Path) -> subprocess.CompletedProcess[str]:
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    return run(copy, "-m", "pytest", *options, *(core / "TESTS").read_text().split())
+
+
+def test_the_copy_is_what_children_import(copy: Path) -> None:
+    result = run(copy, "-c", "import moray.core; print(moray.core.__file__)")
+    assert result.stdout.strip() == str(copy / "moray" / "core" / "__init__.py"), result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: f"{patch.parent.name}-{patch.stem}")
+def test_mutant_is_caught(patch: Path, copy: Path) -> None:
+    assert patch.read_text().startswith("# catches: "), "the first line says what the fault is"
+    # No fuzz: a patch that has lost its place must be looked at, not put somewhere near.
+    command = ["patch", "-p1", "--fuzz=0", "-s", "-d", str(copy / "moray"), "-i", str(patch)]
+    applied = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert applied.returncode == 0, f"{patch.name} does not apply any more: {applied.stdout}{applied.stderr}"
+    result = run_tests(copy, patch.parent)
+    # 1: tests failed. Anything else (no tests, an import error) proves nothing.
+    assert result.returncode == 1, f"not caught (pytest ended with {result.returncode}):\n{result.stdout[-4000:]}"
+    assert "error" not in result.stdout.splitlines()[-1], f"the mutant does not even load:\n{result.stdout[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("core", CORES, ids=lambda core: core.name)
+def test_without_a_fault_the_tests_pass(core: Path, copy: Path) -> None:
+    result = run_tests(copy, core)
+    assert result.returncode == 0, result.stdout[-4000:]

@@ -1,0 +1,174 @@
+"""What a test left behind: processes, threads, sockets, shared memory, session directories.
+
+A :class:`Snapshot` lists everything of that kind which this process holds, or which this run of pytest
+started anywhere on the machine. The fixtures of ``tests/conftest.py`` take one before each test and one
+after it; what is new is a leak, once :func:`leaks_since` has given it time to go (ends are asynchronous)
+and has collected garbage (a failed test's traceback may hold references, which hold memory).
+
+Processes are found in two ways, because either alone misses some: direct children (zombies too), and all
+that carry :data:`RUN_VARIABLE` in their environment, however often they were reparented. Entries of
+``/dev/shm`` and of the temporary directory may belong to another run on the same machine; they do not
+count while a process that is not ours names them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+#: In the environment of everything that this run of pytest starts.
+RUN_VARIABLE: Final = "MORAY_TEST_RUN"
+#: How long an end may take before what is left counts as a leak.
+GRACE_S: Final = 5.0
+
+#: Kinds of file descriptors that a session opens; pipes and plain files are Python's ResourceWarning's.
+_DESCRIPTORS: Final = ("socket:", "anon_inode:[event", "anon_inode:[pidfd", "/memfd:moray", "/dev/shm/moray")
+#: Mappings that a session makes.
+_MAPPINGS: Final = (b"/memfd:moray", b"/dev/shm/moray")
+#: Helpers of the standard library that live until the interpreter ends.
+_LASTING_PROCESSES: Final = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+#: Threads of the test tools.
+_TOOL_THREADS: Final = ("pytest_timeout",)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that is held, each thing by a line that names it; the lines are unique."""
+
+    #: Processes that descend from this run.
+    processes: frozenset[str] = frozenset()
+    #: Python threads of this process.
+    threads: frozenset[str] = frozenset()
+    #: Sockets, event and process descriptors of this process.
+    descriptors: frozenset[str] = frozenset()
+    #: Shared memory mapped here.
+    mappings: frozenset[str] = frozenset()
+    #: Names in /dev/shm, and session directories.
+    entries: frozenset[str] = frozenset()
+
+    def all(self) -> frozenset[str]:
+        return self.processes | self.threads | self.descriptors | self.mappings | self.entries
+
+
+def mark_run() -> None:
+    """Puts the mark of this run into the environment that children inherit; once, before any is started."""
+    os.environ.setdefault(RUN_VARIABLE, uuid.uuid4().hex)
+
+
+def take_snapshot() -> Snapshot:
+    return Snapshot(
+        processes=frozenset(_processes()),
+        threads=frozenset(_threads()),
+        descriptors=frozenset(_descriptors()),
+        mappings=frozenset(_mappings()),
+        entries=frozenset(_entries()),
+    )
+
+
+def leaks_since(before: frozenset[str], grace_s: float = GRACE_S) -> list[str]:
+    """Lines for what is here now, was not in `before`, and does not go away within `grace_s`."""
+    if not take_snapshot().all() - before:
+        return []
+    deadline = time.monotonic() + grace_s
+    while True:
+        gc.collect()
+        left = sorted(line for line in take_snapshot().all() - before if not _is_foreign(line))
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+# --- what there is ------------------------------------------------------------------------------
+
+
+def _processes() -> Iterator[str]:
+    for pid in _children() | set(_marked()):
+        command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
+        if not any(name in command for name in _LASTING_PROCESSES):
+            yield f"process {pid} {command.decode(errors='replace')[:160] or '(zombie)'}"
+
+
+def _children() -> set[int]:
+    """Direct children of every thread of this process, zombies included."""
+    pids: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        pids.update(map(int, _read(f"/proc/self/task/{thread}/children").split()))
+    return pids
+
+
+def _marked() -> Iterator[int]:
+    mark = f"{RUN_VARIABLE}={os.environ.get(RUN_VARIABLE)}".encode()
+    for pid in _pids():
+        if mark in _read(f"/proc/{pid}/environ") and pid != os.getpid():
+            yield pid
+
+
+def _threads() -> Iterator[str]:
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.name.startswith(_TOOL_THREADS):
+            yield f"thread {thread.name} ({thread.ident})"
+
+
+def _descriptors() -> Iterator[str]:
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        if target.startswith(_DESCRIPTORS):
+            yield f"descriptor {number} of {target}"
+
+
+def _mappings() -> Iterator[str]:
+    for line in _read("/proc/self/maps").splitlines():
+        if any(name in line for name in _MAPPINGS):
+            yield f"mapping {line.decode(errors='replace')}"
+
+
+def _entries() -> Iterator[str]:
+    """Shared memory, and what lies in this user's folder of sessions; the folder itself stays."""
+    for name in os.listdir("/dev/shm"):
+        if name.startswith("moray"):
+            yield f"entry /dev/shm/{name}"
+    sessions = Path(tempfile.gettempdir()) / f"moray-{os.getuid()}"
+    if sessions.is_dir():
+        for name in os.listdir(sessions):
+            yield f"entry {sessions / name}"
+
+
+# --- whose it is ----------------------------------------------------------------------------------
+
+
+def _is_foreign(line: str) -> bool:
+    """Whether an entry of a shared folder is in use by a process that this run did not start."""
+    kind, _, path = line.partition(" ")
+    if kind != "entry":
+        return False
+    name = Path(path).name.encode()
+    ours = {os.getpid(), *_children(), *_marked()}
+    return any(name in text for pid in _pids() if pid not in ours for text in _texts(pid))
+
+
+def _texts(pid: int) -> Iterable[bytes]:
+    return (_read(f"/proc/{pid}/{name}") for name in ("environ", "cmdline", "maps"))
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc; empty when the process is gone or somebody else's."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
