@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 OUTPUT = Path("build/demo")
 #: Photographs in one row of the contact sheet.
-PHOTOS_PER_ROW = 3
+PHOTOS_PER_ROW = 4
 
 
 def timed(progress: Progress, label: str, steps: int, run: Callable[[Advance], T]) -> tuple[T, float]:

@@ -32,12 +32,8 @@ NAMES = (
     "motorcycle_left.png",
     "retina.jpg",
     "rocket.jpg",
-    "camera.png",
-    "coins.png",
-    "gravel.png",
-    "moon.png",
 )
-MEGAPIXELS = 4.0
+MEGAPIXELS = 3.0
 BLUR_RADIUS = 3.0
 VARIANTS = 3
 THUMBNAIL_PIXELS = 160

@@ -8,7 +8,7 @@ import random
 import moray
 from examples.demo.job import Advance, Job, advance_as_ready
 
-CHUNKS = 40
+CHUNKS = 32
 POINTS_PER_CHUNK = 1_000_000
 
 

@@ -112,10 +112,10 @@ def remote(*args: Any, **options: Any) -> Any:
     """
     if len(args) == 1 and not options and callable(args[0]):
         return _make_remote(args[0], TaskOptions.make())
-    if args:
+    if args or not options:
         raise TypeError(
             "@remote is used as @remote, or with keyword options only, such as @remote(num_cpus=2); "
-            f"it got {', '.join(map(repr, args))}"
+            f"it got {', '.join(map(repr, args)) or 'empty parentheses'}"
         )
     checked = TaskOptions.make(options)
 
@@ -233,12 +233,16 @@ def _shown(value: Any) -> str:
 
 def cluster_resources() -> dict[str, float]:
     """The session's total resources, name → amount; memory in bytes."""
-    return _amounts(_state()["total"])
+    current = _state()
+    return _amounts(current["total"]) | {"object_store_memory": float(current["store"]["capacity_bytes"])}
 
 
 def available_resources() -> dict[str, float]:
     """What is not leased at the moment; resources of which nothing is left are missing."""
-    return {name: amount for name, amount in _amounts(_state()["available"]).items() if amount > 0}
+    current = _state()
+    store = current["store"]
+    free = float(store["capacity_bytes"] - store["used_bytes"])
+    return _amounts(current["available"]) | {"object_store_memory": free}
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ def _state() -> dict[str, Any]:
 
 
 def _amounts(units: dict[str, int]) -> dict[str, float]:
-    return {name: amount / m.RESOURCE_UNIT for name, amount in units.items()}
+    return {name: amount / m.RESOURCE_UNIT for name, amount in units.items() if amount > 0}
 
 
 def get_gpu_ids() -> list[int]:

@@ -145,7 +145,11 @@ def blank(kind: type[BaseException], group_parts: tuple[Any, ...] = ()) -> BaseE
     Only exception groups take arguments, (message, exceptions), because theirs cannot be set later.
     """
     builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
-    return builtin.__new__(kind, *group_parts)
+    try:
+        return builtin.__new__(kind, *group_parts)
+    except TypeError:
+        # MemoryError has an allocator of its own, which refuses types that were not laid out for it first.
+        return BaseException.__new__(kind)
 
 
 def restore(exc: BaseException, state: tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]) -> None:

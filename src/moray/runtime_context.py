@@ -47,7 +47,7 @@ class RuntimeContext:
 
     def get_task_function_name(self) -> str | None:
         """The running task's function; None in a driver."""
-        return self._runtime.task_name() or None
+        return self._runtime.function_name() or None
 
     def get_actor_id(self) -> str | None:
         """None: the calling code is not an actor's."""

@@ -209,5 +209,10 @@ def test_failing_callback_does_no_harm() -> None:
 
 
 def test_future_keeps_the_object_alive() -> None:
-    future = after.remote(0.1, b"x" * 1_000_000).future()
+    @moray.remote
+    def large() -> bytes:
+        time.sleep(0.1)
+        return b"x" * 1_000_000
+
+    future = large.remote().future()
     assert len(future.result(timeout=20)) == 1_000_000

@@ -101,10 +101,8 @@ def test_bad_option_does_no_harm() -> None:
     assert moray.get(one.remote()) == 1
 
 
-def test_remote_without_options_but_with_parentheses() -> None:
-    decorate: Any = moray.remote
-    with pytest.raises((TypeError, ValueError, AssertionError)):
-        decorate()(lambda: None)
+def test_remote_with_empty_parentheses_is_a_plain_decorator() -> None:
+    assert moray.get(moray.remote()(lambda: 5).remote()) == 5
 
 
 @pytest.mark.parametrize("thing", [5, "text", None, [1]], ids=repr)

@@ -9,6 +9,7 @@ are (STORE-SPACE); what a dead process held is free (LIVENESS).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from moray.core.arena import rounded
@@ -88,14 +89,14 @@ class Machine:
         assert taken == (isinstance(self.answers.get(number), Failed) and self.answers[number].code == "exists")
         return number
 
-    def put(self, process: bytes, name: bytes, size: int) -> None:
-        """Create, write and seal; room is waited for, and may be refused."""
-        number = self.create(process, name, size)
+    def put(self, process: bytes, name: bytes, size: int, disk: Sequence[bool] = ()) -> None:
+        """Create, write and seal; room is waited for, and may be refused. `disk`: which of the first steps fail."""
+        number, steps = self.create(process, name, size), 0
         while number not in self.answers:
-            self.step()
-        for attempt in [
-            a for a in self.attempts if a.place and not a.sealed and (a.creator, a.name) == (process, name)
-        ]:
+            self.step(steps < len(disk) and disk[steps])
+            steps += 1
+        mine = [a for a in self.attempts if (a.creator, a.name) == (process, name)]
+        for attempt in [a for a in mine if a.place and not a.sealed]:
             self.seal(attempt)
 
     def seal(self, attempt: Attempt) -> None:

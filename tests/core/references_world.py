@@ -23,7 +23,7 @@ import msgspec
 
 from moray.core.references import Changes, Foreign, Owned, References, Registration, Reply, TaskCover
 from moray.core.references_report import describe_all, validate
-from moray.core.references_types import key_of, owner_of
+from moray.core.references_types import owner_of
 
 
 def make_id(process: bytes, key: int) -> bytes:
@@ -227,7 +227,7 @@ class World:
         process.refs.drop_local([process.entry(object_id)])
 
     def get(self, p: int, choice: int, direct: bool, move: bool) -> None:
-        """Read a value: our own, from shared memory (`direct`), or by asking its owner; `move`: and drop the container."""
+        """Read a value: our own, from shared memory (`direct`), or from its owner; `move`: and drop the container."""
         process = self.processes[p]
         if not process.locals:
             return
@@ -269,6 +269,15 @@ class World:
             process.seen.add(frame.uid)
         getattr(self, "on_" + frame.kind)(process, a, frame.body)
         return True
+
+    def deliver_all(self) -> None:
+        """Carry out and deliver until nothing moves."""
+        moved = True
+        while moved:
+            for p in sorted(self.alive):
+                self.pump(p, flush=True)
+            pairs = [(wire, late) for late in (False, True) for wire, _ in self.frames(late)]
+            moved = sum(self.deliver(a, b, late) for (a, b), late in pairs) > 0
 
     def break_connection(self, a: int, b: int, kept_a: int, kept_b: int) -> None:
         """Lose what is on the way but the first few, which an old socket still delivers; repeat the rest."""
@@ -333,7 +342,7 @@ class World:
     def on_task(self, process: Process, sender: int, body: tuple[int, list[bytes]]) -> None:
         process.queued.append((sender, *body))
 
-    def on_result(self, process: Process, sender: int, body: tuple[int, list[bytes], int, bytes | None, set[bytes]]) -> None:
+    def on_result(self, process: Process, sender: int, body: tuple[Any, ...]) -> None:
         seq, contents, handover, borrows, void = body
         pending = process.pending.pop(seq)
         if borrows is not None:
@@ -343,7 +352,8 @@ class World:
             values[n % len(values)][1].append(object_id)
         for result, inner in values:
             if not result.freed:
-                process.values[make_id(process.name, result.key)] = [i for i in inner if self.is_there(process, i, void)]
+                there = [i for i in inner if self.is_there(process, i, void)]
+                process.values[make_id(process.name, result.key)] = there
         if handover:
             process.refs.accept(self.processes[sender].name, handover, values)
         for object_id in contents:
@@ -419,12 +429,16 @@ class World:
         void = {i for i in contents if i in process.void or self.is_lost(process, i)}
         self.send(process.index, reply.submitter[0] - 65, "result", (seq, contents, reply.handover, encoded, void))
 
-    def is_handing_over(self, p: int) -> bool:
-        """It has promised references that their receiver does not have yet: a good moment to die."""
+    def is_handing_over(self, p: int, sent: bool) -> bool:
+        """It has promised references whose receiver is not registered yet: a good moment to die."""
         process = self.processes[p]
         owners = [self.processes[i] for i in self.alive if i != p]
         peers = [peer for owner in owners for peer in owner.refs.peers.values()]
-        return any(sender == process.name for peer in peers for sender, _ in peer.provisional)
+        promised = {number for peer in peers for sender, number in peer.provisional if sender == process.name}
+        if not sent:
+            return bool(promised)
+        frames = [frame for late in (False, True) for (a, _), wire in self.frames(late) for frame in wire if a == p]
+        return any(frame.kind == "result" and frame.body[2] in promised for frame in frames)
 
     # --- the model's checks --------------------------------------------------------------------------
 
@@ -527,4 +541,3 @@ class World:
         for peer in refs.peers.values():
             tables: list[Any] = [peer.transit, peer.tombstones, peer.unacked, peer.done, peer.outbox]
             assert not any(tables), ("leaked", tables)
-            assert not key_of(bytes(28))

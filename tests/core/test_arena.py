@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from moray.core.arena import ALIGNMENT, LARGEST_EXTENT, SMALLEST_EXTENT, Arena, rounded
 
@@ -71,6 +72,12 @@ class ArenaMachine(RuleBasedStateMachine):
 
 
 TestArenaMachine = ArenaMachine.TestCase
+
+
+def test_fixed_walks() -> None:
+    """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
+    fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+    run_state_machine_as_test(ArenaMachine, settings=fixed)
 
 
 def backed(capacity: int = 1 << 30) -> Arena:

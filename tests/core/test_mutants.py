@@ -47,7 +47,8 @@ def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_tests(copy: Path, core: Path) -> subprocess.CompletedProcess[str]:
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    # Without conftest: what other sessions leave on the machine is no matter of a pure core.
+    options = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "--tb=short"]
     return run(copy, "-m", "pytest", *options, *(core / "TESTS").read_text().split())
 
 

@@ -7,8 +7,16 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from moray.core.object_table import ObjectTable
 from moray.core.object_table_types import TRANSITIONS, Created, Done, Extend, Failed, Pinned, Restore, Spill, State
@@ -16,6 +24,8 @@ from tests.core.object_table_model import CAPACITY, LINE, Machine
 
 PROCESSES = [b"process-%04d" % i for i in range(3)]
 OBJECTS = [b"object-%021d" % i for i in range(7)]
+#: How the next pieces of disk work go: whether each fails.
+DISK = st.lists(st.sampled_from([False, False, False, True]), max_size=3)
 #: Up to a third of the arena, and now and then more than the whole of it.
 SIZES = st.one_of(st.integers(0, CAPACITY // 3), st.integers(CAPACITY // 4, CAPACITY // 3), st.just(CAPACITY + 1))
 A, B, C = PROCESSES
@@ -31,27 +41,34 @@ class ObjectTableMachine(RuleBasedStateMachine):
     def create(self, process: bytes, name: bytes, size: int) -> None:
         self.m.create(process, name, size)
 
-    @rule(process=st.sampled_from(PROCESSES), size=SIZES)
-    def put_what_is_not_there(self, process: bytes, size: int) -> None:
+    @initialize(objects=st.integers(0, 4))
+    def fill(self, objects: int) -> None:
+        for name in OBJECTS[:objects]:
+            self.m.put(A, name, CAPACITY // 4)
+
+    @rule(process=st.sampled_from(PROCESSES), size=SIZES, disk=DISK)
+    def put_what_is_not_there(self, process: bytes, size: int, disk: list[bool]) -> None:
         for name in OBJECTS:
             if self.m.current(name) is None:
-                self.m.put(process, name, size)
+                self.m.put(process, name, size, disk)
                 break
 
-    @rule(process=st.sampled_from(PROCESSES), data=st.data())
-    def read(self, process: bytes, data: Any) -> None:
-        """A pin of something that is there, answered before anything else happens."""
-        if names := [a.name for a in self.m.attempts if a.sealed]:
-            number = self.m.pin(process, data.draw(st.sampled_from(names)))
-            while number not in self.m.answers:
-                self.m.step()
+    @rule(processes=st.lists(st.sampled_from(PROCESSES), min_size=1, max_size=2), disk=DISK, data=st.data())
+    def read(self, processes: list[bytes], disk: list[bool], data: Any) -> None:
+        """Pins of something that is there; then perhaps the disk does something."""
+        if names := sorted(a.name for a in self.m.attempts if a.sealed):
+            name = data.draw(st.sampled_from(names))
+            for process in processes:
+                self.m.pin(process, name)
+            for fails in disk[: len(self.m.work)]:
+                self.m.step(fails)
 
     @precondition(lambda self: any(a.place and not a.sealed for a in self.m.attempts))
     @rule(data=st.data())
     def seal(self, data: Any) -> None:
         self.m.seal(data.draw(st.sampled_from([a for a in self.m.attempts if a.place and not a.sealed])))
 
-    @precondition(lambda self: any(not a.sealed for a in self.m.attempts))
+    @precondition(lambda self: self.m.requests % 3 == 1 and any(not a.sealed for a in self.m.attempts))
     @rule(data=st.data())
     def abort(self, data: Any) -> None:
         self.m.abort(data.draw(st.sampled_from([a for a in self.m.attempts if not a.sealed])))
@@ -99,6 +116,12 @@ class ObjectTableMachine(RuleBasedStateMachine):
 
 
 TestObjectTableMachine = ObjectTableMachine.TestCase
+
+
+def test_fixed_walks() -> None:
+    """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
+    fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+    run_state_machine_as_test(ObjectTableMachine, settings=fixed)
 
 
 def filled(objects: int = 4) -> Machine:

@@ -99,7 +99,8 @@ def test_a_chain_of_nested_values_is_freed_without_recursion() -> None:
         inner = outer
     refs.drop_local([inner])
     assert len(refs.take().freed) == 100_001
-    assert not (refs.owned or refs.containers)
+    assert not refs.owned
+    assert not refs.containers
 
 
 def test_arguments_dropped_before_the_reply_cost_no_message() -> None:
@@ -114,7 +115,9 @@ def test_arguments_dropped_before_the_reply_cost_no_message() -> None:
     out = group.take(B)
     assert (out.ready, out.sends) == ([reply], [])
     assert group[B].depart(A, [reply]) is None
-    assert not (group[B].foreign or group[B].tasks or group[B].peers)
+    assert not group[B].foreign
+    assert not group[B].tasks
+    assert not group[B].peers
 
 
 def test_a_reference_of_the_submitter_that_stays_is_reported_with_the_reply() -> None:
@@ -167,21 +170,21 @@ def test_a_container_is_kept_until_its_contents_are_registered() -> None:
     """REF-COVER's own story: O's release reaches P before G's registration."""
     p, o, g = A, B, C
     group = Group(p, o, g)
-    r, r_at_o = shared(group, p, 1, o)
+    _, r_at_o = shared(group, p, 1, o)
     outer, outer_id = group.put(o, 1, r_at_o)
     group[o].escape(outer)
     outer_at_g = group[g].arrive(outer_id, None)
     assert outer_at_g is not None
     group.settle()
     group[o].drop_local([r_at_o, outer])
-    # G: x = get(outer); del outer
+    # G gets the value of outer and drops its reference to outer.
     group[g].arrive(r_at_o.id, outer_at_g)
     group[g].drop_local([outer_at_g])
     slow = group.take(g)
     assert [peer for peer, _ in slow.sends] == [p], "outer is not released before P answered"
     group.carry(o, group.take(o))
     group.carry(p, group.take(p))
-    assert not (r.freed or outer.freed)
+    assert not group.freed
     group.carry(g, slow)
     group.settle()
     assert group.freed == [outer], "now G itself keeps r"
@@ -335,7 +338,7 @@ def test_registrations_and_releases_in_any_order_and_repeated(order: list[Change
         validate(refs)
     assert entry.holds == 0
     peer = refs.peers[B]
-    assert not (peer.registered or peer.tombstones or peer.done)
+    assert not any([peer.registered, peer.tombstones, peer.done])
 
 
 def test_an_old_release_does_not_end_a_newer_registration() -> None:
@@ -379,7 +382,8 @@ def test_entries_are_lost_with_their_owner() -> None:
     assert group.take(B).lost == [foreign]
     assert foreign.registration is Registration.LOST
     group[B].drop_local([foreign])
-    assert not (group[B].foreign or group[B].peers)
+    assert not group[B].foreign
+    assert not group[B].peers
 
 
 def test_a_registration_that_comes_too_late_is_told() -> None:

@@ -113,7 +113,7 @@ TestReferencesMachine.settings = settings(
 
 #: Relative frequency of each operation in a walk; deaths and breaks are rare enough that something happens between.
 WEIGHTS = {
-    "create": 4, "submit": 8, "start": 9, "finish": 8, "get": 8, "drop": 4, "deliver": 30, "notice": 1,
+    "create": 4, "submit": 8, "start": 9, "finish": 8, "get": 8, "drop": 4, "deliver": 30, "notice": 2,
     "break": 2, "kill": 0.3,
 }  # fmt: skip
 
@@ -125,19 +125,60 @@ def walk(seed: int, steps: int = 250, faults: bool = True) -> None:
     names = [name for name in WEIGHTS if faults or name not in {"break", "kill"}]
     weights = [WEIGHTS[name] for name in names]
     busy = dice.randint(3, COUNT)  # few processes meet more often
+    if seed % 2:
+        _hand_over(world, *dice.sample(range(COUNT), 3))
+    if seed % 4 == 2:
+        _borrow_often(world, *dice.sample(range(COUNT), 2))
     # Slow connections, so that what goes around them overtakes.
     slow = {(a, b, late) for a in range(COUNT) for b in range(COUNT) for late in (0, 1) if dice.random() < 0.3}
     for name in dice.choices(names, weights, k=steps):
-        if faults and dice.random() < 0.08:
-            for p in [p for p in world.alive if world.is_handing_over(p)][:1]:
-                world.kill(p, dice.randrange(3))
+        if faults and dice.random() < 0.3:
+            sent = dice.random() < 0.8  # its value has left, too
+            for p in [p for p in world.alive if world.is_handing_over(p, sent)][:1]:
+                world.kill(p, dice.randrange(4))
                 last_words = {(p, b, late) for b in range(COUNT) for late in (0, 1) if dice.random() < 0.5}
-                slow |= last_words  # others hear of the death before its last messages are read
+                slow |= last_words  # some hear of the death before others have read its last messages
+                for q in sorted(world.alive):
+                    if dice.random() < 0.5:
+                        world.notice(q, p)
+                        world.pump(q, flush=True)
         _step(world, dice, name, dice.randrange(busy), dice.randrange(busy), slow)
         world.check()
         if len(world.alive) < 3:
             break
     world.wind_down()
+
+
+def _hand_over(world: World, owner: int, middle: int, receiver: int) -> None:
+    """Start in the middle of REF-SEND: `middle` alone has an object of `owner` and is returning it to `receiver`."""
+    world.create(owner, [], move=False)
+    world.submit(owner, middle, [0], 1, move=True)
+    world.submit(receiver, middle, [], 1, move=False)
+    world.deliver_all()
+    world.start(middle, 0, actor=False)
+    world.start(middle, 0, actor=False)
+    of_owner = next(n for n, running in enumerate(world.processes[middle].running) if running.submitter == owner)
+    world.finish(middle, of_owner, [], keep=True)
+    world.deliver_all()
+    world.finish(middle, 0, [0], keep=False)
+    world.pump(middle, flush=True)
+
+
+def _borrow_often(world: World, owner: int, borrower: int) -> None:
+    """Start in the middle of REF-EPOCH: a reference taken out of a container, dropped, taken out again and kept."""
+    world.create(owner, [], move=False)
+    world.create(owner, [0], move=True)
+    world.submit(owner, borrower, [0], 1, move=True)
+    world.deliver_all()
+    world.start(borrower, 0, actor=False)
+    world.finish(borrower, 0, [], keep=True)
+    world.deliver_all()
+    for move in (False, True):
+        world.get(borrower, 0, direct=True, move=move)
+        world.pump(borrower, flush=True)
+        if not move:
+            world.drop(borrower, 1)
+            world.pump(borrower, flush=True)
 
 
 def _step(
@@ -150,12 +191,7 @@ def _step(
     if borrowed and dice.random() < 0.6:
         some = [dice.choice(borrowed)]  # a third process's reference is what makes hand-overs hard
     if name == "deliver":
-        full = [(wire, late) for late in (False, True) for wire, frames in world.frames(late) if frames]
-        fast = [(wire, late) for wire, late in full if (*wire, late) not in slow]
-        if full:
-            (b, a), late = dice.choice(full if not fast or dice.random() < 0.05 else fast)
-            for _ in range(1 + n % 2):
-                world.deliver(b, a, late)
+        a = _deliver(world, dice, slow, 1 + n % 2)
     elif name == "notice" and world.notices:
         a, b = dice.choice(sorted(world.notices))
         world.notice(a, b)
@@ -163,8 +199,27 @@ def _step(
         world.kill(a, n % 3)
     elif name == "break" and a != b:
         world.break_connection(a, b, n, dice.randrange(6))
-    if a not in world.alive:
-        return
+    elif a in world.alive:
+        _act(world, dice, name, a, b, some, move)
+    if a in world.alive:
+        world.pump(a, flush=dice.random() < 0.5)
+
+
+def _deliver(world: World, dice: random.Random, slow: set[tuple[int, int, int]], count: int) -> int:
+    """Deliver from one connection on which something waits; who received."""
+    full = [(wire, late) for late in (False, True) for wire, frames in world.frames(late) if frames]
+    if not full:
+        return 0
+    fast = [(wire, late) for wire, late in full if (*wire, late) not in slow]
+    (a, b), late = dice.choice(full if not fast or dice.random() < 0.05 else fast)
+    for _ in range(count):
+        world.deliver(a, b, late)
+    return b
+
+
+def _act(world: World, dice: random.Random, name: str, a: int, b: int, some: list[int], move: bool) -> None:
+    """What a program does."""
+    n = dice.randrange(6)
     if name == "create":
         world.create(a, some, move)
     elif name == "submit" and a != b:
@@ -178,7 +233,6 @@ def _step(
         world.get(a, dice.choice(containers or [n]), dice.random() < 0.5, move)
     elif name == "drop":
         world.drop(a, n)
-    world.pump(a, flush=dice.random() < 0.5)
 
 
 @pytest.mark.parametrize("block", range(4))

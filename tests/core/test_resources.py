@@ -51,7 +51,12 @@ def test_lent_cpus_come_back_whatever_is_left() -> None:
 
 @pytest.mark.parametrize(
     ("need", "word"),
-    [({"TPU": 1}, "TPU"), ({"CPU": 5 * UNIT}, "5 wanted"), ({"GPU": UNIT + 1}, "whole number")],
+    [
+        ({"CPU": -UNIT}, "negative"),
+        ({"TPU": 1}, "TPU"),
+        ({"CPU": 5 * UNIT}, "5 wanted"),
+        ({"GPU": UNIT + 1}, "whole number"),
+    ],
 )
 def test_the_impossible_is_named(need: dict[str, int], word: str) -> None:
     assert word in ledger().impossible(need)

@@ -157,7 +157,7 @@ def test_api_call_in_the_child_is_one_clear_error(call: str) -> None:
 def body():
     try:
         {call}
-    except RuntimeError as error:
+    except moray.exceptions.RayError as error:
         assert "fork" in str(error), error
         print("refused", flush=True)
     else:
@@ -200,7 +200,7 @@ def body():
     import gc
     try:
         moray.put(1)
-    except RuntimeError:
+    except moray.exceptions.RayError:
         pass
     refs.clear()
     gc.collect()

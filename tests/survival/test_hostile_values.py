@@ -192,7 +192,8 @@ def test_error_that_holds_such_a_value() -> None:
 
 def test_exceptions_in_del_of_the_worker() -> None:
     for payload in (b"", b"x" * 300_000):
-        assert moray.get([accept.remote(BadDel(payload)) for _ in range(20)], timeout=30) == ["BadDel"] * 20
+        refs = [moray.put(BadDel(payload)) for _ in range(20)]
+        assert moray.get([accept.remote(ref) for ref in refs], timeout=30) == ["BadDel"] * 20
     assert_all_is_well()
 
 

@@ -16,6 +16,27 @@ from tests.support.procs import run_driver, wait_until
 #: How long the lock is held; the issue asks for ten seconds.
 HELD_S = 10
 
+#: The first program holds its lock for two seconds; the second works meanwhile.
+TWO_DRIVERS = """
+import subprocess, sys, time
+program = '''
+import ctypes, sys
+import moray
+moray.init(num_cpus=1)
+f = moray.remote(lambda x: x)
+moray.get(f.remote(0))
+if sys.argv[1] == "hold":
+    print("holding", flush=True)
+    ctypes.PyDLL(None).sleep(2)
+else:
+    assert moray.get([f.remote(i) for i in range(200)], timeout=20) == list(range(200))
+'''
+holder = subprocess.Popen([sys.executable, "-c", program, "hold"], stdout=subprocess.PIPE, text=True)
+holder.stdout.readline()
+subprocess.run([sys.executable, "-c", program, "work"], check=True, timeout=20)
+assert holder.wait(30) == 0
+"""
+
 
 @moray.remote
 def hold_lock(seconds: int, started: str) -> int:
@@ -96,25 +117,4 @@ def test_driver_that_holds_the_lock_finds_its_results() -> None:
 
 def test_second_driver_is_not_stopped_by_a_lock_in_the_first() -> None:
     """Two programs share nothing: one computing in C costs the other nothing."""
-    run_driver(
-        """
-        import subprocess, sys, time
-        program = '''
-import ctypes, sys, time
-import moray
-moray.init(num_cpus=1)
-f = moray.remote(lambda x: x)
-moray.get(f.remote(0))
-if sys.argv[1] == "hold":
-    print("holding", flush=True)
-    ctypes.PyDLL(None).sleep(2)
-else:
-    assert moray.get([f.remote(i) for i in range(200)], timeout=20) == list(range(200))
-'''
-        holder = subprocess.Popen([sys.executable, "-c", program, "hold"], stdout=subprocess.PIPE, text=True)
-        holder.stdout.readline()
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-c", program, "work"], check=True, timeout=20)
-        assert holder.wait(30) == 0
-        """
-    )
+    run_driver(TWO_DRIVERS)

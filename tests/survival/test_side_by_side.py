@@ -35,6 +35,28 @@ while not os.path.exists("stop"):
 print("rounds", rounds)
 """
 
+DRIVER_IN_A_TASK = """
+import subprocess, sys
+import moray
+moray.init(num_cpus=1)
+
+PROGRAM = '''
+import os
+import moray
+outer = os.environ["MORAY_SESSION"]
+moray.init("local", num_cpus=1)
+inner = moray.get(moray.remote(lambda: os.environ["MORAY_SESSION"]).remote())
+print(inner != outer)
+'''
+
+@moray.remote
+def run():
+    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30)
+
+finished = moray.get(run.remote(), timeout=60)
+print(finished.stdout, finished.stderr)
+"""
+
 
 def test_two_sessions_do_not_meet() -> None:
     with ExitStack() as stack:
@@ -79,29 +101,7 @@ def test_eight_sessions_start_at_once() -> None:
 
 def test_session_inside_a_task_of_another() -> None:
     """A program that a task starts may be a driver of its own."""
-    finished = run_driver(
-        """
-        import subprocess, sys
-        import moray
-        moray.init(num_cpus=1)
-
-        INNER = '''
-import os
-import moray
-outer = os.environ["MORAY_SESSION"]
-moray.init("local", num_cpus=1)
-inner = moray.get(moray.remote(lambda: os.environ["MORAY_SESSION"]).remote())
-print(inner != outer)
-'''
-
-        @moray.remote
-        def run():
-            return subprocess.run([sys.executable, "-c", INNER], capture_output=True, text=True, timeout=30)
-
-        finished = moray.get(run.remote(), timeout=60)
-        print(finished.stdout, finished.stderr)
-        """
-    )
+    finished = run_driver(DRIVER_IN_A_TASK)
     assert finished.stdout.split()[0] == "True"
 
 

@@ -61,7 +61,7 @@ class Queued(Protocol):
 class Slot:
     """One leased worker."""
 
-    __slots__ = ("draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
+    __slots__ = ("discard", "draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
 
     def __init__(self, lease: int, worker: Any) -> None:
         self.lease = lease
@@ -73,6 +73,8 @@ class Slot:
         self.estimate_us = 0
         #: Gets nothing more; it ends when `running` is empty.
         self.draining = False
+        #: The worker shall not be used again when the lease ends.
+        self.discard = False
         #: Answers so far, and how many there were at the last look for recalls.
         self.progress = 0
         self.seen_progress = -1

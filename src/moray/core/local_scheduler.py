@@ -114,7 +114,10 @@ class LocalScheduler:
         return self._decide()
 
     def owner_left(self, owner: bytes) -> list[Action]:
-        """The process died or said goodbye: its requests vanish, its leases are revoked at the workers."""
+        """The process died or said goodbye: its requests vanish, its leases are revoked at the workers.
+
+        The node must not deliver what it said before its death afterwards.
+        """
         if (left := self._owners.get(owner)) is not None:
             self._drop_owner(left)
         return self._decide()
@@ -139,7 +142,8 @@ class LocalScheduler:
             # The wish crossed the end of its job.
             return self._done()
         wish = self._request_record(owner, self._jobs[job], key, seen, resources, runtime_env)
-        wish.count, wish.seen = count, seen
+        # An owner cannot have seen more than there was.
+        wish.count, wish.seen = count, min(seen, wish.granted)
         wish.label = label or wish.label
         self._fit_to_wish(wish)
         if not wish.infeasible and wish.owed > 0:
@@ -282,8 +286,9 @@ class LocalScheduler:
 
     def explain(self, now: float) -> list[dict[str, Any]]:
         """Every waiting request: what it wants, how long it waits, why ("cause", "reason"), who has it."""
+        leases = self._all_leases()
         return [
-            explain_request(request, self._all_leases(), self._ledger, self._queue, now)
+            explain_request(request, leases, self._ledger, self._queue, now)
             for owner in self._owners.values()
             for request in owner.requests.values()
             if request.owed > 0 or request.claims
@@ -353,9 +358,7 @@ class LocalScheduler:
         request.granted += 1
         request.refused = ""
         self._balance.expose(lease)
-        self._actions.append(
-            Grant(request.owner.process, request.key, lease.number, worker.process, lease.devices)
-        )
+        self._actions.append(Grant(request.owner.process, request.key, lease.number, worker.process, lease.devices))
 
     def _start_workers(self) -> None:
         for pool in self._pools.starts_due():

@@ -211,7 +211,7 @@ class References:
             cover.refs[foreign] = None
             if not (cover.finished or cover.submitter in self.dead):
                 return
-        elif cover is not None and not any(known is cover for known in foreign.covers):
+        elif cover is not None and cover not in foreign.covers:
             cover.holds += 1
             foreign.covers.append(cover)
         self._queue(foreign)
@@ -223,7 +223,7 @@ class References:
             self._box(foreign.owner).registering.append(foreign)
 
     def secure(self, cover: TaskCover) -> None:
-        """Register what the submitter does not own now; the cover is in ``Output.ready`` when that is done (REF-SEND)."""
+        """Register now what the submitter does not own; the cover is in ``Output.ready`` once it is done (REF-SEND)."""
         for foreign in cover.refs:
             if foreign.owner != cover.submitter:
                 self._await(foreign, cover)

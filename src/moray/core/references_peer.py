@@ -51,7 +51,8 @@ class Outbox:
 
     def close(self, request: int) -> Sent | None:
         """Number the request; None when nothing is left to say."""
-        live = [foreign for foreign in self.registering if foreign.registration in {1, 2}]
+        queued, sent = Registration.QUEUED, Registration.SENT
+        live = [entry for entry in self.registering if entry.registration is queued or entry.registration is sent]
         changes = self.changes
         changes.request = request
         changes.register = [(foreign.key, foreign.epoch) for foreign in live]
@@ -78,7 +79,8 @@ class Peer:
     """One other process."""
 
     __slots__ = (
-        "done", "low", "next_request", "outbox", "process", "provisional", "registered", "tombstones", "transit", "unacked",
+        "done", "low", "next_request", "outbox", "process", "provisional", "registered", "tombstones", "transit",
+        "unacked",
     )  # fmt: skip
 
     def __init__(self, process: bytes) -> None:

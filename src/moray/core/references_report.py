@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from moray.core.references import References
+from moray.core.references_peer import Peer
 from moray.core.references_types import Entry, Foreign, Owned, Registration
 
 
@@ -54,20 +56,20 @@ def _reasons(references: References) -> Iterator[tuple[str, Entry]]:
     for foreign in references.foreign.values():
         for entry in foreign.covers:
             yield "covers", entry
-    owned = references.owned
     for peer in references.peers.values():
-        for key in peer.registered:
-            yield "borrowers", owned[key]
-        for keys in peer.provisional.values():
-            for key in keys:
-                yield "in_transit", owned[key]
-        for entries in peer.transit.values():
-            for entry in entries:
-                yield "in_transit", entry
-        pending = [*peer.unacked.values(), *((peer.outbox,) if peer.outbox is not None else ())]
-        for request in pending:
-            for entry in request.lent:
-                yield "in_transit", entry
+        yield from _reasons_of_peer(references.owned, peer)
+
+
+def _reasons_of_peer(owned: dict[int, Owned], peer: Peer) -> Iterator[tuple[str, Entry]]:
+    for key in peer.registered:
+        yield "borrowers", owned[key]
+    for key in chain.from_iterable(peer.provisional.values()):
+        yield "in_transit", owned[key]
+    for entry in chain.from_iterable(peer.transit.values()):
+        yield "in_transit", entry
+    for request in (*peer.unacked.values(), peer.outbox):
+        for lent in request.lent if request is not None else ():
+            yield "in_transit", lent
 
 
 def validate(references: References) -> None:

@@ -145,7 +145,8 @@ class Changes(msgspec.Struct, array_like=True, eq=False):
 class Output(msgspec.Struct):
     """What the shell must do, field after field.
 
-    The order is free but for one thing: `freed` is last, so that what a step both sends away and frees is sent from memory that is still its own.
+    The order is free but for one thing: `freed` is last, so that what a step both sends away and frees is sent
+    from memory that is still its own.
     """
 
     #: (peer, changes): as a References message; kept by the core until acknowledged.

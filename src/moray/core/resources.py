@@ -54,7 +54,9 @@ class Ledger:
         reasons = []
         for name, amount in sorted(need.items()):
             total = self.total.get(name)
-            if total is None:
+            if amount < 0:
+                reasons.append(f"{name}: {show_amount(amount)} is negative")
+            elif total is None:
                 reasons.append(f"this machine has no resource named {name!r}")
             elif amount > total:
                 reasons.append(f"{name}: {show_amount(amount)} wanted, the machine has {show_amount(total)}")

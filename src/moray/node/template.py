@@ -26,6 +26,7 @@ import sys
 import time
 import traceback
 from importlib import import_module, invalidate_caches
+from importlib.util import spec_from_file_location
 from typing import Final, NamedTuple, NoReturn
 
 import msgspec
@@ -209,6 +210,7 @@ def main(control: socket.socket, parent: int, worker_entry: str) -> NoReturn:
     with _exit_with_traceback("the root template"):
         process_control.die_with_parent(parent)
         process_control.set_name("moray:template")
+        _load_facade()
         for module in (*COMMON_MODULES, *_entry_ahead(worker_entry)):
             import_module(module)
         _freeze()
@@ -314,6 +316,21 @@ def _duplicate_above(fd: int, lowest: int) -> int:
 
 def _read_config(fd: int) -> TemplateConfig:
     return msgspec.msgpack.decode(read_all(fd), type=TemplateConfig)
+
+
+def _load_facade() -> None:
+    """Make `moray` whole: the node was started without the package's facade (moray.launch.local), workers need it."""
+    package = sys.modules["moray"]
+    if package.__spec__ is not None:
+        return
+    folders = list(package.__path__)
+    file = f"{folders[0]}/__init__.py"
+    spec = spec_from_file_location("moray", file, submodule_search_locations=folders)
+    assert spec is not None
+    assert spec.loader is not None
+    package.__spec__, package.__loader__, package.__file__ = spec, spec.loader, file
+    package.__package__ = "moray"
+    spec.loader.exec_module(package)
 
 
 def _entry_ahead(worker_entry: str) -> tuple[str, ...]:

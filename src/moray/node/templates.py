@@ -1,8 +1,8 @@
 """The node's end of the fork servers: which templates there are, and orders to them.
 
 One job template serves one (job, runtime environment). It is made with the job, so that it is ready when the first
-worker is wanted, and made anew if it dies. A fork of the root template will do, unless the job wants another interpreter
-or differs in variables that only work when a program is executed (:data:`EXEC_NAMES`).
+worker is wanted, and made anew if it dies. A fork of the root template will do, unless the job wants another
+interpreter or differs in variables that only work when a program is executed (:data:`EXEC_NAMES`).
 
 A job template whose preloaded modules start threads says which; its successor's workers import them after the fork.
 """

@@ -18,7 +18,7 @@ import msgspec
 from moray import config
 from moray.object_ref import ObjectRef
 from moray.protocol import messages as m
-from moray.serialization import _PLAIN, serialize
+from moray.serialization import _PLAIN, Serialized, serialize
 
 if TYPE_CHECKING:
     from moray.runtime.values import Values
@@ -37,24 +37,31 @@ class Prepared(msgspec.Struct, gc=False):
 class LargeArguments:
     """Notices a large value that is passed again and again to one function, and says `put` once."""
 
-    __slots__ = ("_last", "_warned")
+    __slots__ = ("_last", "_repeats", "_warned")
 
     def __init__(self) -> None:
-        #: Position → identity of the last large value there.
-        self._last: dict[int | str, int] = {}
+        #: Position → what the last large value there looked like: identity, size, and a sample of its bytes,
+        #: as another value may have come to lie at the same address.
+        self._last: dict[int | str, tuple[int, int, int]] = {}
+        self._repeats = 0
         self._warned = False
 
-    def passed(self, where: int | str, value: Any, size: int, function: str) -> None:
-        """A value of `size` bytes was serialised for argument `where`."""
-        if self._last.get(where) == id(value) and not self._warned:
+    def passed(self, where: int | str, value: Any, serialized: Serialized, function: str) -> None:
+        """A large value was serialised for argument `where`."""
+        look = (id(value), serialized.size, serialized.sample())
+        if self._last.get(where) != look:
+            self._last[where] = look
+            self._repeats = 0
+            return
+        self._repeats += 1
+        if self._repeats > 1 and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{function}() gets the same {size / 1e6:.1f} MB value as argument {where!r} again; each call copies it. "
-                "Call ref = moray.put(value) once and pass ref instead.",
+                f"{function}() got the same {serialized.size / 1e6:.1f} MB value as argument {where!r} three times; each "
+                "call copies it. Call ref = moray.put(value) once and pass ref instead.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
-        self._last[where] = id(value)
 
 
 def prepare(
@@ -118,7 +125,7 @@ def _put_large(
 ) -> list[tuple[int | str, ObjectRef[Any]]]:
     """Move the large arguments into the store; their places in `args` and `kwargs` become None. If the call is
     large by many small arguments, all of them go."""
-    sizes: dict[int | str, Any] = {}
+    sizes: dict[int | str, Serialized] = {}
     for where, value in _named(args, kwargs):
         if value is not None:
             sizes[where] = serialize(value)
@@ -130,7 +137,7 @@ def _put_large(
         if serialized.size <= threshold:
             continue
         target: Any = args if isinstance(where, int) else kwargs
-        large.passed(where, target[where], serialized.size, function)
+        large.passed(where, target[where], serialized, function)
         moved.append((where, values.put_serialized(serialized)))
         target[where] = None
     return moved

@@ -211,11 +211,11 @@ def _find(address: str) -> str:
 
 def _node_config(options: dict[str, Any]) -> NodeConfig:
     resources: dict[str, int] = {}
-    for name, amount in {
-        "CPU": options.get("num_cpus"),
-        "GPU": options.get("num_gpus"),
-        **(options.get("resources") or {}),
-    }.items():
+    custom = options.get("resources") or {}
+    for name in ("CPU", "GPU", "memory"):
+        if name in custom:
+            raise ValueError(f"init(): resources={{{name!r}: …}} is not a custom resource: use num_cpus= or num_gpus=")
+    for name, amount in {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus"), **custom}.items():
         if amount is None:
             continue
         if not isinstance(amount, (int, float)) or amount < 0:

@@ -11,9 +11,6 @@ had not run elsewhere at no cost, and those which had count as tried.
 
 from __future__ import annotations
 
-import mmap
-import os
-import struct
 import sys
 from _thread import allocate_lock
 from collections import deque
@@ -26,6 +23,7 @@ import msgspec
 from moray import config, exceptions
 from moray.protocol import messages as m
 from moray.runtime.values import dump_error, unpicklable
+from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 
@@ -36,25 +34,9 @@ if TYPE_CHECKING:
 
 #: Answers wait at most so long for others to share a message with.
 REPLY_AFTER_NS: Final = 300_000
-MARK: Final = struct.Struct("<QQ")
 
 _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
-
-
-def mark_path(session_dir: str, process: bytes) -> str:
-    """The file of a worker's mark."""
-    return f"{session_dir}/{process.hex()}.mark"
-
-
-def read_mark(session_dir: str, process: bytes) -> tuple[int, int]:
-    """(lease, seq) of the task that a worker began last; (0, 0) if none."""
-    try:
-        with open(mark_path(session_dir, process), "rb") as file:
-            lease, seq = MARK.unpack(file.read(MARK.size))
-            return lease, seq
-    except (OSError, struct.error):
-        return 0, 0
 
 
 class Queued(msgspec.Struct, gc=False, eq=False):
@@ -92,20 +74,15 @@ class Executor:
         self.revoked = 0
         #: What runs now.
         self.current: Queued | None = None
-        #: The name of the function that runs, or ran last.
+        #: The name of the task that runs, or ran last, and of its function.
         self.name = ""
+        self.function_name = ""
+        #: Where its results go.
+        self.owner: Connection | None = None
         #: How many tasks have been begun: tells the I/O thread whether the main thread gets on.
         self.begun = 0
-        self._mark = self._make_mark(worker.session_dir, worker.process)
-
-    @staticmethod
-    def _make_mark(session_dir: str, process: bytes) -> mmap.mmap:
-        descriptor = os.open(mark_path(session_dir, process), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(descriptor, MARK.size)
-            return mmap.mmap(descriptor, MARK.size)
-        finally:
-            os.close(descriptor)
+        self.mark = MarkWriter(worker.session_dir, worker.process)
+        self._begun = self.mark.begun
 
     # --- the loop's side ------------------------------------------------------------------------------
 
@@ -188,10 +165,11 @@ class Executor:
         """One task, to its result."""
         spec = queued.spec
         seq = spec.seq
-        MARK.pack_into(self._mark, 0, queued.lease, seq)
+        self._begun(queued.lease, seq)
         loaded = self._functions[queued.connection.peer.origin.process, spec.function]
         call = loaded.call
-        self.name = loaded.definition.name
+        self.name = self.function_name = loaded.definition.name
+        self.owner = queued.connection
         if spec.extra is not None or call is None:
             self._run_special(queued, loaded, spec.extra or _NO_EXTRA)
             return
@@ -217,11 +195,13 @@ class Executor:
             return
         self._results.append((queued.connection, m.Result(seq, took, blob)))
         if loaded.definition.max_calls:
-            self._count_call(loaded)
+            self._count_call(loaded, queued.lease)
 
     def _run_special(self, queued: Queued, loaded: Loaded, extra: m.TaskExtra) -> None:
         """A task with references, several returns, devices, retries …, or the first call of a function."""
         spec = queued.spec
+        if extra.name:
+            self.name = extra.name
         token = context.cover = TaskToken(queued.connection.peer.origin.process, spec.seq)
         begin = perf_counter_ns()
         try:
@@ -292,7 +272,7 @@ class Executor:
         else:
             self._results.append((queued.connection, result))
         if loaded.definition.max_calls:
-            self._count_call(loaded)
+            self._count_call(loaded, queued.lease)
 
     def _place(self, queued: Queued, packed: list[Serialized]) -> tuple[list[bytes | None], list[int]]:
         """Where each value goes: (inline blobs, sizes in the store or [] if all are inline)."""
@@ -327,7 +307,7 @@ class Executor:
         else:
             self._results.append((queued.connection, result))
         if loaded.definition.max_calls:
-            self._count_call(loaded)
+            self._count_call(loaded, queued.lease)
 
     def _exit(self, error: SystemExit, loaded: Loaded) -> None:
         """The user called sys.exit(): the worker ends, and the owner is told by the node."""
@@ -335,19 +315,17 @@ class Executor:
         print(f"task {loaded.definition.name}() called sys.exit({error.code!r})", file=sys.stderr)
         self._worker.exit(code)
 
-    def _count_call(self, loaded: Loaded) -> None:
+    def _count_call(self, loaded: Loaded, lease: int) -> None:
         loaded.calls += 1
         if loaded.calls >= loaded.definition.max_calls:
-            self.return_queue("blocked")
-            self.flush()
-            self._worker.retire()
+            self._worker.retire(lease)
 
     def flush(self) -> None:
         """Send the gathered results, output first. Main and I/O thread."""
         self._flushed_ns = perf_counter_ns()
         if not self._results:
             return
-        self._worker.output.pump()
+        self._worker.output.pump(last=self.current is None)
         with self._flush_lock:
             batch: list[m.Result] = []
             connection: Connection | None = None

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 #: How long lines may wait for a thread in `get` to print them.
 PRINT_AFTER_S: Final = 0.05
-#: A line longer than this is cut for the driver; the file has it whole.
-MAX_LINE: Final = 20_000
+#: At most so much of a dead worker's unsent output is printed; the file has it all.
+_LAST_WORDS: Final = 1 << 20
 _CHUNK: Final = 1 << 20
 
 
@@ -52,7 +52,7 @@ class Stream:
         self.offset += len(data)
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()
-        return [line[:MAX_LINE].decode(errors="replace") for line in lines]
+        return [line.decode(errors="replace") for line in lines]
 
     def has_more(self) -> bool:
         """Whether the last call left complete chunks unread."""
@@ -61,7 +61,7 @@ class Stream:
     def rest(self) -> list[str]:
         """The last, unfinished line."""
         partial, self._partial = self._partial, b""
-        return [partial[:MAX_LINE].decode(errors="replace")] if partial else []
+        return [partial.decode(errors="replace")] if partial else []
 
 
 class Output:
@@ -90,32 +90,52 @@ class Output:
         self._streams = [Stream("out", 1, log_paths[0]), Stream("err", 2, log_paths[1])]
 
     def pump(self, last: bool = False) -> None:
-        """Send new lines to the driver; with `last` also an unfinished one. Any thread."""
+        """Send new lines toward the driver; with `last` also an unfinished one. Any thread."""
         with self._pump_lock:
+            grown = False
             for stream in self._streams:
                 while lines := stream.new_lines():
-                    self._send(stream.name, lines)
+                    grown = True
+                    self._send(m.LogLines(self._runtime.task_name(), os.getpid(), stream.name, lines))
                     if not stream.has_more():
                         break
                 if last and (rest := stream.rest()):
-                    self._send(stream.name, rest)
+                    grown = True
+                    self._send(m.LogLines(self._runtime.task_name(), os.getpid(), stream.name, rest))
+            if grown:
+                self._runtime.output_sent(self._streams[0].offset, self._streams[1].offset)
 
-    def _send(self, stream: str, lines: list[str]) -> None:
+    def _send(self, message: m.LogLines) -> None:
+        """Pass lines on toward the driver: the way that the result will take, so that they come before it."""
         runtime = self._runtime
-        process, pid, address = runtime.welcome.driver
-        if not process:
+        target = runtime.log_target()
+        if target is not None:
+            target.send(message)
             return
-        message = m.LogLines(runtime.task_name(), os.getpid(), stream, lines)
-        peer = runtime.peers.get(process)
-        connection = peer.connection if peer is not None else None
-        if connection is not None:
-            connection.send(message)
-        else:
+        process, pid, address = runtime.welcome.driver
+        if process:
             runtime.call_soon(lambda: void(runtime.send(runtime.peer(process, address, pid), message)))
+
+    def worker_died(self, process: bytes, pid: int, mark: Any) -> None:
+        """In the driver: print what a dead worker had not sent. Loop only."""
+        if self._streams:
+            return
+        for name, offset in (("out", mark.out_bytes), ("err", mark.err_bytes)):
+            try:
+                with open(f"{self._runtime.session_dir}/logs/worker-{process.hex()[:8]}-{pid}.{name}", "rb") as file:
+                    file.seek(offset)
+                    lines = file.read(_LAST_WORDS).decode(errors="replace").splitlines()
+            except OSError:
+                continue
+            if lines:
+                self._on_lines(self._runtime.node, m.LogLines("worker", pid, name, lines))
 
     # --- the driver -------------------------------------------------------------------------------------
 
     def _on_lines(self, _connection: Connection, message: m.LogLines) -> None:
+        if self._streams:
+            self._send(message)  # This is a worker: its task submitted the one that printed.
+            return
         if not self.to_driver and message.name != "moray":
             return
         self.pending.append(message)

@@ -24,6 +24,7 @@ from moray.protocol.connection import Connection
 from moray.protocol.handshake import connect, listen, peer_pid
 from moray.protocol.reactor import READ, Reactor
 from moray.runtime import state
+from moray.runtime.marks import read_mark
 from moray.runtime.output import Output
 from moray.runtime.references import ReferenceShell
 from moray.runtime.submission import Submitter
@@ -162,6 +163,17 @@ class Runtime:
     def task_name(self) -> str:
         """What runs here now, for the prefix of its output."""
         return ""
+
+    def function_name(self) -> str:
+        """The function of the task that runs here now."""
+        return self.task_name()
+
+    def log_target(self) -> Connection | None:
+        """Where output goes that is meant for the driver: toward whoever gets the result of the running task."""
+        return None
+
+    def output_sent(self, out_bytes: int, err_bytes: int) -> None:
+        """So much of this process's output has been sent."""
 
     def current_task_id(self) -> bytes | None:
         """The 24-byte id of the task that runs here; None in a driver."""
@@ -326,6 +338,7 @@ class Runtime:
             return
         self._drain(peer)
         peer.dead = message
+        self.output.worker_died(message.process, message.pid, read_mark(self.session_dir, message.process))
         self.submitter.worker_died(peer, message)
         self.references.process_died(peer)
         self.values.owner_died(peer.origin, message)

@@ -28,7 +28,7 @@ from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
-from moray.runtime.executor import read_mark
+from moray.runtime.marks import read_mark
 from moray.runtime.values import dump_error
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class Submitter:
     def _became_idle(self, pool: KeyPool, slot: Slot) -> None:
         """A worker has nothing left: offer it to user threads, give it back if it drains, look for stuck others."""
         if slot.draining:
-            self._return(pool, slot)
+            self._return(pool, slot, slot.discard)
             return
         if slot not in pool.idle:
             pool.idle.append(slot)
@@ -387,7 +387,8 @@ class Submitter:
         for task in pool.recalled(slot, message.seqs):
             task.waiting = 0
         if message.cause != "recalled":
-            slot.draining = message.cause == "revoked"
+            slot.draining = message.cause in ("revoked", "retired")
+            slot.discard = message.cause == "retired"
         if not slot.running:
             self._became_idle(pool, slot)
         self._fill(pool)
@@ -552,9 +553,10 @@ class Submitter:
         for pool, slot in list(peer.slots.values()):
             self.settle(slot.worker[0])
             self._forget(pool, slot)
-            lease, begun = read_mark(self._runtime.session_dir, peer.origin.process)
+            mark = read_mark(self._runtime.session_dir, peer.origin.process)
             tasks = pool.lost(slot)
-            position = next((i for i, task in enumerate(tasks) if task.seq == begun), -1) if lease == slot.lease else -1
+            ran = [i for i, task in enumerate(tasks) if task.seq == mark.seq] if mark.lease == slot.lease else []
+            position = ran[0] if ran else -1
             for task in tasks[: position + 1]:
                 self._survive(task, death)
             pool.queue.extendleft(reversed(tasks[position + 1 :]))

@@ -104,21 +104,19 @@ class Values:
         entry = ref._entry
         if not entry.ready:
             self._wait_for([entry], timeout_s)
-        value = self.load(entry)
         if self._runtime.output.pending:
             self._runtime.output.drain()
-        return value
+        return self.load(entry)
 
     def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values in the order of the references; the first error that is known is raised."""
         entries = [ref._entry for ref in refs]
         if not all([entry.ready for entry in entries]):
             self._wait_for(entries, timeout_s)
-        load = self.load
-        values = [load(entry) for entry in entries]
         if self._runtime.output.pending:
             self._runtime.output.drain()
-        return values
+        load = self.load
+        return [load(entry) for entry in entries]
 
     def _wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
         """Return when all are ready, or raise the first error among them as soon as it is there."""
@@ -178,6 +176,10 @@ class Values:
 
     def load(self, entry: Entry) -> Any:
         """The value of a ready entry, made anew; or raise the error that it is. Not in the loop."""
+        if entry.origin.runtime is not self._runtime:
+            raise exceptions.ObjectLostError(
+                f"object {entry.id.hex()} belongs to a session that has ended; references do not outlive moray.shutdown()"
+            )
         blob: bytes | memoryview | None = entry.blob
         if blob is None:
             blob = self._map(entry.id)
@@ -221,6 +223,8 @@ class Values:
             self._start_fetching(refs)
         else:
             self._wait_until(refs, num_returns, timeout_s)
+        if self._runtime.output.pending:
+            self._runtime.output.drain()
         return self._split(refs, num_returns)
 
     def _ready_prefix(
@@ -323,7 +327,8 @@ class Values:
             event = asyncio.Event()
 
             def notify() -> None:
-                loop.call_soon_threadsafe(event.set)
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(event.set)
 
             def ready() -> None:
                 # Not in our loop's thread: a closed asyncio loop raises, and is nobody's problem.
@@ -331,6 +336,8 @@ class Values:
 
             if not self.subscribe(entry, ready):
                 yield from event.wait().__await__()
+        if self._runtime.output.pending:
+            self._runtime.output.drain()
         return self.load(entry)
 
     # --- the loop's side ------------------------------------------------------------------------------------------------

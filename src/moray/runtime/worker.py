@@ -75,7 +75,11 @@ class Worker(Runtime):
         #: A revocation to be answered when no task of it runs any more.
         self.revocation = 0
         self._exit_code: int | None = None
+        #: It gets no more tasks.
         self._retiring = False
+        #: Others hold objects of this process, as the node was told.
+        self._owns = False
+        self.reactor.hooks.append(self._tell_ownership)
         #: The settings of the task that runs, if it has any.
         self.task_extra: m.TaskExtra | None = None
         self._user_set_threads = "OMP_NUM_THREADS" in os.environ
@@ -94,8 +98,6 @@ class Worker(Runtime):
                     self._kick()
                 self.executor.run_queue()
                 self._busy = False
-            elif self._retiring:
-                self.exit(0)
             else:
                 self._lead_until_work()
         self.exit(self._exit_code)
@@ -107,7 +109,7 @@ class Worker(Runtime):
         queue = self.executor.queue
         with self.reactor.lead:
             self._main_wants = False
-            while not queue and self._exit_code is None and not self._retiring:
+            while not queue and self._exit_code is None:
                 self.reactor.turn()
                 if self.revocation:
                     self.answer_revocation()
@@ -218,18 +220,38 @@ class Worker(Runtime):
             self.revocation = 0
             self.node.send(m.RevokedLease(lease))
 
-    def retire(self) -> None:
-        """This worker has done its share (max_calls): it ends once the main loop is back."""
+    def retire(self, lease: int) -> None:
+        """This worker has done its share (max_calls). Its owner gives the lease back to be discarded, and the node ends
+        it: at once, or when nobody holds objects of it any more (OWNER-STAYS)."""
+        if self._retiring:
+            return
         self._retiring = True
+        connection = self.executor.owner
+        self.executor.return_queue("retired")
+        self.executor.flush()
+
+        def tell() -> None:
+            self.references.flush()
+            self._tell_ownership()
+            if connection is not None:
+                connection.send(m.Recalled(lease, [], "retired"))
+
+        self.call_soon(tell)
+
+    def _tell_ownership(self) -> None:
+        """Once a turn: tell the node when others begin or cease to hold objects of this process (OWNER-STAYS)."""
+        owns = self.references.core.has_borrowers()
+        if owns != self._owns:
+            self._owns = owns
+            self.node.send(m.WorkerBusy(owns))
 
     # --- the context of a task -------------------------------------------------------------------------------------
 
     def enter_task(self, extra: m.TaskExtra) -> None:
         """Before a task with special settings runs: devices and threads that it may use."""
         self.task_extra = extra
-        cpus = extra.resources.get("CPU", 0) // m.RESOURCE_UNIT
-        if cpus > 1 and not self._user_set_threads:
-            os.environ["OMP_NUM_THREADS"] = str(cpus)
+        if extra.resources and not self._user_set_threads:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, extra.resources.get("CPU", 0) // m.RESOURCE_UNIT))
         devices = extra.devices.get("GPU")
         if devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
@@ -249,6 +271,19 @@ class Worker(Runtime):
     def task_name(self) -> str:
         """The name of the task that runs, or ran last."""
         return self.executor.name
+
+    def function_name(self) -> str:
+        """See Runtime.function_name."""
+        return self.executor.function_name
+
+    def log_target(self) -> Connection | None:
+        """See Runtime.log_target."""
+        owner = self.executor.owner
+        return owner if owner is not None and not owner.closed else None
+
+    def output_sent(self, out_bytes: int, err_bytes: int) -> None:
+        """See Runtime.output_sent."""
+        self.executor.mark.sent(out_bytes, err_bytes)
 
     def current_task_id(self) -> bytes | None:
         """See Runtime.current_task_id."""

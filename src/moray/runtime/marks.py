@@ -1,0 +1,66 @@
+"""A worker's *mark*: a small shared page that outlives it by a moment.
+
+Before each task the worker writes its lease and number there, and after each sending of output how much has been sent.
+When the worker dies, its owners read which of their tasks had begun (LEASE), and the driver what had been
+printed and not sent.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Final, NamedTuple
+
+_PAIR: Final = struct.Struct("<QQ")
+_WHOLE: Final = struct.Struct("<QQQQ")
+
+
+class Mark(NamedTuple):
+    """What a mark says."""
+
+    lease: int = 0
+    seq: int = 0
+    out_bytes: int = 0
+    err_bytes: int = 0
+
+
+class MarkWriter:
+    """The worker's side."""
+
+    def __init__(self, session_dir: str, process: bytes) -> None:
+        descriptor = os.open(_path(session_dir, process), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _WHOLE.size)
+            self._page = mmap.mmap(descriptor, _WHOLE.size)
+        finally:
+            os.close(descriptor)
+
+    def begun(self, lease: int, seq: int) -> None:
+        """This task is about to run."""
+        _PAIR.pack_into(self._page, 0, lease, seq)
+
+    def sent(self, out_bytes: int, err_bytes: int) -> None:
+        """So much of stdout and stderr has been sent."""
+        _PAIR.pack_into(self._page, _PAIR.size, out_bytes, err_bytes)
+
+
+def read_mark(session_dir: str, process: bytes) -> Mark:
+    """The mark of a process that has died; all 0 if it never had one."""
+    try:
+        with open(_path(session_dir, process), "rb") as file:
+            return Mark(*_WHOLE.unpack(file.read(_WHOLE.size)))
+    except (OSError, struct.error):
+        return Mark()
+
+
+def remove_mark(session_dir: str, process: bytes) -> None:
+    """The process is dead and its mark was read."""
+    try:
+        os.unlink(_path(session_dir, process))
+    except OSError:
+        pass  # Another owner was quicker, or the session's directory is gone.
+
+
+def _path(session_dir: str, process: bytes) -> str:
+    return f"{session_dir}/{process.hex()}.mark"

@@ -1,0 +1,3 @@
+"""Cannot be imported."""
+
+QUOTIENT = 1 // 0

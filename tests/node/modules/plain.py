@@ -1,0 +1,1 @@
+"""Imported before the fork."""

@@ -1,0 +1,133 @@
+"""A worker without a runtime: it registers with the node and does what a test tells it over its own socket.
+
+Commands are lines, each answered by a line: ``exit N``, ``signal N``, ``raise``, ``env NAME``, ``random``, ``say TEXT`` (to
+stderr), ``sleep-child`` (a subprocess in the worker's process group), ``daemon`` (a fork without exec in a session of its
+own, detached), ``threads``, ``sid``, ``cwd``, ``path``, ``fds``, ``module NAME``, ``hang`` (stop answering the node).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import NoReturn
+
+from moray.protocol import messages as m
+from moray.protocol.connection import HEADER, decode_body
+from moray.protocol.handshake import connect, receive_blocking, send_blocking
+
+
+class StandIn:
+    def __init__(self, node: socket.socket, leftover: bytes, listener: socket.socket) -> None:
+        self.node = node
+        self.data = leftover
+        self.listener = listener
+        self.hanging = False
+
+    def serve(self) -> NoReturn:
+        clients: list[socket.socket] = []
+        while True:
+            watched = [self.listener, *clients] if self.hanging else [self.node, self.listener, *clients]
+            for ready in select.select(watched, [], [])[0]:
+                if ready is self.node:
+                    self.hear_node()
+                elif ready is self.listener:
+                    clients.append(self.listener.accept()[0])
+                else:
+                    line = ready.recv(4096).decode().strip()
+                    if line:
+                        ready.sendall(f"{self.obey(*line.split(maxsplit=1))}\n".encode())
+                    else:
+                        clients.remove(ready)
+
+    def hear_node(self) -> None:
+        chunk = self.node.recv(1 << 16)
+        if not chunk:
+            os._exit(0)
+        self.data += chunk
+        while len(self.data) >= 8:
+            size, _version = HEADER.unpack_from(self.data)
+            if len(self.data) < 8 + size:
+                return
+            message, self.data = decode_body(self.data[8 : 8 + size]), self.data[8 + size :]
+            if isinstance(message, m.RevokeLease):
+                send_blocking(self.node, m.RevokedLease(message.lease))
+            elif isinstance(message, m.Shutdown):
+                os._exit(0)
+
+    def obey(self, command: str, argument: str = "") -> object:
+        match command:
+            case "exit":
+                os._exit(int(argument))
+            case "signal":
+                os.kill(os.getpid(), int(argument))
+            case "raise":
+                raise ValueError(argument)
+            case "env":
+                return os.environ.get(argument)
+            case "random":
+                return random.random()
+            case "say":
+                print(argument, file=sys.stderr, flush=True)
+            case "sleep-child":
+                return subprocess.Popen(["sleep", "1000"]).pid
+            case "daemon":
+                return detach()
+            case "threads":
+                return threading.active_count()
+            case "sid":
+                return f"{os.getsid(0)} {os.getpid()}"
+            case "cwd":
+                return os.getcwd()
+            case "path":
+                return sys.path
+            case "fds":
+                paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+                return " ".join(os.readlink(path) for path in paths if os.path.lexists(path))
+            case "module":
+                return argument in sys.modules
+            case "store":
+                send_blocking(self.node, m.CreateObject(1, bytes.fromhex(argument), 1000))
+            case "blocked":
+                send_blocking(self.node, m.Blocked())
+            case "unblocked":
+                send_blocking(self.node, m.Unblocked())
+            case "garbage":
+                self.node.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                self.hanging = True
+            case "hang":
+                self.hanging = True
+        return "done"
+
+
+def detach() -> int:
+    """The pid of a process that left this one's group and session, and has no parent but the reaper."""
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(write_end, str(os.getpid()).encode())
+            while True:
+                signal.pause()
+        os._exit(0)
+    os.wait()
+    return int(os.read(read_end, 20))
+
+
+def main(node_address: str, process: bytes, job_id: int, session_dir: str, log_paths: tuple[str, str]) -> NoReturn:
+    assert all(map(os.path.exists, log_paths))
+    address = f"{session_dir}/{process.hex()}.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    sock = connect(node_address)
+    sock.settimeout(None)
+    send_blocking(sock, m.Hello(m.PROTOCOL_VERSION, "worker", process, os.getpid(), address, None, job_id))
+    welcome, _fds, leftover = receive_blocking(sock, 1)
+    assert isinstance(welcome, m.Welcome), welcome
+    StandIn(sock, leftover, listener).serve()
