@@ -101,8 +101,9 @@ def test_bad_option_does_no_harm() -> None:
     assert moray.get(one.remote()) == 1
 
 
-def test_remote_with_empty_parentheses_is_a_plain_decorator() -> None:
-    assert moray.get(moray.remote()(lambda: 5).remote()) == 5
+def test_remote_with_empty_parentheses_is_refused() -> None:
+    with pytest.raises(TypeError, match="parentheses"):
+        moray.remote()
 
 
 @pytest.mark.parametrize("thing", [5, "text", None, [1]], ids=repr)

@@ -194,6 +194,8 @@ class World:
         foreign = process.refs.foreign.get(object_id)
         if foreign is None or foreign.registration >= Registration.REGISTERED:
             return
+        if why[0] == "object" and self.index_of(why[1]) == process.index:
+            return  # our own container keeps alive only what something else covers
         covers = process.covers.setdefault(object_id, [])
         covers.append(why)
         if all(self.is_void_cover(process, object_id, cover) for cover in covers):

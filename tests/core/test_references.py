@@ -293,6 +293,21 @@ def test_a_result_that_nobody_wants_any_more_ends_the_promise() -> None:
     assert not group[A].has_borrowers()
 
 
+def test_consuming_a_promise_registers_what_is_held() -> None:
+    """C has the object only under a task of B, which dies; B's last value promised it again, but is unwanted."""
+    group = Group(A, B, C)
+    entry, foreign = shared(group, A, 1, B)
+    cover = group[C].begin_task(B, 1)
+    group[C].arrive(foreign.id, cover)
+    _, number = hand_over(group, foreign, B, C)
+    group.kill(B)
+    group[A].process_died(B)
+    group[C].accept(B, number, [(None, [foreign.id])])
+    group[C].process_died(B)
+    group.settle()
+    assert not entry.freed
+
+
 def test_a_submitters_own_reference_is_held_until_it_is_accepted() -> None:
     group = Group(A, B)
     entry, foreign = shared(group, A, 1, B)

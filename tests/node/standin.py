@@ -1,8 +1,7 @@
 """A worker without a runtime: it registers with the node and does what a test tells it over its own socket.
 
-Commands are lines, each answered by a line: ``exit N``, ``signal N``, ``raise``, ``env NAME``, ``random``, ``say TEXT`` (to
-stderr), ``sleep-child`` (a subprocess in the worker's process group), ``daemon`` (a fork without exec in a session of its
-own, detached), ``threads``, ``sid``, ``cwd``, ``path``, ``fds``, ``module NAME``, ``hang`` (stop answering the node).
+Commands are lines, each answered by a line; see :meth:`StandIn.obey`. ``sleep-child`` is a subprocess in the worker's
+process group, ``daemon`` a fork without exec in a session of its own, detached, ``hang`` stops listening to the node.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import NoReturn
 
 from moray.protocol import messages as m
@@ -61,48 +61,43 @@ class StandIn:
                 os._exit(0)
 
     def obey(self, command: str, argument: str = "") -> object:
-        match command:
-            case "exit":
-                os._exit(int(argument))
-            case "signal":
-                os.kill(os.getpid(), int(argument))
-            case "raise":
-                raise ValueError(argument)
-            case "env":
-                return os.environ.get(argument)
-            case "random":
-                return random.random()
-            case "say":
-                print(argument, file=sys.stderr, flush=True)
-            case "sleep-child":
-                return subprocess.Popen(["sleep", "1000"]).pid
-            case "daemon":
-                return detach()
-            case "threads":
-                return threading.active_count()
-            case "sid":
-                return f"{os.getsid(0)} {os.getpid()}"
-            case "cwd":
-                return os.getcwd()
-            case "path":
-                return sys.path
-            case "fds":
-                paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-                return " ".join(os.readlink(path) for path in paths if os.path.lexists(path))
-            case "module":
-                return argument in sys.modules
-            case "store":
-                send_blocking(self.node, m.CreateObject(1, bytes.fromhex(argument), 1000))
-            case "blocked":
-                send_blocking(self.node, m.Blocked())
-            case "unblocked":
-                send_blocking(self.node, m.Unblocked())
-            case "garbage":
-                self.node.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                self.hanging = True
-            case "hang":
-                self.hanging = True
-        return "done"
+        answers: dict[str, Callable[[], object]] = {
+            "exit": lambda: os._exit(int(argument)),
+            "signal": lambda: os.kill(os.getpid(), int(argument)),
+            "raise": lambda: fail(argument),
+            "env": lambda: os.environ.get(argument),
+            "random": random.random,
+            "say": lambda: print(argument, file=sys.stderr, flush=True),
+            "sleep-child": lambda: subprocess.Popen(["sleep", "1000"]).pid,
+            "daemon": detach,
+            "threads": threading.active_count,
+            "sid": lambda: f"{os.getsid(0)} {os.getpid()}",
+            "cwd": os.getcwd,
+            "path": lambda: sys.path,
+            "fds": descriptors,
+            "module": lambda: argument in sys.modules,
+            "blocked": lambda: send_blocking(self.node, m.Blocked()),
+            "unblocked": lambda: send_blocking(self.node, m.Unblocked()),
+            "garbage": self.send_garbage,
+            "hang": self.hang,
+        }
+        return answers[command]()
+
+    def send_garbage(self) -> None:
+        self.node.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        self.hang()
+
+    def hang(self) -> None:
+        self.hanging = True
+
+
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def descriptors() -> str:
+    paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return " ".join(os.readlink(path) for path in paths if os.path.lexists(path))
 
 
 def detach() -> int:

@@ -14,11 +14,11 @@ behind it is recalled.
 **Recall.** While one worker is idle and nothing is queued, tasks waiting in another worker's pipeline
 that made no progress since the last look are asked back. The worker decides what has started.
 
-Invariants (checked by `validate`):
+Invariants (the first is checked by `validate`; the others hold when a batch is taken):
 
 - LEASE-1: a task is in exactly one place: the queue, or the `running` of one slot.
 - LEASE-2: a slot holds more than one task only if the estimate of each was known and under the limit.
-- LEASE-3: a draining slot gets nothing.
+- LEASE-3: a slot that drains, is blocked or is asked for its tasks back gets nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Queued(Protocol):
 class Slot:
     """One leased worker."""
 
-    __slots__ = ("discard", "draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
+    __slots__ = ("blocked", "discard", "draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
 
     def __init__(self, lease: int, worker: Any) -> None:
         self.lease = lease
@@ -69,10 +69,12 @@ class Slot:
         self.worker = worker
         #: Sent and unanswered, oldest first.
         self.running: dict[int, Any] = {}
-        #: Largest estimate among `running`; meaningless when that is empty.
+        #: Largest estimate among `running`, or LONG_US once it gave tasks back; meaningless when that is empty.
         self.estimate_us = 0
         #: Gets nothing more; it ends when `running` is empty.
         self.draining = False
+        #: Its task waits in moray: it bounces what it gets, until it answers something.
+        self.blocked = False
         #: The worker shall not be used again when the lease ends.
         self.discard = False
         #: Answers so far, and how many there were at the last look for recalls.
@@ -93,6 +95,8 @@ class Pool:
         self.slots: dict[int, Slot] = {}
         #: How many leases the node was asked for, beyond those granted.
         self.requested = 0
+        #: Tasks behind workers that made no progress between the last two looks, with no worker idle.
+        self.stuck = 0
 
     # --- events ---------------------------------------------------------------------------
 
@@ -106,12 +110,15 @@ class Pool:
         """The tasks that `slot` shall get now; they count as sent to it."""
         queue = self.queue
         running = slot.running
-        if slot.draining or slot.recalling or not queue:
+        if slot.draining or slot.recalling or slot.blocked or not queue:
             return []
         head = queue[0].durations
         estimate = head.estimate_us
         if running:
             if estimate is None or estimate >= LONG_US or slot.estimate_us >= LONG_US:
+                return []
+            # What runs there may be of a function that has turned out long since it was sent.
+            if next(iter(running.values())).durations.estimate_us >= LONG_US:
                 return []
             estimate = max(estimate, slot.estimate_us)
         elif estimate is None or estimate >= LONG_US:
@@ -122,25 +129,32 @@ class Pool:
         return self._take_short(slot, head, estimate)
 
     def _take_short(self, slot: Slot, head: Durations, estimate: int) -> list[Any]:
-        """A batch of the queue's head, all of one function."""
+        """A batch of the queue's head: tasks of known and short duration."""
         queue, running = self.queue, slot.running
         depth = min(config.PIPELINE_BUDGET_US // estimate, config.PIPELINE_MAX_DEPTH)
         share = -(-(len(queue) + len(running)) // (len(self.slots) or 1))
         room = min(depth, share) - len(running)
         if room <= 0 or (running and room < depth >> 2 and len(queue) > room):
             return []  # A worker that is nearly full waits for a batch worth sending.
-        slot.estimate_us = estimate
-        batch = []
+        batch: list[Any] = []
         try:
-            for _ in range(room):
+            while room > 0:
                 task = queue.popleft()
                 if task.durations is not head:
-                    queue.appendleft(task)
-                    break
+                    # Another function: the budget is counted with the longest of them.
+                    head = task.durations
+                    longest = LONG_US if head.estimate_us is None else max(estimate, head.estimate_us)
+                    if longest >= LONG_US or len(running) >= config.PIPELINE_BUDGET_US // longest:
+                        queue.appendleft(task)
+                        break
+                    estimate = longest
+                    room = min(room, config.PIPELINE_BUDGET_US // longest - len(running))
                 running[task.seq] = task
                 batch.append(task)
+                room -= 1
         except IndexError:
             pass
+        slot.estimate_us = estimate
         return batch
 
     def sent_directly(self, slot: Slot, task: Any) -> None:
@@ -150,9 +164,12 @@ class Pool:
         slot.running[task.seq] = task
 
     def recalled(self, slot: Slot, seqs: list[int]) -> list[Any]:
-        """The worker gave these back: they are first in the queue again. Returns the tasks."""
+        """The worker gave these back: they are first in the queue again. Returns the tasks. What runs there has
+        lasted, so nothing is put behind it again, however short its function used to be."""
         slot.recalling = False
         tasks = [task for seq in seqs if (task := slot.running.pop(seq, None)) is not None]
+        if tasks:
+            slot.estimate_us = LONG_US
         self.queue.extendleft(sorted(tasks, key=_by_seq, reverse=True))
         return tasks
 
@@ -174,15 +191,15 @@ class Pool:
         budget of work for short ones (a single worker is through with less before a second one starts)."""
         count = len(self.queue)
         if not count:
-            return 0
+            return self.stuck
         try:
             estimate = self.queue[0].durations.estimate_us
         except IndexError:
-            return 0
+            return self.stuck
         if estimate is None or estimate >= LONG_US:
-            return count
+            return count + self.stuck
         worth: int = -(-count * estimate // config.PIPELINE_BUDGET_US)
-        return min(count, worth)
+        return min(count, worth) + self.stuck
 
     def should_request(self) -> int | None:
         """The new wish to tell the node, or None if the old one is near enough."""
@@ -195,17 +212,21 @@ class Pool:
         return wanted
 
     def recalls(self) -> list[tuple[Slot, int]]:
-        """(slot, how many to keep) to recall from, given that some slot is idle. Call it at intervals:
-        only slots without an answer since the last call are asked."""
-        if self.queue or not any(not slot.running and not slot.draining for slot in self.slots.values()):
-            return []
-        chosen = []
+        """(slot, how many to keep) to recall from. Call it at intervals while there is a backlog: slots without an answer
+        since the last call are stuck. If no other worker is idle, their backlog counts as wanting more workers."""
+        idle = any(not (slot.running or slot.draining or slot.blocked) for slot in self.slots.values())
+        chosen: list[tuple[Slot, int]] = []
+        self.stuck = 0
         for slot in self.slots.values():
             stuck = slot.progress == slot.seen_progress
             slot.seen_progress = slot.progress
-            if stuck and len(slot.running) > 1 and not slot.recalling:
+            if not stuck or len(slot.running) < 2 or slot.recalling:
+                continue
+            if idle and not self.queue:
                 slot.recalling = True
                 chosen.append((slot, 1))
+            else:
+                self.stuck += len(slot.running) - 1
         return chosen
 
     def has_backlog(self) -> bool:
@@ -217,9 +238,6 @@ class Pool:
         seen = [task.seq for task in self.queue]
         for slot in self.slots.values():
             seen += slot.running
-            if len(slot.running) > 1:
-                longest = max(task.durations.estimate_us or 0 for task in slot.running.values())
-                assert slot.estimate_us < LONG_US or longest >= LONG_US, "LEASE-2"
         assert len(seen) == len(set(seen)), "LEASE-1"
 
 

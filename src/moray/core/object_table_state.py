@@ -141,7 +141,8 @@ class ObjectTableState:
         return (
             f"{self._usage(size)} {self._spilled + self._fallback} objects of"
             f" {self._spilled_bytes + self._fallback_bytes} bytes are on disk, which takes no more: {refusal}."
-            " Drop references or arrays that are no longer needed, make room on the disk, or give init() a larger object_store_memory."
+            " Drop references or arrays that are no longer needed, make room on the disk, or give init() a larger"
+            " object_store_memory."
         )
 
     # --- changes that keep the sums -----------------------------------------------------------------

@@ -211,6 +211,8 @@ class References:
             cover.refs[foreign] = None
             if not (cover.finished or cover.submitter in self.dead):
                 return
+        elif isinstance(cover, Owned) and foreign.holds:
+            return  # our own container holds it already, and is no better covered itself
         elif cover is not None and cover not in foreign.covers:
             cover.holds += 1
             foreign.covers.append(cover)
@@ -328,8 +330,10 @@ class References:
             kept: list[Entry] = []
             for object_id in dict.fromkeys(ids):
                 owners[owner_of(object_id)] = None
-                entry = self._received(object_id) if wanted else None
-                if entry is not None:
+                # What is held here already is registered even if the value is unwanted: the promise that is
+                # consumed may be the only thing that still keeps it.
+                entry = self._received(object_id) if wanted or object_id in self.foreign else None
+                if entry is not None and wanted:
                     kept.append(entry)
             if container is not None:
                 self.contain(container, kept)

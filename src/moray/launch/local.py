@@ -37,7 +37,7 @@ _SAFE_FD: Final = 10
 #: standard library comes first on its path, so that nothing beside the user's script can take a module's place.
 _BOOT: Final = (
     "import sys; package = sys.modules['moray'] = type(sys)('moray'); package.__path__ = {package!r}; "
-    "del sys.path[0]; sys.path += {paths!r}; from moray.node.main import main; main()"
+    "sys.path[:] = [*filter(None, sys.path), *{paths!r}]; from moray.node.main import main; main()"
 )
 
 

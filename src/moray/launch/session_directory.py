@@ -130,16 +130,16 @@ def find_sessions(temp_dir: str = "") -> list[Session]:
 def sweep_stale(temp_dir: str = "") -> list[str]:
     """Remove what is left of sessions whose node is dead, processes included; the names of those sessions."""
     root = root_directory(temp_dir)
-    swept = []
-    for path in list(_directories(root)):
-        if not is_alive(path):
-            kill_tagged(os.path.basename(path))
+    stale = [path for path in _directories(root) if not is_alive(path)]
+    for path in stale:
+        kill_tagged(os.path.basename(path))
+    abandoned = [path for path in _directories(root, _NEW_PREFIX) if time.time() - _made(path) > _ABANDONED_S]
+    for path in (*stale, *abandoned):
+        try:
             remove_tree(path)
-            swept.append(os.path.basename(path))
-    for path in list(_directories(root, _NEW_PREFIX)):
-        if time.time() - _made(path) > _ABANDONED_S:
-            remove_tree(path)
-    return swept
+        except OSError:
+            pass  # Another process sweeps too, or a killed one is just ending; the next start will find it.
+    return [os.path.basename(path) for path in stale]
 
 
 def kill_tagged(session: str) -> int:

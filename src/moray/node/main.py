@@ -8,6 +8,7 @@ checked against the parent's number, so that a driver that died in between is no
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from moray.launch.config import LOCK_FD, NodeConfig, NodeReady
+from moray.launch.session_directory import remove_session
 from moray.node import template
 from moray.node.logs import log
 from moray.node.settings import Settings
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Be a node; the descriptors are as :mod:`moray.launch.config` says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    # The driver's directory may be removed or unmounted while this process lives.
+    os.chdir("/")
     process_control.close_from(LOCK_FD + 1)
     config = msgspec.msgpack.decode(read_all(0), type=NodeConfig)
     os.set_inheritable(LOCK_FD, False)
     _redirect_input()
-    owner_pidfd = _watch_owner(config.driver_pid)
+    owner_pidfd = _watch_owner(config)
     process_control.preload()
 
     def run_template(control: socket, parent: int) -> None:
@@ -75,14 +80,16 @@ def _redirect_input() -> None:
     os.close(null)
 
 
-def _watch_owner(pid: int) -> int:
+def _watch_owner(config: NodeConfig) -> int:
     """A pidfd of the driver that started this node; -1 if it has none."""
+    pid = config.driver_pid
     if not pid:
         return -1
     pidfd = process_control.open_pidfd(pid)
     # The driver is this process's parent; once it is dead, its number may be anybody's.
     if pidfd is None or os.getppid() != pid:
-        log(f"the driver {pid} ended before its node had started")
+        # It ended before its node had started: the directory is all that there is.
+        remove_session(config.session_dir)
         os._exit(0)
     return pidfd
 

@@ -42,7 +42,8 @@ from moray.protocol.reactor import Reactor
 #: Beginnings of names of variables that the loader, the C library or the interpreter reads once, when it starts.
 EXEC_NAMES: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_", "LC_", "LANG")
 #: What is carried over otherwise: the driver's sys.path has it in it.
-_NOT_EXEC_NAMES: Final = frozenset({"PYTHONPATH"})
+#: LC_CTYPE is set by an interpreter itself that finds the C locale.
+_NOT_EXEC_NAMES: Final = frozenset({"PYTHONPATH", "LC_CTYPE"})
 
 
 class TemplateEvents(Protocol):

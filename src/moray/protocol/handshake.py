@@ -74,6 +74,8 @@ def receive_blocking(sock: socket.socket, fds_wanted: int = 0) -> tuple[AnyMessa
                 return decode_body(data[HEADER.size : end]), fds, data[end:]
         if fds_wanted and not fds:
             chunk, fds, _flags, _address = socket.recv_fds(sock, 1 << 16, fds_wanted)
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 does not pass its flags on.
         else:
             chunk = sock.recv(1 << 16)
         if not chunk:

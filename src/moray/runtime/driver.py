@@ -109,8 +109,6 @@ class Driver(Runtime):
                 while not self._stop:
                     self.reactor.turn()
         except BaseException as error:
-            if self.forked:
-                return
             # A bug of ours: no thread may be left waiting for a loop that is gone.
             self.session_ended(f"moray's I/O thread failed with {type(error).__name__}: {error}")
             raise

@@ -94,7 +94,7 @@ class Executor:
             self._functions[owner, definition.index] = Loaded(definition)
         lease = message.lease
         if lease <= self.revoked or self._worker.bounces():
-            cause = "revoked" if lease <= self.revoked else "blocked"
+            cause = "revoked" if lease <= self.revoked else self._worker.bounces()
             connection.send(m.Recalled(lease, [spec.seq for spec in message.tasks], cause))
             return
         for spec in message.tasks:

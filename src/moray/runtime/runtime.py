@@ -73,11 +73,30 @@ class Waiter:
         return self._lock.acquire(True, timeout_s)
 
 
+class Forked:
+    """In place of the runtime in a child made by fork: every use of it is one clear error (FORK)."""
+
+    forked = True
+    ended = None
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+
+    def check_usable(self) -> None:
+        """Raise: nothing here can be used."""
+        raise exceptions.MoraySystemError(
+            f"process {os.getpid()} is a fork of process {self._parent}, whose connection to moray it cannot use (FORK): "
+            "call moray from the parent, or moray.init() in a process started by exec or multiprocessing's 'spawn'"
+        )
+
+
 class Runtime:
     """One process's part in a session."""
 
     #: "driver" or "worker".
     kind = "driver"
+    #: See :class:`Forked`.
+    forked = False
 
     def __init__(self, process: bytes, welcome: m.Welcome, node_socket: socket.socket, leftover: bytes, arena: int, listener: socket.socket | None = None) -> None:
         self.process = process
@@ -107,8 +126,6 @@ class Runtime:
         self.ended: str | None = None
         self.closing = False
         self.pid = os.getpid()
-        #: This is a child made by fork: the runtime belongs to the parent (FORK).
-        self.forked = False
         #: Where workers of the job find modules.
         self.sys_path = list(sys.path)
         self.handlers: dict[type, Callable[[Connection, Any], None]] = {
@@ -197,11 +214,6 @@ class Runtime:
         """Raise if nothing can be waited for: the session is over, or this is a fork of the runtime's process."""
         if self.ended is not None:
             raise exceptions.LocalNodeDiedError(self.ended)
-        if self.forked:
-            raise exceptions.MoraySystemError(
-                f"process {os.getpid()} is a fork of process {self.pid}, whose connection to moray it cannot use (FORK): "
-                "call moray from the parent, or moray.init() in a process started by exec or multiprocessing's 'spawn'"
-            )
 
     def _run_calls(self) -> None:
         calls = self.calls
@@ -414,7 +426,7 @@ class Runtime:
 
     def after_fork_in_child(self) -> None:
         """In a child made by the user's code: give up what belongs to the parent, without a word to anybody."""
-        self.forked = True
+        state.runtime = Forked(self.pid)  # type: ignore[assignment]
         object_ref.importer = None
         self.events.clear()
         descriptors = [self._listener.fileno(), self.node.fd, *self.reactor.descriptors()]
@@ -464,5 +476,5 @@ def _register_fork_hook() -> None:
 
 
 def _after_fork() -> None:
-    if state.runtime is not None:
+    if state.runtime is not None and not state.runtime.forked:
         state.runtime.after_fork_in_child()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Tells the worker that references are among or inside the arguments.
 _REFERENCES = m.TaskExtra()
 #: A worker without an answer for so long is looked at for recalls.
-RECALL_AFTER_S = 0.002
+RECALL_AFTER_S = 0.005
 
 
 class Function(msgspec.Struct, gc=False):
@@ -267,6 +267,8 @@ class Submitter:
             wanted = pool.should_request()
         if wanted is not None:
             self._request(pool, wanted)
+        if pool.recall_timer is None and pool.has_backlog():
+            pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
         pool.hungry = not pool.queue or len(pool.slots) + pool.requested < pool.useful
 
     def _give(self, pool: KeyPool, slot: Slot) -> None:
@@ -346,6 +348,7 @@ class Submitter:
             return
         durations.update()
         slot.progress += 1
+        slot.blocked = False
         if not running:
             self._became_idle(touched, slot)
         if touched.queue:
@@ -363,20 +366,17 @@ class Submitter:
         if slot.draining:
             self._return(pool, slot, slot.discard)
             return
-        if slot not in pool.idle:
+        if slot not in pool.idle and not slot.blocked:
             pool.idle.append(slot)
         if pool.linger_timer is None:
             pool.linger_timer = self._runtime.reactor.call_later(config.LEASE_LINGER_S, lambda: self._linger(pool))
-        if pool.recall_timer is None and not pool.queue and pool.has_backlog():
-            pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
 
     def _recall(self, pool: KeyPool) -> None:
         """Ask back what waits behind a worker that makes no progress while another is idle."""
         pool.recall_timer = None
         for slot, keep in pool.recalls():
             slot.worker[0].send(m.Recall(slot.lease, keep))
-        if not pool.queue and pool.has_backlog() and pool.idle:
-            pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
+        self._fill(pool)
 
     def _on_recalled(self, connection: Connection, message: m.Recalled) -> None:
         self.settle(connection)
@@ -386,6 +386,7 @@ class Submitter:
         pool, slot = found
         for task in pool.recalled(slot, message.seqs):
             task.waiting = 0
+        slot.blocked = message.cause == "blocked"
         if message.cause != "recalled":
             slot.draining = message.cause in ("revoked", "retired")
             slot.discard = message.cause == "retired"

@@ -82,6 +82,8 @@ class Values:
         """Create, write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
         (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
         runtime = self._runtime
+        if runtime.events:
+            self._book_drops()  # What is not needed any more makes room first.
         answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
         if isinstance(answer, m.StoreError):
             raise _store_error(answer)
@@ -96,6 +98,19 @@ class Values:
             runtime.ask(lambda number: m.SealObject(number, object_id))
         else:
             runtime.node.send(m.SealObject(0, object_id))
+
+    def _book_drops(self) -> None:
+        """Have the loop tell the node of all objects that were dropped before this call."""
+        runtime = self._runtime
+        waiter = runtime.new_waiter()
+
+        def book() -> None:
+            runtime.references.flush()
+            self.flush()
+            waiter.notify()
+
+        runtime.call_soon(book)
+        runtime.block(waiter, None)
 
     # --- get ---------------------------------------------------------------------------------------------
 
@@ -138,6 +153,8 @@ class Values:
                     if not blocked:
                         blocked = True
                         runtime.blocked()
+                        if runtime.events:
+                            runtime.wake()  # This thread has time now: let the loop book what was dropped.
                     if not runtime.block(waiter, deadline):
                         if entry.ready:
                             break

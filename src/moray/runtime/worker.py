@@ -201,9 +201,11 @@ class Worker(Runtime):
             self._kick()
         return super().block(waiter, deadline)
 
-    def bounces(self) -> bool:
-        """Whether arriving tasks must go elsewhere: this process waits, or is about to end."""
-        return self._waiting > 0 or self._retiring
+    def bounces(self) -> str:
+        """Why arriving tasks must go elsewhere: this process waits, or is about to end; "" if they need not."""
+        if self._retiring:
+            return "retired"
+        return "blocked" if self._waiting > 0 else ""
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
