@@ -72,9 +72,16 @@ class LeasesMachine(RuleBasedStateMachine):
         return [w for w in self._workers() if w.idle]
 
     @precondition(lambda self: not self.world.pool.queue and self._idle())
-    @rule(data=st.data(), function=functions)
-    def submit_directly(self, data: st.DataObject, function: int) -> None:
-        self.world.submit_directly(function, self._some(data, self._idle()))
+    @rule(data=st.data(), function=functions, then=st.lists(functions, max_size=6))
+    def submit_directly(self, data: st.DataObject, function: int, then: list[int]) -> None:
+        """A user's thread finds an idle worker; perhaps it goes on before that answers."""
+        worker = self._some(data, self._idle())
+        self.world.submit_directly(function, worker)
+        for other in then:
+            self.world.submit(other, 1)
+        if then:
+            self.world.settle(worker)
+            self.world.give(worker)
 
     @precondition(lambda self: self.world.pool.queue)
     @rule()
@@ -204,10 +211,11 @@ class LeasesMachine(RuleBasedStateMachine):
                 worker.begin()
             worker.finish(duration_us)
 
-    @precondition(lambda self: any(w.current and not w.blocked for w in self._workers()))
+    @precondition(lambda self: any(not w.blocked for w in self._workers()))
     @rule(data=st.data())
     def block(self, data: st.DataObject) -> None:
-        self._some(data, [w for w in self._workers() if w.current and not w.blocked]).block()
+        """Its task waits, or a thread that an earlier task has left behind."""
+        self._some(data, [w for w in self._workers() if not w.blocked]).block()
 
     @precondition(lambda self: any(w.blocked for w in self._workers()))
     @rule(data=st.data())
@@ -296,3 +304,62 @@ def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=300, derandomize=True, database=None, phases=[Phase.generate])
     run_state_machine_as_test(LeasesMachine, settings=fixed)
+
+
+# --- scenarios that random walks reach too rarely ------------------------------------------------------
+
+
+def short_world(workers: int, *short_us: int) -> World:
+    """Workers, and a function for each of the durations, which it has always had."""
+    world = World(len(short_us))
+    for function, duration_us in zip(world.functions, short_us, strict=True):
+        function.ran(duration_us)
+    for _ in range(workers):
+        world.grant()
+    return world
+
+
+def test_short_functions_in_turn_fill_the_pipeline() -> None:
+    world = short_world(1, 10, 20)
+    for _ in range(100):
+        world.submit(0, 1)
+        world.submit(1, 1)
+    world.fill()
+    assert len(world.workers[1].slot.running) == 1000 // 20
+
+
+def test_what_was_recalled_is_not_put_behind_the_same_task_again() -> None:
+    world = short_world(1, 90)
+    stuck = world.workers[1]
+    world.submit(0, 6)
+    world.give(stuck)
+    stuck.receive()
+    stuck.begin()
+    idle = world.grant()
+    for _ in range(2):
+        world.look_for_recalls()
+    stuck.receive()
+    world.hear(stuck)
+    assert len(world.pool.queue) == 5
+    world.fill()
+    assert len(stuck.slot.running) == 1
+    assert len(idle.slot.running) == 3
+
+
+def test_nothing_is_recalled_for_a_blocked_worker() -> None:
+    world = short_world(2, 90)
+    stuck, blocked = world.workers.values()
+    blocked.block()
+    world.submit_directly(0, blocked)
+    world.settle(blocked)
+    blocked.receive()
+    world.hear(blocked)
+    assert blocked.slot.blocked
+    assert not blocked.slot.running
+    world.submit(0, 3)
+    world.give(stuck)
+    assert len(stuck.slot.running) == 2
+    world.pool.queue.clear()
+    for _ in range(2):
+        world.look_for_recalls()
+    assert not stuck.recalled

@@ -325,6 +325,20 @@ def test_a_submitters_own_reference_is_held_until_it_is_accepted() -> None:
     assert group.freed == [result, entry]
 
 
+def test_a_submitters_own_reference_that_another_task_covers_is_registered_first() -> None:
+    """A's object is at B under a task of C; B returns it to A and dies, and C hears of that before A read the value."""
+    group = Group(A, B, C)
+    entry, at_c = shared(group, A, 1, C)
+    group[C].lend([at_c])
+    group[C].drop_local([at_c])
+    group[B].arrive(at_c.id, group[B].begin_task(C, 1))
+    reply = group[B].finish_task(A, [group[B].foreign[at_c.id]])
+    assert reply in [gate for out in group.settle() for gate in out.ready]
+    group[C].unhold([at_c])
+    group.settle()
+    assert not entry.freed
+
+
 def register(request: int, epoch: int) -> Changes:
     return Changes(request, register=[(1, epoch)])
 

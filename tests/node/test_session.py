@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moray.launch import session_directory
+from moray.launch import local, session_directory
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeStartError, find_sessions, start_node, sweep_stale
 from moray.platform import process_table
@@ -87,8 +87,8 @@ def test_a_driver_that_dies_while_its_node_starts_leaves_nothing() -> None:
         f"import sys, os; sys.path[:0] = {sys.path!r}\n"
         "from moray.launch import local\n"
         "local._wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
-        "local.sweep_stale = lambda *_: print([name for name in os.listdir(local.session_directory.root_directory())"
-        " if f'_{os.getpid()}_' in name][0], flush=True)\n"
+        "spawn = local._spawn\n"
+        "local._spawn = lambda config, fd: (print(config.session, flush=True), spawn(config, fd))[1]\n"
         "local.start_node(local.NodeConfig())\n"
     )
     program = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
@@ -96,6 +96,16 @@ def test_a_driver_that_dies_while_its_node_starts_leaves_nothing() -> None:
     name = program.stdout.strip()
     assert name.startswith("session_")
     wait_for(lambda: nothing_left(name), "the node finds its driver dead")
+
+
+def test_a_node_that_nobody_waits_for_any_more_leaves_nothing() -> None:
+    path = session_directory.new_path(session_directory.root_directory(), os.getpid())
+    name = os.path.basename(path)
+    config = NodeConfig(session=name, session_dir=path, driver_pid=os.getpid())
+    pid, ready = local._spawn(config, 2)
+    os.close(ready)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert nothing_left(name)
 
 
 def test_the_death_of_the_node_ends_its_workers_and_is_swept() -> None:
@@ -226,7 +236,7 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "moray"
     root.mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="mode 0700"):
-        session_directory.create(str(root), 1)
+        session_directory.create(session_directory.new_path(str(root), 1))
 
 
 @pytest.mark.slow

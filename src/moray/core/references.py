@@ -17,7 +17,7 @@ releases, with the epoch, which no later registration uses again (REF-EPOCH).
 For each reference in it:
 
 - ours: the receiver is promised it in our own table, in the step that makes the reply;
-- the receiver's own: we keep our hold until it says `accepted`;
+- the receiver's own: we keep our hold, which is registered or covered by the task itself, until it says `accepted`;
 - a third process's: the receiver is promised it there, acknowledged before the reply may go.
 
 A promise (`provisional`) is apart from the receiver's own registrations, so that no release of an older
@@ -283,12 +283,23 @@ class References:
                 self._peer(reply.submitter).provisional[self.process, reply.handover] = keys
             elif owner == reply.submitter:
                 self._peer(owner).transit[reply.handover] = entries
+                self._secure_transit(reply, entries)
             else:
                 box = self._box(owner)
                 box.changes.provisional.append((reply.submitter, reply.handover, keys))
                 box.lent.extend(entry for entry in entries if isinstance(entry, Foreign))
                 box.gates.append(reply)
                 reply.waits += 1
+
+    def _secure_transit(self, reply: Reply, entries: Iterable[Entry]) -> None:
+        """Our hold on the receiver's own objects must mean something to the receiver until it reads the reply.
+
+        It does for what the task itself covers, and for what is registered. What only another submitter's task
+        covers could be freed when that submitter's hold ends.
+        """
+        for entry in entries:
+            if isinstance(entry, Foreign) and (reply.cover is None or entry not in reply.cover.refs):
+                self._await(entry, reply)
 
     def depart(self, submitter: bytes, replies: Iterable[Reply]) -> Changes | None:
         """Ready replies go out in one Results message now; the returned registrations must travel in it.

@@ -12,9 +12,9 @@ SESSION_VARIABLE: Final = "MORAY_SESSION"
 WORKER_VARIABLE: Final = "MORAY_WORKER"
 NO_WORKER: Final = "0" * 24
 
-#: Descriptors of a node when it starts. 0: its :class:`NodeConfig`; 1: where it says that it is ready;
-#: 2: its log; this one: the locked file that says that the session is alive.
-LOCK_FD: Final = 3
+#: A node starts with three descriptors. 0: its :class:`NodeConfig`; 1: where it says that it is ready; 2: an anonymous
+#: file for its last words, in case that it ends before it has a log. From this one on, it opens its own.
+FIRST_OWN_FD: Final = 3
 
 
 class NodeConfig(msgspec.Struct, kw_only=True):

@@ -19,8 +19,8 @@ import msgspec
 
 from moray.exceptions import MoraySystemError
 from moray.launch import session_directory
-from moray.launch.config import LOCK_FD, NO_WORKER, SESSION_VARIABLE, WORKER_VARIABLE, NodeConfig, NodeReady
-from moray.launch.session_directory import LOG_FOLDER, Session, find_sessions, kill_tagged, sweep_stale
+from moray.launch.config import NO_WORKER, SESSION_VARIABLE, WORKER_VARIABLE, NodeConfig, NodeReady
+from moray.launch.session_directory import LOG_FOLDER, NODE_LOG, Session, find_sessions, kill_tagged, sweep_stale
 from moray.platform import process_control
 from moray.platform.memory_files import create_memory_file
 
@@ -94,38 +94,38 @@ def start_node(config: NodeConfig, temp_dir: str = "", timeout_s: float = START_
     Raises:
         NodeStartError: the node ended, or was not ready in time; the message has the end of its log.
     """
-    session_dir, lock = session_directory.create(session_directory.root_directory(temp_dir), os.getpid())
+    session_dir = session_directory.new_path(session_directory.root_directory(temp_dir), os.getpid())
     config = msgspec.structs.replace(
         config,
         session=os.path.basename(session_dir),
         session_dir=session_dir,
         driver_pid=config.driver_pid or os.getpid(),
     )
+    last_words = create_memory_file("moray-log")
     pid = ready = -1
     try:
-        pid, ready = _spawn(config, lock)
+        pid, ready = _spawn(config, last_words)
         sweep_stale(temp_dir)
         answer = _wait_ready(ready, timeout_s)
         return NodeHandle(pid, config, answer.address, answer.node_id)
     except BaseException as error:
-        _give_up(pid, config, error)
+        _give_up(pid, config, last_words, error)
         raise
     finally:
-        os.close(lock)
+        os.close(last_words)
         if ready >= 0:
             os.close(ready)
 
 
-def _spawn(config: NodeConfig, lock: int) -> tuple[int, int]:
+def _spawn(config: NodeConfig, last_words: int) -> tuple[int, int]:
     """Start the process: its pid, and the descriptor on which it says that it is ready."""
     environ = dict(config.environ or os.environ) | {SESSION_VARIABLE: config.session, WORKER_VARIABLE: NO_WORKER}
     settings = create_memory_file("moray-config", msgspec.msgpack.encode(msgspec.structs.replace(config, environ={})))
     ready, ready_end = os.pipe2(os.O_CLOEXEC)
-    log = os.open(f"{config.session_dir}/{LOG_FOLDER}/node.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    held = [settings, ready_end, log]
+    held = [settings, ready_end]
     try:
         actions = []
-        for target, fd in ((0, settings), (1, ready_end), (2, log), (LOCK_FD, lock)):
+        for target, fd in enumerate((settings, ready_end, last_words)):
             held.append(_high(fd))
             actions.append((os.POSIX_SPAWN_DUP2, held[-1], target))
         # What the driver ignores or blocks must not be ignored or blocked there: SIGCHLD above all.
@@ -199,10 +199,8 @@ def _wait_ready(ready: int, timeout_s: float) -> NodeReady:
     return msgspec.msgpack.decode(data, type=NodeReady)
 
 
-def _give_up(pid: int, config: NodeConfig, error: BaseException) -> None:
+def _give_up(pid: int, config: NodeConfig, last_words: int, error: BaseException) -> None:
     """Leave nothing of a start that failed or was interrupted; tell the node's last words."""
-    if isinstance(error, NodeStartError):
-        error.args = (f"{error}{_log_tail(config)}",)
     if pid > 0:
         process_control.kill(pid)
         try:
@@ -210,16 +208,20 @@ def _give_up(pid: int, config: NodeConfig, error: BaseException) -> None:
         except ChildProcessError:
             pass  # Reaped by the user's program.
         kill_tagged(config.session)
+    if isinstance(error, NodeStartError):
+        error.args = (f"{error}{_log_tail(config, last_words)}",)
     session_directory.remove_session(config.session_dir)
 
 
-def _log_tail(config: NodeConfig) -> str:
-    path = f"{config.session_dir}/{LOG_FOLDER}/node.log"
+def _log_tail(config: NodeConfig, last_words: int) -> str:
+    path = f"{config.session_dir}/{LOG_FOLDER}/{NODE_LOG}"
+    text = os.pread(last_words, 1 << 16, 0)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()[-_LOG_LINES:]
+        with open(path, "rb") as file:
+            text += file.read()
     except OSError:
-        return f"; its log {path} cannot be read"
+        pass  # It had not come so far.
+    lines = text.decode(errors="replace").splitlines()[-_LOG_LINES:]
     if not lines:
         return "; its log is empty"
     return "; the last lines of its log:\n" + "\n".join(f"  {line}" for line in lines)

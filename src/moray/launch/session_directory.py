@@ -3,7 +3,8 @@
 It holds the sockets, logs and spilled objects of one session and belongs to one user, mode 0700. The file
 ``node.lock`` in it is locked (``flock``) as long as the node lives, which the kernel sees to however the node ends.
 So a session is alive if and only if its lock is taken, and a directory whose lock is free may be removed.
-A new directory gets its lock before its final name, so that nobody takes it for a dead one.
+A new directory gets its lock before its final name, so that nobody takes it for a dead one. The node makes it itself,
+once it watches its driver: so there is no moment at which a driver could die and leave a directory behind.
 
 Unix sockets need paths under 108 bytes; the length is checked before anything is made.
 """
@@ -22,6 +23,7 @@ from moray.platform import process_control, process_table
 
 LOCK_NAME: Final = "node.lock"
 NODE_SOCKET: Final = "node.sock"
+NODE_LOG: Final = "node.log"
 LOG_FOLDER: Final = "logs"
 SPILL_FOLDER: Final = "spill"
 _PREFIX: Final = "session_"
@@ -61,19 +63,24 @@ def root_directory(temp_dir: str = "") -> str:
     )
 
 
-def create(root: str, pid: int) -> tuple[str, int]:
-    """Make a new session directory below `root`: its path, and the descriptor that holds its lock."""
-    name = f"{_PREFIX}{time.strftime('%Y-%m-%d_%H-%M-%S')}_{pid}_{os.urandom(2).hex()}"
+def new_path(root: str, pid: int) -> str:
+    """A path below `root` for a new session of the driver `pid`."""
+    return f"{root}/{_PREFIX}{time.strftime('%Y-%m-%d_%H-%M-%S')}_{pid}_{os.urandom(2).hex()}"
+
+
+def create(session_dir: str) -> int:
+    """Make a session's directory: the descriptor that holds its lock. Called by the node itself."""
     while True:
-        _make_root(root)
+        _make_root(os.path.dirname(session_dir))
         try:
-            return _create_locked(root, name)
+            return _create_locked(session_dir)
         except FileNotFoundError:
             continue  # The end of another session removed the empty root at this very moment.
 
 
-def _create_locked(root: str, name: str) -> tuple[str, int]:
-    new, final = f"{root}/{_NEW_PREFIX}{name}", f"{root}/{name}"
+def _create_locked(final: str) -> int:
+    root, name = os.path.split(final)
+    new = f"{root}/{_NEW_PREFIX}{name}"
     os.mkdir(new, 0o700)
     lock = os.open(f"{new}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -84,7 +91,7 @@ def _create_locked(root: str, name: str) -> tuple[str, int]:
         os.close(lock)
         remove_tree(new)
         raise
-    return final, lock
+    return lock
 
 
 def _make_root(root: str) -> None:

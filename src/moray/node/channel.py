@@ -66,8 +66,7 @@ class Channel:
                 self._reactor.modify(self._sock.fileno(), READ | WRITE)
                 return
             except OSError:
-                self._lost()
-                return
+                pass  # It is gone. Reading tells so, after what it had still said.
             _close_all(fds)
             self._out.popleft()
         self._reactor.modify(self._sock.fileno(), READ)
@@ -80,6 +79,9 @@ class Channel:
                 data, fds, _flags, _address = socket.recv_fds(self._sock, PACKET_BYTES, _MAX_FDS)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                # It ended with orders of ours unread. That is told once, before what it had still said.
+                continue
             except OSError:
                 data, fds = b"", []
             if not data:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from moray.launch.config import LOCK_FD, NodeConfig, NodeReady
-from moray.launch.session_directory import remove_session
+from moray.launch import session_directory
+from moray.launch.config import FIRST_OWN_FD, NodeConfig, NodeReady
 from moray.node import template
 from moray.node.logs import log
 from moray.node.settings import Settings
@@ -36,17 +36,18 @@ def main() -> NoReturn:
     faulthandler.enable()
     # The driver's directory may be removed or unmounted while this process lives.
     os.chdir("/")
-    process_control.close_from(LOCK_FD + 1)
+    process_control.close_from(FIRST_OWN_FD)
     config = msgspec.msgpack.decode(read_all(0), type=NodeConfig)
-    os.set_inheritable(LOCK_FD, False)
     _redirect_input()
-    owner_pidfd = _watch_owner(config)
+    owner_pidfd = _watch_owner(config.driver_pid)
+    lock = session_directory.create(config.session_dir)
+    _open_log(config.session_dir)
     process_control.preload()
 
     def run_template(control: socket, parent: int) -> None:
         if owner_pidfd >= 0:
             os.close(owner_pidfd)
-        os.close(LOCK_FD)
+        os.close(lock)
         os.dup2(2, 1)
         template.main(control, parent, config.worker_entry)
 
@@ -69,7 +70,11 @@ def _run(config: NodeConfig, root: socket, root_pid: int, owner_pidfd: int) -> N
     process_control.raise_descriptor_limit()
     node = Node(config, _settings(config), root, root_pid, owner_pidfd)
     log(f"node {os.getpid()} of session {config.session} is ready, Python {sys.version.split()[0]}")
-    os.write(1, msgspec.msgpack.encode(NodeReady(node.address, node.node_id, os.getpid())))
+    try:
+        os.write(1, msgspec.msgpack.encode(NodeReady(node.address, node.node_id, os.getpid())))
+    except BrokenPipeError:
+        # Its driver died, or gave up, while this node started.
+        node.end_session("nobody waits for it any more")
     os.dup2(2, 1)
     node.run()
 
@@ -80,16 +85,22 @@ def _redirect_input() -> None:
     os.close(null)
 
 
-def _watch_owner(config: NodeConfig) -> int:
+def _open_log(session_dir: str) -> None:
+    """From now on what this process has to say goes to its log; a crash of the interpreter too."""
+    path = f"{session_dir}/{session_directory.LOG_FOLDER}/{session_directory.NODE_LOG}"
+    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+
+
+def _watch_owner(pid: int) -> int:
     """A pidfd of the driver that started this node; -1 if it has none."""
-    pid = config.driver_pid
     if not pid:
         return -1
     pidfd = process_control.open_pidfd(pid)
     # The driver is this process's parent; once it is dead, its number may be anybody's.
     if pidfd is None or os.getppid() != pid:
-        # It ended before its node had started: the directory is all that there is.
-        remove_session(config.session_dir)
+        # It ended before its node had started, which has left no trace so far.
         os._exit(0)
     return pidfd
 

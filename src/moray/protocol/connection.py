@@ -106,15 +106,23 @@ class Connection:
         """Queue and, if the socket takes it, send `message`."""
         self.send_frame(encode_frame(message))
 
-    def send_frame(self, frame: bytes, record: Any = None) -> None:
-        """Queue a frame; it is committed once this has appended it. After the end it is dropped silently:
-        the loss of the peer is told by `on_close`."""
+    def send_frame(self, frame: bytes, record: Any = None) -> bool:
+        """Queue a frame; it is committed once this has appended it. False after the end of the connection, which is
+        told by `on_close`."""
         if self.closed:
-            return
+            return False
         out = self.out
-        out.append((frame, deque(), record))
+        if record is None:
+            out.append((frame, deque(), None))
+        else:
+            # What was committed before the end is found by `on_close`; after it nothing may be.
+            with self._lock:
+                if self.closed:
+                    return False
+                out.append((frame, deque(), record))
         if len(out) == 1 or not self._wants_write:
             self.flush()
+        return True
 
     def flush(self) -> None:
         """Send what the socket takes; the loop sends the rest when it can."""
@@ -130,8 +138,7 @@ class Connection:
                         self._want_write(True)
                         return
                     except OSError:
-                        # The peer is gone. Reading tells the loop so, with what it still had to say.
-                        out.clear()
+                        # The peer is gone. Reading tells the loop so, which finds in `out` what was not sent.
                         return
                 elif record is None:
                     out.popleft()

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from moray.protocol.connection import Connection
     from moray.runtime.runtime import Peer, Runtime
 
+#: After the loss of a connection, how long the node's word about the worker's death may take.
+DEATH_NEWS_S = 1.0
 #: Tells the worker that references are among or inside the arguments.
 _REFERENCES = m.TaskExtra()
 #: A worker without an answer for so long is looked at for recalls.
@@ -207,8 +209,8 @@ class Submitter:
             if devices or connection.out or connection.settled or task.function.index not in peer.functions:
                 continue
             spec = m.TaskSpec(task.seq, task.function.index, task.payload, task.extra)
-            connection.send_frame(encode_frame(m.Tasks(slot.lease, [spec])), (slot, task))
-            return True
+            if connection.send_frame(encode_frame(m.Tasks(slot.lease, [spec])), (slot, task)):
+                return True
         return False
 
     # --- the loop: filling workers -----------------------------------------------------------------------
@@ -545,9 +547,14 @@ class Submitter:
                 if record is not None:
                     pool.sent_directly(slot, record[1])
             self._forget(pool, slot)
-            if peer.dead is None and not self._runtime.closing:
-                # Without a connection its answers are lost: the node ends it, and tells how.
-                self._runtime.node.send(m.ReturnLease(slot.lease, True))
+        if peer.slots and not self._runtime.closing:
+            self._runtime.reactor.call_later(DEATH_NEWS_S, lambda: self._give_up(peer))
+
+    def _give_up(self, peer: Peer) -> None:
+        """A worker without a connection lives on: its answers are lost, so the node ends it, and tells of its death."""
+        if peer.dead is None:
+            for lease in peer.slots:
+                self._runtime.node.send(m.ReturnLease(lease, True))
 
     def worker_died(self, peer: Peer, death: m.ProcessDied) -> None:
         """Retry or fail what the dead worker held."""

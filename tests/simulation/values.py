@@ -1,0 +1,226 @@
+"""put, get and the store in one simulated process (the counterpart of moray.runtime.values)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from moray.protocol import messages as m
+from tests.simulation.objects import Contains, Entry, Ref, Value, dump, load
+
+if TYPE_CHECKING:
+    from tests.simulation.network import End
+    from tests.simulation.process import Peer, Process
+
+
+class StoreRefused(Exception):
+    """The node answered StoreError."""
+
+
+class Values:
+    """The objects that this process owns or has fetched."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        #: Store objects that nobody refers to any more; told to the node once a turn.
+        self._free: list[bytes] = []
+        #: Views that have gone, by id.
+        self._unpinned: list[bytes] = []
+        #: Borrowed entries that somebody waits for: asked of their owners once a turn.
+        self.wanted: list[Entry] = []
+        #: Borrowers' wishes: key → peers.
+        self._asked: dict[int, list[Peer]] = {}
+
+    # --- user code: generators that yield functions which are given a callback ------------------------
+
+    def put(self, size: int, refs: list[Ref]) -> Iterator[Any]:
+        """Store a value as an object of this process; returns its reference, held once."""
+        process = self._process
+        entry = Entry(process.object_id(process.next_seq(), 0))
+        ref = process.make_ref(entry).hold()
+        content = process.pickle(refs)
+        if refs:
+            entry.contained = [each.hold() for each in refs]
+            process.events.append(Contains(entry, list(refs)))
+        process.oracle.made(process, entry, [each.entry.id for each in refs])
+        if size:
+            try:
+                yield from self.write(entry.id, size, content, acknowledged=False)
+            except StoreRefused:
+                contained, entry.contained = entry.contained, []
+                for each in [*contained, ref]:
+                    each.drop()
+                raise
+            entry.size = size
+        else:
+            entry.blob = content
+        entry.ready = True
+        return ref
+
+    def write(self, object_id: bytes, size: int, content: bytes, acknowledged: bool) -> Iterator[Any]:
+        """Create, write and seal an object in the node's store."""
+        process = self._process
+        answer = yield from process.ask(lambda number: m.CreateObject(number, object_id, size))
+        if isinstance(answer, m.StoreError):
+            raise StoreRefused(f"{answer.code}: {answer.detail}")
+        yield from process.compute(1e-4 + size * 1e-9)
+        process.memory.write(int(answer.path or 0), answer.offset, size, content)
+        if acknowledged:
+            yield from process.ask(lambda number: m.SealObject(number, object_id))
+        else:
+            process.node.send(m.SealObject(0, object_id))
+
+    def wait_for(self, entries: list[Entry]) -> Iterator[Any]:
+        """Return when all are ready, or one is an error."""
+        process = self._process
+        waited = False
+
+        def satisfied() -> bool:
+            return all(entry.ready for entry in entries) or any(entry.ready and entry.error for entry in entries)
+
+        while not satisfied():
+            if not waited:
+                waited = True
+                process.blocked()
+            yield lambda resume: self._subscribe_all(entries, resume)
+        if waited:
+            process.unblocked()
+
+    def _subscribe_all(self, entries: list[Entry], resume: Callable[[Any], None]) -> None:
+        """Resume once when anything of it becomes ready."""
+        called: list[bool] = []
+
+        def notify() -> None:
+            if not called:
+                called.append(True)
+                resume(None)
+
+        for entry in entries:
+            if not entry.ready:
+                self.subscribe(entry, notify)
+
+    def get(self, refs: list[Ref]) -> Iterator[Any]:
+        """The values of the references; values with the references inside, each held once."""
+        yield from self.wait_for([ref.entry for ref in refs])
+        loaded: list[tuple[Value, list[Ref]]] = []
+        for ref in refs:
+            if not ref.entry.ready:
+                continue
+            loaded.append((yield from self.load(ref.entry)))
+        return loaded
+
+    def load(self, entry: Entry) -> Iterator[Any]:
+        """The value of a ready entry, made anew."""
+        content = entry.blob
+        if content is None:
+            content = yield from self.map(entry.id)
+        value = load(content)
+        self._process.oracle.got(self._process, entry.id, value)
+        return value, [self._process.references.import_ref(each, entry).hold() for each in value.contained]
+
+    def map(self, object_id: bytes) -> Iterator[Any]:
+        """The bytes of a stored object, read in place for a while."""
+        process = self._process
+        answer = yield from process.ask(lambda number: m.PinObject(number, object_id))
+        if isinstance(answer, m.StoreError):
+            process.oracle.read_failed(process, object_id, f"{answer.code}: {answer.detail}")
+            return dump(Value(0, error=answer.code))
+        place = int(answer.path or 0), answer.offset, answer.size
+        content = process.memory.read(*place)
+        process.oracle.read(process, object_id, content)
+        yield from process.compute(process.world.random.random() * 0.002)
+        process.oracle.read(process, object_id, process.memory.read(*place))
+        self._unpinned.append(object_id)
+        process.wake()
+        return content
+
+    # --- the loop ------------------------------------------------------------------------------------
+
+    def subscribe(self, entry: Entry, notify: Callable[[], None]) -> None:
+        """Have the loop call `notify` once `entry`, which is not ready, is."""
+        entry.waiters.append(notify)
+        if entry.owner != self._process.name:
+            self.wanted.append(entry)
+            self._process.wake()
+
+    def ready(self, entry: Entry) -> None:
+        """The value fields are set: publish it."""
+        entry.ready = True
+        waiters, entry.waiters = entry.waiters, []
+        for notify in waiters:
+            notify()
+
+    def set_error(self, entry: Entry, error: str) -> None:
+        entry.blob = dump(Value(0, error=error))
+        entry.error = entry.ready = True
+
+    def fail(self, entry: Entry, error: str) -> None:
+        self.set_error(entry, error)
+        self.ready(entry)
+
+    def release(self, entry: Entry) -> None:
+        """Nothing refers to the object any more: give up its value (REF-FREE)."""
+        contained, entry.contained = entry.contained, []
+        for ref in contained:
+            ref.drop()
+        if entry.owner == self._process.name and not entry.released:
+            entry.released = True
+            self._process.oracle.freed(self._process, entry)
+            if entry.size:
+                self._free.append(entry.id)
+        entry.blob = None
+
+    def when_ready(self, entry: Entry, peer: Peer) -> None:
+        """A borrower asked for the value of our entry."""
+        if entry.ready:
+            self._send_value(entry, peer)
+            return
+        asked = self._asked.setdefault(entry.key, [])
+        asked.append(peer)
+        if len(asked) == 1:
+            self.subscribe(entry, lambda: self._answer_all(entry))
+
+    def _answer_all(self, entry: Entry) -> None:
+        for peer in self._asked.pop(entry.key, ()):
+            self._send_value(entry, peer)
+
+    def _send_value(self, entry: Entry, peer: Peer) -> None:
+        contained = entry.contained_ids or [ref.entry.id for ref in entry.contained]
+        self._process.send(peer, m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained))
+
+    def on_value(self, connection: End, message: m.ObjectValue) -> None:
+        """An owner told us the value of an object that we borrow."""
+        process = self._process
+        entry = process.entries.get(process.id_of(connection.peer.name, message.key))
+        if entry is None or entry.ready:
+            return
+        entry.blob = None if message.size else message.blob
+        entry.size = message.size
+        entry.error = message.error
+        entry.contained_ids = message.contained
+        self.ready(entry)
+
+    def owner_died(self, owner: bytes) -> None:
+        """What the dead process owned and we had not fetched is lost."""
+        for entry in list(self._process.entries.values()):
+            if entry.owner == owner and not entry.ready:
+                self.fail(entry, "lost")
+
+    def flush(self) -> None:
+        """Once a turn: tell the node what was unpinned and freed, and ask owners for what is wanted."""
+        process = self._process
+        if self._unpinned:
+            unpinned, self._unpinned = self._unpinned, []
+            process.node.send(m.UnpinObjects(unpinned))
+        if self._free:
+            free, self._free = self._free, []
+            process.node.send(m.FreeObjects(free))
+        by_owner: dict[bytes, list[int]] = {}
+        for entry in self.wanted:
+            if not entry.ready:
+                by_owner.setdefault(entry.owner, []).append(entry.key)
+        self.wanted = []
+        for owner, keys in by_owner.items():
+            peer = process.peer(owner)
+            if peer.dead or not process.send(peer, m.Fetch(keys)):
+                self.owner_died(owner)
