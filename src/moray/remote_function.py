@@ -158,7 +158,8 @@ class _Exported:
         self.function: Function | None = None
         self.large = LargeArguments()
         self._signature: inspect.Signature | None = None
-        self._simple: tuple[int, int] | None = None
+        #: How many positional arguments, at least and at most, surely fit.
+        self._positional = (1, 0)
         self.needs_arguments = True
         self._inspect()
 
@@ -167,19 +168,20 @@ class _Exported:
             self._signature = inspect.signature(self._source)
         except (TypeError, ValueError):
             return
-        kinds = [parameter.kind for parameter in self._signature.parameters.values()]
-        needed = [p for p in self._signature.parameters.values() if p.default is p.empty]
-        if all(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds):
-            self._simple = (len(needed), len(kinds))
-            self.needs_arguments = bool(needed)
-        else:
-            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            self.needs_arguments = any(p.kind not in variadic for p in needed)
+        parameters = self._signature.parameters.values()
+        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
+        self.needs_arguments = bool(needed)
+        if all(p.kind in named for p in needed):
+            most = sum(p.kind in named for p in parameters)
+            if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+                most = sys.maxsize
+            self._positional = (len(needed), most)
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise the TypeError that the call itself would raise for arguments that do not fit."""
-        simple = self._simple
-        if simple is not None and not kwargs and simple[0] <= len(args) <= simple[1]:
+        if not kwargs and self._positional[0] <= len(args) <= self._positional[1]:
             return
         if self._signature is not None:
             try:

@@ -1,10 +1,10 @@
-"""Values to blobs and back.
+r"""Values to blobs and back.
 
 A *blob* is one contiguous run of bytes that means one value, wherever it lies (in a message, in the
 store, in a file). Its first byte tells its form:
 
 ==========  ==============================================================================
-``\\x80``    a plain pickle (protocol 5), no buffers
+``\x80``    a plain pickle (protocol 5), no buffers
 ``N``       None
 ``B``       ``<B3xIQ`` + count times ``<QQ`` (offset, length) + pickle + buffers, each at a
             multiple of 64: a pickle whose buffers stay out of band and are read in place
@@ -15,7 +15,8 @@ store, in a file). Its first byte tells its form:
 does it again.
 
 **SNAPSHOT.** Buffers are always taken out of band, even small ones, so that arrays come out read-only
-at every size; every load makes new objects.
+at every size; every load makes new objects. Arrays that numpy would write into the pickle itself (strided
+ones, dates) are flattened for that; those of Python objects stay in band, new and writable.
 
 **Contained references.** While a value is pickled, ``ObjectRef.__reduce__`` notes the reference in
 this thread's :class:`Context`; outside of it (the user's own pickling) the runtime pins the object.
@@ -23,11 +24,14 @@ this thread's :class:`Context`; outside of it (the user's own pickling) the runt
 
 from __future__ import annotations
 
+import copyreg
+import functools
 import io
 import pickle
 import struct
 import sys
 import threading
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -58,6 +62,9 @@ context = Context()
 
 #: Reducers for types of other libraries (torch tensors) and of the user's `register_serializer`.
 reducers: dict[type, Callable[[Any], Any]] = {}
+
+#: The reducer of numpy arrays, once one was met that needs it: not among `reducers`, which cost every value time.
+_array_reducers: dict[type, Callable[[Any], Any]] = {}
 
 Buffers: TypeAlias = list[pickle.PickleBuffer]
 
@@ -149,7 +156,12 @@ def _pickle(value: Any, buffers: Buffers, contained: list[ObjectRef[Any]]) -> by
         else:
             body = _dumps(value, 5, buffer_callback=buffers.append)
         if b"__main__" not in body and b"<locals>" not in body:
-            return body
+            if b"_reconstruct" not in body or not _install_array_reducer():
+                return body
+            # An array in band, most likely.
+            buffers.clear()
+            contained.clear()
+            return _dump_with_reducers(value, buffers)
     except RecursionError:
         raise
     except Exception:  # noqa: BLE001, S110 - cloudpickle takes more, and its error is the one to show.
@@ -174,20 +186,48 @@ def _dump_with_reducers(value: Any, buffers: Buffers) -> bytes:
         torch_support.install(reducers)
     out = io.BytesIO()
     pickler = pickle.Pickler(out, 5, buffer_callback=buffers.append)
-    pickler.dispatch_table = reducers
+    # A table of the pickler's own replaces copyreg's.
+    pickler.dispatch_table = {**copyreg.dispatch_table, **_array_reducers, **reducers}
     pickler.dump(value)
     return out.getvalue()
+
+
+def _install_array_reducer() -> bool:
+    """False if there is no numpy, hence no array."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return False
+    _array_reducers[numpy.ndarray] = _reduce_array
+    return True
+
+
+def _reduce_array(array: Any) -> Any:
+    """Like numpy, but out of band whatever the layout, unless it holds Python objects."""
+    kind, flags = array.dtype, array.flags
+    if kind.hasobject or not kind.itemsize or (kind.kind not in "mMV" and (flags.c_contiguous or flags.f_contiguous)):
+        return array.__reduce_ex__(5)
+    flat = array.reshape(-1) if flags.c_contiguous else array.flatten()
+    return _rebuild_array, (flat.view("u1"), kind, array.shape)
+
+
+def _rebuild_array(flat: Any, kind: Any, shape: tuple[int, ...]) -> Any:
+    return flat.view(kind).reshape(shape)
 
 
 def _cloudpickle_dumps(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
+    _install_array_reducer()
+    out = io.BytesIO()
+    _cloud_pickler()(out, protocol=5, buffer_callback=buffer_callback).dump(value)
+    return out.getvalue()
+
+
+@functools.cache
+def _cloud_pickler() -> Any:
+    """The pickler of cloudpickle with our reducers: they must be the class's, an instance's own are not looked at."""
     import cloudpickle
 
-    out = io.BytesIO()
-    pickler = cloudpickle.Pickler(out, protocol=5, buffer_callback=buffer_callback)
-    if reducers:
-        pickler.dispatch_table = {**dict(pickler.dispatch_table), **reducers}
-    pickler.dump(value)
-    return out.getvalue()
+    table = ChainMap(reducers, _array_reducers, cloudpickle.Pickler.dispatch_table)
+    return type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
 
 
 def dumps_code(value: Any) -> tuple[bytes, list[ObjectRef[Any]]]:

@@ -193,7 +193,8 @@ class World:
         estimate = queue[0].function.estimate_us if queue else None
         if estimate is None or estimate >= LONG_US:
             return len(queue) + self.stuck
-        return min(len(queue), -(-len(queue) * estimate // config.PIPELINE_BUDGET_US)) + self.stuck
+        worth: int = -(-len(queue) * estimate // config.PIPELINE_BUDGET_US)
+        return min(len(queue), worth) + self.stuck
 
     def grant(self) -> Worker:
         self.leases += 1
@@ -329,7 +330,7 @@ class World:
         self.pool.queue.extendleft(reversed(tasks))
         del self.workers[worker.slot.lease]
 
-    # --- always ---------------------------------------------------------------------------------------------------------
+    # --- always --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """LEASE-1, by what the workers hold rather than by what the pool says."""

@@ -363,3 +363,14 @@ def test_nothing_is_recalled_for_a_blocked_worker() -> None:
     for _ in range(2):
         world.look_for_recalls()
     assert not stuck.recalled
+
+
+def test_nothing_is_put_behind_a_function_that_turned_out_long() -> None:
+    world = short_world(1, 10, 10)
+    worker = world.workers[1]
+    world.submit(0, 5)
+    world.give(worker)
+    world.functions[0].ran(1_000_000)
+    world.submit(1, 1000)
+    world.give(worker)
+    assert len(worker.slot.running) == 5

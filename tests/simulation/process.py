@@ -95,6 +95,24 @@ class Process:
     def title(self) -> str:
         return self.name.decode().rstrip(".")
 
+    def unsent(self) -> list[Any]:
+        """Tasks and results that are here and whose references are on their way."""
+        return []
+
+    def left(self) -> list[str]:
+        """What is not gone although nothing is referred to any more."""
+        core = self.references.core
+        tables = {
+            "entries": self.entries, "own objects": core.owned, "borrowed": core.foreign, "tasks": core.tasks,
+            "containers": core.containers, "replies": self.references.gated, "questions": core.questions,
+            "pending tasks": self.submitter.pending,
+        }  # fmt: skip
+        found = [f"{name}: {list(table)[:3]}" for name, table in tables.items() if table]
+        for peer in core.peers.values():
+            if peer.transit or peer.unacked or peer.provisional or peer.registered or peer.outbox:
+                found.append(f"words with {peer.process!r}")
+        return found
+
     # --- names -----------------------------------------------------------------------------------
 
     def next_seq(self) -> int:

@@ -123,10 +123,6 @@ class Context:
         return [value for value, _inside in loaded]
 
 
-def plan_of(plan: Plan) -> Plan:
-    return plan
-
-
 def draw_plan(random: Random, depth: int, mean_s: float, faults: bool) -> Plan:
     kind = "leaf"
     if depth < _DEEPEST:

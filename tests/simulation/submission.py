@@ -153,7 +153,7 @@ class Submitter:
         for where, ref in enumerate(task.arguments):
             entry = ref.entry
             if entry.error:
-                self._finish_with(task, entry.blob or b"", False)
+                self._finish_with(task, dump(Value(0, error="argument failed")), False)
                 return
             arguments.append(m.Argument(where, entry.id, entry.blob, entry.blob is None))
         extra = task.extra or m.TaskExtra()

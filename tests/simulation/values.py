@@ -62,7 +62,9 @@ class Values:
         process = self._process
         answer = yield from process.ask(lambda number: m.CreateObject(number, object_id, size))
         if isinstance(answer, m.StoreError):
+            process.oracle.refused(object_id, answer.code, answer.detail)
             raise StoreRefused(f"{answer.code}: {answer.detail}")
+        process.oracle.wrote(object_id, content)
         yield from process.compute(1e-4 + size * 1e-9)
         process.memory.write(int(answer.path or 0), answer.offset, size, content)
         if acknowledged:

@@ -56,6 +56,10 @@ class Worker(Process):
             m.Shutdown: lambda _connection, _message: self.universe.die(self, 0),
         }
 
+    def unsent(self) -> list[Any]:
+        tasks = [*self.queue, *([self.current] if self.current is not None else [])]
+        return [*(queued.spec for queued in tasks), *(result for _, result in self._results)]
+
     # --- the loop --------------------------------------------------------------------------------
 
     def _turn(self) -> None:
@@ -120,12 +124,10 @@ class Worker(Process):
         self._return_queue("blocked")
         self._flush_results()
         self.node.send(m.Blocked())
-        self.oracle.blocked(self, True)
 
     def unblocked(self) -> None:
         self._waiting = False
         self.node.send(m.Unblocked())
-        self.oracle.blocked(self, False)
 
     # --- the main thread ------------------------------------------------------------------------------
 
@@ -139,7 +141,6 @@ class Worker(Process):
         self.start(self._run(queued), self._task_over)
 
     def _task_over(self) -> None:
-        self.oracle.stopped(self)
         self.current = None
         self._busy = False
         if self.world.now - self._flushed > _REPLY_AFTER_S or not self.queue:
@@ -153,15 +154,16 @@ class Worker(Process):
         extra = spec.extra or m.TaskExtra()
         token = Token(queued.connection.peer.name, spec.seq)
         begin = self.world.now
-        context = Context(self, programs.plan_of(load_payload(spec.payload)[0]), extra.attempt)
+        plan, inside = load_payload(spec.payload)
+        context = Context(self, plan, extra.attempt)
         failure = ""
         outcome = Outcome()
         try:
-            context.hold([self.references.import_ref(each, token).hold() for each in load_payload(spec.payload)[1]])
+            context.hold([self.references.import_ref(each, token).hold() for each in inside])
             for argument in extra.arguments:
                 value = yield from self._argument(argument)
                 if value.error:
-                    raise programs.TaskFailed(value.error)
+                    raise programs.TaskFailed(f"argument {value.error}")
                 context.hold([self.references.import_ref(each, token).hold() for each in value.contained])
             outcome = yield from programs.run(context)
         except (programs.TaskFailed, StoreRefused) as error:

@@ -14,7 +14,7 @@ import pytest
 
 from moray import error_transport
 from moray.util import inspect_serializability
-from moray.util.check_serialize import MAX_FAILURES, FailureTuple, explain_unpicklable
+from moray.check_serialize import MAX_FAILURES, FailureTuple, explain_unpicklable
 
 lock = threading.Lock()
 
@@ -172,7 +172,7 @@ def test_few_tries_find_one_bad_item_among_many(monkeypatch: pytest.MonkeyPatch)
         tries.append(1)
         return dumps(value)
 
-    monkeypatch.setattr("moray.util.check_serialize.dumps", counted)
+    monkeypatch.setattr("moray.check_serialize.dumps", counted)
     assert names([*range(5000), lock, *range(5000)]) == {"[5000]"}
     assert len(tries) < 40
 

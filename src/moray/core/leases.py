@@ -48,7 +48,7 @@ class Durations:
 
     def update(self) -> None:
         """Call after adding to `window`."""
-        self.estimate_us = max(max(self.window), LEAST_US)
+        self.estimate_us = max(*self.window, LEAST_US)
 
 
 class Queued(Protocol):
@@ -61,7 +61,19 @@ class Queued(Protocol):
 class Slot:
     """One leased worker."""
 
-    __slots__ = ("blocked", "discard", "draining", "estimate_us", "lease", "lingered", "progress", "recalling", "running", "seen_progress", "worker")
+    __slots__ = (
+        "blocked",
+        "discard",
+        "draining",
+        "estimate_us",
+        "lease",
+        "lingered",
+        "progress",
+        "recalling",
+        "running",
+        "seen_progress",
+        "worker",
+    )
 
     def __init__(self, lease: int, worker: Any) -> None:
         self.lease = lease
@@ -212,8 +224,9 @@ class Pool:
         return wanted
 
     def recalls(self) -> list[tuple[Slot, int]]:
-        """(slot, how many to keep) to recall from. Call it at intervals while there is a backlog: slots without an answer
-        since the last call are stuck. If no other worker is idle, their backlog counts as wanting more workers."""
+        """(slot, how many to keep) to recall from. Call it at intervals while there is a backlog: slots without
+        an answer since the last call are stuck. If no other worker is idle, their backlog counts as wanting more
+        workers."""
         idle = any(not (slot.running or slot.draining or slot.blocked) for slot in self.slots.values())
         chosen: list[tuple[Slot, int]] = []
         self.stuck = 0

@@ -15,10 +15,10 @@ import msgspec
 
 from moray.node.logs import log
 from moray.node.settings import Settings
-from moray.protocol.connection import HEADER, RECEIVE_BYTES, ProtocolError, decode_body, encode_frame
+from moray.protocol.connection import HEADER, ProtocolError, decode_body, encode_frame
 from moray.protocol.handshake import listen, peer_pid
 from moray.protocol.messages import PROTOCOL_VERSION, Hello, Message, Refused, Welcome
-from moray.protocol.reactor import READ, Reactor
+from moray.protocol.reactor import READ, RECEIVE_BYTES, Reactor
 
 #: Connections that are accepted in one turn of the loop, so that a flood leaves time for others.
 _ACCEPT_AT_ONCE = 64

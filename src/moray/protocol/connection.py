@@ -12,7 +12,7 @@ continues on EPOLLOUT; nobody ever blocks on a write.
 :attr:`Connection.settled`, again in one C step, where the loop picks them up before it looks at any
 answer; so a user's thread can send a task and the loop still is the only one that keeps books.
 
-**Receiving.** The loop reads up to 256 KiB at a time, cuts frames, decodes each with the one typed
+**Receiving.** The loop reads up to 256 KiB at a time into the reactor's one buffer, cuts frames, decodes each with the one typed
 decoder and passes it on. Frames above :data:`MAX_FRAME` end the connection before anything is
 allocated for them.
 """
@@ -33,7 +33,6 @@ from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage, Message
 from moray.protocol.reactor import READ, WRITE, Reactor
 
 HEADER: Final = struct.Struct("<II")
-RECEIVE_BYTES: Final = 1 << 18
 #: Larger bodies are refused: bulk data does not travel in frames' bodies.
 MAX_FRAME: Final = 1 << 30
 SOCKET_BUFFER_BYTES: Final = 1 << 20
@@ -64,7 +63,7 @@ class Connection:
     """One peer's socket in a process's reactor."""
 
     __slots__ = (
-        "_inbox", "_lock", "_reactor", "_sock", "_sock_send", "_wants_write", "closed", "fd",
+        "_inbox", "_lock", "_reactor", "_receive_into", "_sock", "_sock_send", "_wants_write", "closed", "fd",
         "on_close", "on_message", "out", "peer", "settled",
     )  # fmt: skip
 
@@ -82,6 +81,7 @@ class Connection:
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         self._sock = sock
         self._sock_send = sock.send
+        self._receive_into = sock.recv_into
         self._reactor = reactor
         self.fd = sock.fileno()
         self.on_message = on_message
@@ -161,28 +161,29 @@ class Connection:
             self._receive()
 
     def _receive(self) -> None:
+        scratch = self._reactor.scratch
         try:
-            data = self._sock.recv(RECEIVE_BYTES)
+            size = self._receive_into(scratch)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self.close(f"connection lost: {error.strerror}")
             return
-        if not data:
+        if not size:
             self.close("connection closed by the peer")
             return
         try:
             if self._inbox:
-                self._inbox += data
+                self._inbox += scratch[:size]
                 self._cut(self._inbox)
             else:
-                self._cut(data)
+                self._cut(scratch[:size])
         except (msgspec.DecodeError, ProtocolError) as error:
             self.close(f"malformed data from the peer: {error}")
 
-    def _cut(self, data: bytes | bytearray) -> None:
+    def _cut(self, data: memoryview | bytearray) -> None:
         """Handle each complete frame in `data`; keep the rest in the inbox."""
-        view, position, total = memoryview(data), 0, len(data)
+        view, position, total = memoryview(data), 0, len(data)  # Handlers never turn the loop: the scratch is ours.
         while total - position >= 8:
             size, version = HEADER.unpack_from(data, position)
             if version != PROTOCOL_VERSION or size > MAX_FRAME:

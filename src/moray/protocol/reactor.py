@@ -29,6 +29,8 @@ WRITE: Final = select.EPOLLOUT
 #: The loop turns at least this often, so that a thread interrupted between its append and its wake
 #: delays its message and never loses it (INTERRUPT).
 HEARTBEAT_S: Final = 1.0
+#: Bytes read at a time. One buffer serves all connections: a fresh one would be mapped and unmapped each time.
+RECEIVE_BYTES: Final = 1 << 18
 
 Handler = Callable[[int], None]
 
@@ -62,6 +64,8 @@ class Reactor:
         self._tiebreak = itertools.count()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.closed = False
+        #: Where connections read into, and cut frames from, before they return to the loop.
+        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
         self.register(self._eventfd, READ, self._drain_wake)
 
     def register(self, fd: int, events: int, handler: Handler) -> None:

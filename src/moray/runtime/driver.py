@@ -116,7 +116,8 @@ class Driver(Runtime):
     def stop(self) -> None:
         """End the session or leave it, and the I/O thread."""
         self.closing = True
-        if self.ended is None:
+        node_died = self.ended is not None
+        if not node_died:
             self.node.send(m.Shutdown("shutdown() was called"))
             self.shutdown_done.wait(_SHUTDOWN_S)
 
@@ -126,8 +127,8 @@ class Driver(Runtime):
         self.call_soon(lambda: self.session_ended("moray.shutdown() was called"))
         self.call_soon(end)
         self._thread.join(timeout=_SHUTDOWN_S)
-        if self.handle is not None and not self.handle.wait_ended(_SHUTDOWN_S):
-            self.handle.kill()
+        if self.handle is not None and (node_died or not self.handle.wait_ended(_SHUTDOWN_S)):
+            self.handle.kill()  # A node that died by force could not end what tasks had started.
         self.close()
 
 

@@ -111,7 +111,8 @@ class Runtime:
         self.waiter_lock = allocate_lock()
         #: What happened to references (see :mod:`moray.runtime.references`); dead ones come in by C code.
         self.events: deque[Any] = deque()
-        self._events_append = self.events.append
+        #: C code that adds to it.
+        self.note_event = self.events.append
         #: Calls that other threads ask the loop to make.
         self.calls: deque[Callable[[], None]] = deque()
         #: Task and object numbers. `next` is one C step.
@@ -386,7 +387,7 @@ class Runtime:
         """The ObjectRef of an entry that has none. The creating thread, or under `import_lock`."""
         ref = new_ref(ObjectRef)
         ref._entry = entry
-        alive = Alive(ref, self._events_append)
+        alive = Alive(ref, self.note_event)
         alive.entry = entry
         alive.counted = False
         entry.alive = alive

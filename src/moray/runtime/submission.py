@@ -24,7 +24,7 @@ import msgspec
 
 from moray import config, exceptions
 from moray.core.leases import Durations, Pool, Slot
-from moray.object_ref import Entry, ObjectRef
+from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
@@ -67,6 +67,7 @@ class Task(msgspec.Struct, gc=False, eq=False):
     entry: Entry | None
     entries: list[Entry] | None
     options: TaskSettings
+    retries_left: int
     #: What is not in every message.
     extra: m.TaskExtra | None = None
     #: References among and inside the arguments, held until the task is done.
@@ -76,7 +77,6 @@ class Task(msgspec.Struct, gc=False, eq=False):
     #: How many of its arguments are not ready.
     waiting: int = 0
     attempt: int = 0
-    retries_left: int = 0
     #: Being cancelled: not retried.
     cancelled: bool = False
 
@@ -166,23 +166,26 @@ class Submitter:
         runtime = self._runtime
         seq = next(runtime.sequence)
         entries: list[Entry] | None = None
+        entry: Entry | None = None
         if settings.num_returns == 1:
-            entry: Entry | None = Entry(runtime.origin, seq << 32)
-            returned: Any = runtime.make_ref(entry)  # type: ignore[arg-type]
+            entry = Entry(runtime.origin, seq << 32)
+            # make_ref(), spelled out: this is the hottest path there is.
+            returned: Any = new_ref(ObjectRef)
+            returned._entry = entry
+            entry.alive = alive = Alive(returned, runtime.note_event)
+            alive.entry = entry
+            alive.counted = False
         else:
-            entry = None
             entries = [Entry(runtime.origin, seq << 32 | index) for index in range(settings.num_returns)]
-            returned = [runtime.make_ref(entry) for entry in entries] or None
-        task = Task(
-            seq, function, function.durations, b"", entry, entries, settings, settings.extra,
-            retries_left=settings.max_retries,
-        )  # fmt: skip
+            returned = [runtime.make_ref(each) for each in entries] or None
+        task = Task(seq, function, function.durations, b"", entry, entries, settings, settings.max_retries, settings.extra)
         if prepared is not None:
             task.payload = prepared.payload
-            task.held = prepared.held
-            task.arguments = prepared.arguments
-            if prepared.held is not None and task.extra is None:
-                task.extra = _REFERENCES
+            if prepared.held is not None:
+                task.held = prepared.held
+                task.arguments = prepared.arguments
+                if task.extra is None:
+                    task.extra = _REFERENCES
         if entry is not None:
             entry.task = task
         else:
@@ -415,6 +418,8 @@ class Submitter:
                 continue
             size = extra.stored[index] if extra.stored else 0
             entry.blob = None if size else blobs[index]
+            if size:
+                runtime.values.note_stored(entry)
             entry.size = size
             stored = stored or bool(size)
             self._publish(entry, keep_lineage=bool(size))

@@ -38,6 +38,8 @@ class Values:
         self.store = StoreClient(arena, runtime.welcome.arena_bytes)
         #: Ids whose last view has gone; filled by finalizers in any thread (DEL).
         self._unpinned: deque[bytes] = deque()
+        #: Keys of our objects in the store. Threads add, the loop removes.
+        self._stored: set[int] = set()
         #: Store objects that nobody refers to any more; told to the node once a turn. Loop only.
         self._free: list[bytes] = []
         #: Foreign entries that somebody waits for: asked of their owners once a turn. Threads add.
@@ -73,6 +75,7 @@ class Values:
         if serialized.size <= config.INLINE_MAX_BYTES:
             entry.blob = serialized.blob if serialized.blob is not None else serialized.to_bytes()
         else:
+            self._stored.add(entry.key)
             self.write(entry.id, serialized)
             entry.size = serialized.size
         entry.ready = True
@@ -153,7 +156,7 @@ class Values:
                     if not blocked:
                         blocked = True
                         runtime.blocked()
-                        if runtime.events:
+                        if self._stored and runtime.events:
                             runtime.wake()  # This thread has time now: let the loop book what was dropped.
                     if not runtime.block(waiter, deadline):
                         if entry.ready:
@@ -376,11 +379,16 @@ class Values:
         for notify in waiters or ():
             notify()
 
+    def note_stored(self, entry: Entry) -> None:
+        """A result of ours lies in the store. Loop only."""
+        self._stored.add(entry.key)
+
     def release(self, entry: Entry) -> None:
         """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
         entry.contained = None
         entry.task = None
         if entry.size and entry.origin is self._runtime.origin:
+            self._stored.discard(entry.key)
             self._free.append(entry.id)
         entry.blob = None
 
@@ -486,9 +494,9 @@ def unpicklable(value: Any, name: str, error: BaseException) -> BaseException:
             f"{name} is nested too deeply to be serialised (Python's recursion limit): flatten it, "
             "or raise sys.setrecursionlimit() here and in the worker"
         )
-    from moray.util.check_serialize import explain_unpicklable
+    from moray.check_serialize import explain_unpicklable
 
-    return TypeError(f"{explain_unpicklable(value, name)} ({type(error).__name__}: {error})")
+    return TypeError(explain_unpicklable(value, name))
 
 
 def dump_error(error: BaseException) -> bytes:

@@ -1,5 +1,5 @@
 """Tools beside the core API."""
 
-from moray.util.check_serialize import inspect_serializability
+from moray.check_serialize import inspect_serializability
 
 __all__ = ["inspect_serializability"]

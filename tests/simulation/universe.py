@@ -1,0 +1,156 @@
+"""One whole simulated machine: what it has, who lives on it, what goes wrong, and how it comes to rest.
+
+A run has four phases: work with faults, for a number of steps; the drivers finish what they have begun, without
+faults; they let go of everything, and nothing may be left; they leave. Each phase after the first has a limit in
+simulated time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from moray.protocol import messages as m
+from tests.simulation.memory import Memory
+from tests.simulation.network import break_connection
+from tests.simulation.node import Node
+from tests.simulation.oracle import Oracle
+from tests.simulation.process import Process
+from tests.simulation.programs import Context, Plan, driver
+from tests.simulation.world import Violation, World
+
+#: Within so long everything must end once faults have stopped.
+_PATIENCE_S: Final = 300.0
+#: Leases linger, slow clients catch up.
+_SETTLE_S: Final = 5.0
+#: The death of a process is noticed after at most so long.
+_NOTICE_S: Final = 0.02
+
+#: Kinds of worlds; a seed draws one.
+_KINDS: Final = ("calm", "deadly", "deadly", "breaking", "fair")
+
+
+class Universe:
+    """Everything."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+        self.world = World(seed, trace)
+        random = self.world.random
+        self.kind = random.choice(_KINDS)
+        self.faulty = self.kind in {"deadly", "breaking"}
+        #: Short tasks of a job of their own are timed, and wait no longer than this.
+        self.watching = self.kind == "fair"
+        self.patience_s = 1.0
+        self.failing_disk = random.choice((0.0, 0.1)) if self.faulty else 0.0
+        self.total = {"CPU": random.choice((1, 2, 2, 4, 8)) * m.RESOURCE_UNIT, "blue": 2 * m.RESOURCE_UNIT}
+        if random.random() < 0.6:
+            self.total["GPU"] = random.choice((1, 2)) * m.RESOURCE_UNIT
+        capacity = random.choice((1 << 17, 1 << 19, 1 << 22))
+        self.largest_object = capacity // random.choice((2, 8))
+        self.winding_down = False
+        self.memory = Memory()
+        #: Lease and seq of the task that each worker began last; outlives it.
+        self.marks: dict[bytes, tuple[int, int]] = {}
+        #: All processes that ever were.
+        self.processes: dict[bytes, Process] = {}
+        self.oracle = Oracle(self)
+        self.node = Node(self, capacity)
+        #: Drivers whose programs run.
+        self._working: set[bytes] = set()
+        styles = ["flood", "probe"] if self.watching else random.choices(("mixed", "flood"), (3, 1), k=random.randint(1, 3))
+        for job, style in enumerate(styles, 1):
+            self._add_driver(job, style)
+        if self.faulty:
+            self._expect_fault()
+
+    def _add_driver(self, job: int, style: str) -> None:
+        process = Process(self, f"j{job}d".ljust(12, ".").encode(), job)
+        self.processes[process.name] = process
+        self.node.attach(process)
+        self._working.add(process.name)
+        context = Context(process, Plan(style, self.world.random.getrandbits(32), 0, 0, 0.0))
+        process.start(driver(context, style), lambda: self._working.discard(process.name))
+
+    def living(self) -> list[Process]:
+        return [process for process in self.processes.values() if not process.dead]
+
+    # --- faults -------------------------------------------------------------------------------------
+
+    def die(self, process: Process, status: int) -> None:
+        """A process ends: what it has sent stays, what it has not sent does not."""
+        if process.dead:
+            return
+        self.world.log(f"{process.title} dies ({status})")
+        process.dead = True
+        self._working.discard(process.name)
+        for end in process.ends:
+            end.hang_up(int(self.faulty and end is not process.node and self.world.chance(0.1)))
+        self.oracle.died(process)
+        delay = self.world.random.random() * _NOTICE_S
+        self.world.at(delay, f"{process.title} is reaped", lambda: self.node.gone(process, status), self.node)
+
+    def _expect_fault(self) -> None:
+        self.world.at(self.world.random.expovariate(2.0), "", self._fault)
+
+    def _fault(self) -> None:
+        if self.winding_down:
+            return
+        random = self.world.random
+        victim = random.choice(self.living())
+        dice = random.random()
+        if dice < 0.5 and (victim.kind == "worker" or self._may_lose_driver()):
+            self.die(victim, -9)
+        elif dice < 0.7:
+            self.world.log(f"{victim.title} stalls")
+            victim.stalled_until = self.world.now + random.random() * 2.0
+        elif dice < 0.8:
+            victim.slowness = random.choice((1.0, 10.0))
+        elif self.kind == "breaking":
+            ends = [end for end in victim.ends if not (end.closed or end.cut or end is victim.node)]
+            if ends:
+                self.world.log(f"{victim.title} loses a connection")
+                break_connection(self.world, random.choice(ends))
+        self._expect_fault()
+
+    def _may_lose_driver(self) -> bool:
+        drivers = sum(process.kind == "driver" for process in self.living())
+        return drivers > 1 and self.world.chance(0.3)
+
+    # --- the phases ---------------------------------------------------------------------------------
+
+    def run(self, steps: int) -> None:
+        """All phases; raises Violation."""
+        while self.world.steps < steps:
+            self.world.step()
+        self.world.log("--- no more work, no more faults")
+        self.winding_down = True
+        self.world.run_until(lambda: not self._working, _PATIENCE_S, "drivers wait for their tasks")
+        self.world.run_until(lambda: not self.oracle.unended(), _PATIENCE_S, "tasks have not ended")
+        self._let_go()
+        self._leave()
+
+    def _let_go(self) -> None:
+        self.world.log("--- everything is dropped")
+        for process in self.living():
+            stash, process.stash = process.stash, []
+            for ref in stash:
+                ref.drop()
+        self.world.run_for(_SETTLE_S)
+        for process in self.living():
+            left = process.left()
+            if left:
+                raise Violation(f"{process.title} never gave up {left}")
+        stats = self.node.store.table.stats()
+        if any(stats[name] for name in ("used_bytes", "objects", "pinned_objects", "spilled_objects", "queued")):
+            raise Violation(f"the store is not empty: {stats}")
+        if self.memory.files():
+            raise Violation(f"files are left on disk: {self.memory.files()}")
+        self.node.book.check_rest()
+
+    def _leave(self) -> None:
+        self.world.log("--- the drivers leave")
+        for process in self.living():
+            if process.kind == "driver":
+                process.node.send(m.Shutdown())
+        self.world.run_until(self.node.at_rest, _PATIENCE_S, "jobs have not ended")
+        self.node.book.check_rest()
