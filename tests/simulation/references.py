@@ -130,7 +130,11 @@ class ReferenceShell:
         for entry, ids in values:
             if ids:
                 entry.contained_ids = ids
-        books: Any = [(self.book(entry), ids) for entry, ids in values]
+        books: Any = [
+            # Nobody wants the value of an entry that has neither a reference nor another reason to be.
+            (None if entry.alive is None and entry.book is None else self.book(entry), ids)
+            for entry, ids in values
+        ]
         self.core.accept(peer.name, handover, books)
 
     def _finished(self, event: Finished) -> None:

@@ -320,10 +320,12 @@ class Submitter:
     def on_revoked(self, _connection: End, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
         for peer in self._process.peers.values():
-            found = peer.slots.pop(message.lease, None)
+            found = peer.slots.get(message.lease)
             if found is not None:
                 pool, slot = found
+                # Answers on their way must still find their slot.
                 slot.worker[0].drain()
+                peer.slots.pop(message.lease, None)
                 self._forget(pool, slot)
                 pool.queue.extendleft(reversed(pool.lost(slot)))
                 self._fill(pool)

@@ -101,9 +101,14 @@ class Worker(Process):
     def _answer_revocation(self) -> None:
         lease = self._revocation
         running = self.current is not None and self.current.lease <= lease
-        if lease and not running and not self._results:
+        if lease and not running and not self._owes_answers():
             self._revocation = 0
             self.node.send(m.RevokedLease(lease))
+
+    def _owes_answers(self) -> bool:
+        """Whether answers are still here: gathered, or waiting for the reference protocol."""
+        gated = bool(self.references.gated) or any(isinstance(event, Finished) for event in self.events)
+        return gated or bool(self._results)
 
     def _return_queue(self, cause: str, upto_lease: int | None = None) -> None:
         taken = self._take_back(lambda queued: upto_lease is None or queued.lease <= upto_lease, 0)

@@ -123,6 +123,7 @@ class Driver(Runtime):
 
         def end() -> None:
             self._stop = True
+            self.reactor.sleeping = False  # This turn's poll must not wait.
 
         self.call_soon(lambda: self.session_ended("moray.shutdown() was called"))
         self.call_soon(end)
