@@ -165,7 +165,9 @@ class ReferenceShell:
                 return
             process = self._process
             for name, changes in out.sends:
-                process.send(process.peer(name), m.References(changes))
+                if not process.send(process.peer(name), m.References(changes)):
+                    # It ended before this process began, perhaps: nobody would ever tell of its death.
+                    self.core.process_died(name)
             for name, request, lost in out.acks:
                 process.send(process.peer(name), m.ReferencesDone(request, lost))
             for gate in out.ready:

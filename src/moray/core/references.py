@@ -197,6 +197,13 @@ class References:
             self._cover(foreign, cover)
         return foreign
 
+    def again(self, foreign: Foreign) -> bool:
+        """A registered reference was unpickled once more: the short way of :meth:`arrive`. False: take the long one."""
+        if foreign.registration is not Registration.REGISTERED:
+            return False
+        foreign.local += 1
+        return True
+
     def _borrow(self, object_id: bytes, owner: bytes) -> Foreign:
         self._epoch += 1
         foreign = self._make_foreign(object_id, owner, key_of(object_id), self._epoch)

@@ -12,20 +12,25 @@ holding ObjectRefs.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from moray import exceptions
 from moray.core.references import Changes, Foreign, Gate, Owned, References, TaskCover
-from moray.object_ref import Alive, Entry, ObjectRef
+from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.serialization import context
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
     from moray.runtime.runtime import Peer, Runtime
+
+
+#: An object id: (seq, process, job, index).
+_ID: Final = struct.Struct(">Q12s4sI")
 
 
 class OwnBook(Owned, gc=False, eq=False):
@@ -127,24 +132,30 @@ class ReferenceShell:
     def import_ref(self, binary: bytes) -> ObjectRef[Any]:
         """The reference with this id; made now if this process has none."""
         runtime = self._runtime
-        key = int.from_bytes(binary[:8], "big") << 32 | int.from_bytes(binary[24:28], "big")
+        seq, process, job, index = _ID.unpack(binary)
+        key = seq << 32 | index
+        cover = context.cover
         with runtime.import_lock:
-            origin = runtime.origins.get(binary[8:20]) or runtime.origin_of(binary[8:20], binary[20:24])
+            origin = runtime.origins.get(process) or runtime.origin_of(process, job)
             entry = origin.entries.get(key)
             if entry is None:
                 entry = Entry(origin, key)
                 if origin is runtime.origin:
-                    entry = self._gone(entry)
+                    return runtime.make_ref(self._gone(entry))
                 origin.entries[key] = entry
             elif entry.alive is not None:
                 ref = entry.alive()
                 if ref is not None:
                     return ref
-            ref = runtime.make_ref(entry)
-            cover = context.cover
+            # make_ref(), spelled out: values may contain many references.
+            ref = new_ref(ObjectRef)
+            ref._entry = entry
+            entry.alive = alive = Alive(ref, runtime.note_event)
+            alive.entry = entry
+            alive.counted = False
             if type(cover) is TaskToken:
                 cover.touched = True
-            self.events.append(Arrived(entry.alive, cover))  # type: ignore[arg-type]
+            self.events.append(Arrived(alive, cover))
         return ref
 
     def _gone(self, entry: Entry) -> Entry:
@@ -208,7 +219,12 @@ class ReferenceShell:
             cover = cover.core
         elif cover is not None:
             cover = self.book(cover) if type(cover) is Entry and cover.book is not None else None
-        if entry.book is not None and not isinstance(entry.book, Foreign) and entry.book.freed:
+        book = entry.book
+        if type(book) is ForeignBook:
+            if self.core.again(book):
+                alive.counted = True
+                return
+        elif book is not None and book.freed:
             return
         book = self.core.arrive(entry.id, cover)
         if book is not None:

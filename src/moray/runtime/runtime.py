@@ -149,7 +149,7 @@ class Runtime:
         self.reactor.register(self._listener.fileno(), READ, self._accept)
         self.node = Connection(node_socket, self.reactor, self.on_message, self._on_node_closed, leftover)
         self.reactor.hooks += [self._run_calls, self.references.flush, self.submitter.dispatch, self.values.flush]
-        object_ref.importer = self.import_ref
+        object_ref.importer = self.references.import_ref
         _register_fork_hook()
 
     # --- threads ------------------------------------------------------------------------------------
@@ -393,10 +393,6 @@ class Runtime:
         entry.alive = alive
         return ref
 
-    def import_ref(self, binary: bytes) -> ObjectRef[Any]:
-        """The reference with this id, which just arrived in some value (REF-COVER). Any thread."""
-        return self.references.import_ref(binary)
-
     def escape(self, entry: Entry, ref: ObjectRef[Any]) -> None:
         """`ref` is being pickled. Any thread."""
         self.references.escape(entry, ref)
@@ -444,7 +440,7 @@ class Runtime:
     def close(self) -> None:
         """Close every descriptor. The caller turns the loop no more."""
         self.closing = True
-        if object_ref.importer == self.import_ref:
+        if object_ref.importer == self.references.import_ref:
             object_ref.importer = None
         for peer in list(self.peers.values()):
             if peer.connection is not None:
