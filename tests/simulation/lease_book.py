@@ -13,7 +13,7 @@ from typing import Any, Final
 from moray.core.local_scheduler import LocalScheduler
 from moray.core.resources import CPU, UNIT
 from moray.core.scheduler_actions import Action, Grant, Revoke, StopWorker
-from tests.simulation.world import Violation
+from tests.simulation.world import ViolationError
 
 
 @dataclass
@@ -127,13 +127,13 @@ class LeaseBook:
         worker = grant.worker
         story = f"lease {grant.lease} of {worker!r} to {grant.owner!r}"
         if grant.owner in self._gone:
-            raise Violation(f"{story}: a dead owner was granted a lease")
+            raise ViolationError(f"{story}: a dead owner was granted a lease")
         if worker not in self._workers:
-            raise Violation(f"{story}: the worker is dead, or being stopped")
+            raise ViolationError(f"{story}: the worker is dead, or being stopped")
         if self._jobs[worker] != self._jobs[grant.owner]:
-            raise Violation(f"{story}: the worker is of another job")
+            raise ViolationError(f"{story}: the worker is of another job")
         if (other := self.lease_of(worker)) is not None:
-            raise Violation(f"{story}: the worker is leased as {other.number} to {other.owner!r}")
+            raise ViolationError(f"{story}: the worker is leased as {other.number} to {other.owner!r}")
         need = self._needs[grant.owner, grant.key]
         self.leases[grant.lease] = Held(grant.lease, grant.owner, worker, dict(need), grant.devices)
         self._check_devices(story)
@@ -143,28 +143,28 @@ class LeaseBook:
         for held in self.leases.values():
             for name, indices in held.devices.items():
                 if len(indices) * UNIT < held.need[name] or (indices and max(indices) * UNIT >= self._total[name]):
-                    raise Violation(f"{story}: {held.need} does not come with {held.devices}")
+                    raise ViolationError(f"{story}: {held.need} does not come with {held.devices}")
                 for index in indices:
                     used[name, index] = used.get((name, index), 0) + min(held.need[name], UNIT)
         if any(amount > UNIT for amount in used.values()):
-            raise Violation(f"{story}: a device is granted twice: {used}")
+            raise ViolationError(f"{story}: a device is granted twice: {used}")
 
     def _check(self, event: str) -> None:
         available = self._scheduler.available
         for name, total in self._total.items():
             taken = sum(held.amount(name) for held in self.leases.values())
             if available[name] > total - taken:
-                raise Violation(f"after {event}: {available[name]} {name} free, but {taken} of {total} are leased")
+                raise ViolationError(f"after {event}: {available[name]} {name} free, but {taken} of {total} are leased")
             if name != CPU and taken > total:
-                raise Violation(f"after {event}: {taken} {name} of {total} are leased")
+                raise ViolationError(f"after {event}: {taken} {name} of {total} are leased")
         overdrawn = available[CPU] < min(self._before[CPU], 0)
         if overdrawn and event not in _MAY_OVERDRAW:
-            raise Violation(f"after {event}: CPUs were granted that nobody has: {available[CPU]}")
+            raise ViolationError(f"after {event}: CPUs were granted that nobody has: {available[CPU]}")
         self._before = available
 
     def check_rest(self) -> None:
         """Nothing is leased, and everything is free."""
         if self.leases:
-            raise Violation(f"leases are left: {self.leases}")
+            raise ViolationError(f"leases are left: {self.leases}")
         if self._scheduler.available != self._total:
-            raise Violation(f"of {self._total} only {self._scheduler.available} came back")
+            raise ViolationError(f"of {self._total} only {self._scheduler.available} came back")

@@ -6,7 +6,7 @@ reader that is shown a wrong place, or whose place was given away, does not find
 
 from __future__ import annotations
 
-from tests.simulation.world import Violation
+from tests.simulation.world import ViolationError
 
 
 class Memory:
@@ -20,7 +20,9 @@ class Memory:
 
     def write(self, file: int, offset: int, size: int, content: bytes) -> None:
         if file == 0 and offset + size > self.backed:
-            raise Violation(f"a write to {offset + size} of an arena with {self.backed} bytes: SIGBUS (STORE-SPACE)")
+            raise ViolationError(
+                f"a write to {offset + size} of an arena with {self.backed} bytes: SIGBUS (STORE-SPACE)"
+            )
         regions = self._files.setdefault(file, {})
         for start, (length, _) in list(regions.items()):
             if start < offset + size and offset < start + length:

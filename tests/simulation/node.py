@@ -77,13 +77,9 @@ class Node:
             ),
             m.Blocked: lambda client, _: self.tell("blocked", client.process.name, self.world.now),
             m.Unblocked: lambda client, _: self.tell("unblocked", client.process.name, self.world.now),
-            m.WorkerBusy: lambda client, message: self.tell(
-                "owns_objects", client.process.name, message.owns_objects
-            ),
+            m.WorkerBusy: lambda client, message: self.tell("owns_objects", client.process.name, message.owns_objects),
             m.Shutdown: self._on_shutdown,
-            **dict.fromkeys(
-                store_messages, lambda client, message: self._objects.handle(client.process.name, message)
-            ),
+            **dict.fromkeys(store_messages, lambda client, message: self._objects.handle(client.process.name, message)),
         }
         self._performers: dict[type, Callable[[Any], None]] = {
             Grant: self._grant,
@@ -125,9 +121,7 @@ class Node:
 
     def _grant(self, action: Grant) -> None:
         if action.worker in self.clients:
-            self._send(
-                action.owner, m.LeaseGranted(action.key, action.lease, action.worker, 0, "", action.devices)
-            )
+            self._send(action.owner, m.LeaseGranted(action.key, action.lease, action.worker, 0, "", action.devices))
 
     def _send(self, process: bytes, message: m.Message) -> None:
         client = self.clients.get(process)

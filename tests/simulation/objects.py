@@ -1,7 +1,7 @@
 """What a process has in its hands: references, the entries behind them, values.
 
-A :class:`Ref` is an ObjectRef. Python's reference count is the explicit `holders`, so that the moment at which a reference
-dies is an event like any other. At most one Ref of an entry lives in a process.
+A :class:`Ref` is an ObjectRef. Python's reference count is the explicit `holders`, so that the moment at which a
+reference dies is an event like any other. At most one Ref of an entry lives in a process.
 """
 
 from __future__ import annotations

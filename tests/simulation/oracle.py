@@ -19,7 +19,7 @@ import msgspec
 from moray.core.references import Foreign, Registration
 from moray.protocol import messages as m
 from tests.simulation.objects import Arrived, Value
-from tests.simulation.world import Violation
+from tests.simulation.world import ViolationError
 
 if TYPE_CHECKING:
     from tests.simulation.objects import Entry
@@ -82,15 +82,15 @@ class Oracle:
         record = self.tasks[owner, spec.seq]
         story = f"task {spec.seq} of {record.owner.title} at {worker.title}, lease {lease}"
         if worker.job != record.owner.job:
-            raise Violation(f"{story}: a worker of another job")
+            raise ViolationError(f"{story}: a worker of another job")
         if record.ended:
-            raise Violation(f"{story}: it had ended with {record.ended}")
+            raise ViolationError(f"{story}: it had ended with {record.ended}")
         for run in record.runs:
             if not run.worker.dead and not run.retried:
-                raise Violation(f"{story}: it runs or ran at {run.worker.title} already, which lives")
+                raise ViolationError(f"{story}: it runs or ran at {run.worker.title} already, which lives")
         held = self._universe.node.book.leases.get(lease)
         if not record.owner.dead and (held is None or held.worker != worker.name or held.owner != owner):
-            raise Violation(f"{story}: the worker does not have this lease: {held}")
+            raise ViolationError(f"{story}: the worker does not have this lease: {held}")
         self._check_wait(record)
         record.runs.append(Run(worker, spec.extra.attempt if spec.extra is not None else 0))
 
@@ -99,7 +99,7 @@ class Oracle:
         if record.watched and not record.runs:
             self.longest_s = max(self.longest_s, waited)
             if waited > self._universe.patience_s:
-                raise Violation(f"a short task of {record.owner.title} waited {waited:.3f} s for its turn")
+                raise ViolationError(f"a short task of {record.owner.title} waited {waited:.3f} s for its turn")
 
     def retried(self, process: Process, seq: int) -> None:
         self.tasks[process.name, seq].runs[-1].retried = True
@@ -107,7 +107,7 @@ class Oracle:
     def ended(self, process: Process, seq: int, how: str) -> None:
         record = self.tasks[process.name, seq]
         if record.ended:
-            raise Violation(f"task {seq} of {process.title} ended twice: {record.ended}, {how}")
+            raise ViolationError(f"task {seq} of {process.title} ended twice: {record.ended}, {how}")
         record.ended = how
 
     def unended(self) -> list[str]:
@@ -144,41 +144,43 @@ class Oracle:
         if object_id in self._excused:
             return
         if self._inside[object_id] > 0:
-            raise Violation(f"object {object_id.hex()} was freed inside a living value (REF-FREE)")
+            raise ViolationError(f"object {object_id.hex()} was freed inside a living value (REF-FREE)")
         for other in self._universe.living():
             found = entry if other is process else other.entries.get(object_id)
             if found is not None and found.alive is not None and found.alive.holders and not is_lost(found):
-                raise Violation(f"object {object_id.hex()} was freed, but {other.title} has a reference (REF-FREE)")
+                raise ViolationError(
+                    f"object {object_id.hex()} was freed, but {other.title} has a reference (REF-FREE)"
+                )
 
     def lost(self, process: Process, object_id: bytes) -> None:
         """A borrower was told that the object is gone."""
         if not self._is_excused(object_id):
-            raise Violation(f"{process.title} lost object {object_id.hex()}, whose owner lives")
+            raise ViolationError(f"{process.title} lost object {object_id.hex()}, whose owner lives")
 
     def got(self, process: Process, object_id: bytes, value: Value) -> None:
         """User code has read a value."""
         if value.error in {"lost", "freed"} and not self._is_excused(object_id):
-            raise Violation(f"{process.title} got {value.error!r} for object {object_id.hex()}, whose owner lives")
+            raise ViolationError(f"{process.title} got {value.error!r} for object {object_id.hex()}, whose owner lives")
 
     def wrote(self, object_id: bytes, content: bytes) -> None:
         self._written.setdefault(object_id, set()).add(content)
 
     def read(self, process: Process, object_id: bytes, content: bytes) -> None:
         if content not in self._written.get(object_id, ()):
-            raise Violation(f"{process.title} found something else in the place of {object_id.hex()} (STORE-PIN)")
+            raise ViolationError(f"{process.title} found something else in the place of {object_id.hex()} (STORE-PIN)")
 
     def read_failed(self, process: Process, object_id: bytes, why: str) -> None:
         if not self._is_excused(object_id):
-            raise Violation(f"{process.title} cannot read object {object_id.hex()}: {why}")
+            raise ViolationError(f"{process.title} cannot read object {object_id.hex()}: {why}")
 
     def refused(self, object_id: bytes, code: str, detail: str) -> None:
         """The store did not take an object."""
         if code != "full" and not self._is_excused(object_id):
-            raise Violation(f"object {object_id.hex()} could not be made: {code}, {detail}")
+            raise ViolationError(f"object {object_id.hex()} could not be made: {code}, {detail}")
 
     def _must_be_there(self, process: Process, object_id: bytes, why: str) -> None:
         if object_id in self._freed and not self._is_excused(object_id):
-            raise Violation(f"{process.title} has object {object_id.hex()} ({why}), which was freed (REF-COVER)")
+            raise ViolationError(f"{process.title} has object {object_id.hex()} ({why}), which was freed (REF-COVER)")
 
     def _is_excused(self, object_id: bytes) -> bool:
         owner = self._universe.processes.get(object_id[8:20])

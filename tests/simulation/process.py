@@ -1,28 +1,27 @@
 """One simulated process: connections, dispatch, the loop's turn, the user's thread.
 
-User code is a generator. It yields *waits*: functions that are given a callback and see to it that it is called once
-with the answer. The loop handles one message per event; its turn, in which references, tasks and values are flushed,
-is an event of its own shortly afterwards, so that user code and messages come in between.
+User code is a generator (:mod:`tests.simulation.user_code`). The loop handles one message per event; its turn, in which
+references, tasks and values are flushed, is an event of its own shortly afterwards, so that user code and messages
+come in between.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from moray.protocol import messages as m
 from tests.simulation.network import End, connect
 from tests.simulation.objects import Entry, Ref, Value, dump
 from tests.simulation.references import ReferenceShell
 from tests.simulation.submission import Submitter
+from tests.simulation.user_code import Code
 from tests.simulation.values import Values
 from tests.simulation.world import Timer
 
 if TYPE_CHECKING:
     from tests.simulation.universe import Universe
-
-Wait: TypeAlias = Callable[[Callable[[Any], None]], None]
 
 
 class Peer:
@@ -102,16 +101,18 @@ class Process:
     def left(self) -> list[str]:
         """What is not gone although nothing is referred to any more."""
         core = self.references.core
-        tables = {
+        tables: dict[str, Collection[Any]] = {
             "entries": self.entries, "own objects": core.owned, "borrowed": core.foreign, "tasks": core.tasks,
             "containers": core.containers, "replies": self.references.gated, "questions": core.questions,
             "pending tasks": self.submitter.pending,
         }  # fmt: skip
         found = [f"{name}: {list(table)[:3]}" for name, table in tables.items() if table]
-        for peer in core.peers.values():
-            if peer.transit or peer.unacked or peer.provisional or peer.registered or peer.outbox:
-                found.append(f"words with {peer.process!r}")
-        return found
+        talking = [
+            peer.process
+            for peer in core.peers.values()
+            if peer.transit or peer.unacked or peer.provisional or peer.registered or peer.outbox
+        ]
+        return found + ([f"words with {talking}"] if talking else [])
 
     # --- names -----------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Process:
 
     # --- the user's thread --------------------------------------------------------------------------
 
-    def start(self, code: Iterator[Wait], then: Callable[[], None]) -> None:
+    def start(self, code: Code[Any], then: Callable[[], None]) -> None:
         """Run user code; `then` is called when it is through."""
 
         def resume(answer: Any) -> None:
@@ -146,7 +147,7 @@ class Process:
 
         def go_on(answer: Any) -> None:
             try:
-                wait = code.send(answer)  # type: ignore[attr-defined]
+                wait = code.send(answer)
             except StopIteration:
                 then()
                 return
@@ -154,7 +155,7 @@ class Process:
 
         resume(None)
 
-    def compute(self, duration_s: float) -> Iterator[Wait]:
+    def compute(self, duration_s: float) -> Code[None]:
         """User code that takes so long."""
 
         def wait(resume: Callable[[Any], None]) -> None:
@@ -162,7 +163,7 @@ class Process:
 
         yield wait
 
-    def ask(self, make: Callable[[int], m.Message]) -> Iterator[Any]:
+    def ask(self, make: Callable[[int], m.Message]) -> Code[Any]:
         """The node's answer."""
         self._requests += 1
         number = self._requests

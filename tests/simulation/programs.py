@@ -8,29 +8,29 @@ a GPU in its hands for another that needs it is stuck by its own doing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from moray.protocol.messages import RESOURCE_UNIT, Resources, TaskExtra
-from tests.simulation.objects import Entry, Ref
+from tests.simulation.objects import Entry, Ref, Value
 from tests.simulation.submission import Task
-from tests.simulation.values import StoreRefused
+from tests.simulation.user_code import Code
+from tests.simulation.world import RefusedError
 
 if TYPE_CHECKING:
-    from tests.simulation.process import Process, Wait
+    from tests.simulation.process import Process
 
 #: Tasks do not nest deeper than this.
 _DEEPEST: Final = 3
 
 
-class TaskFailed(Exception):
+class TaskFailedError(Exception):
     """The task raises."""
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The task ends its process."""
 
 
@@ -111,11 +111,11 @@ class Context:
         submitter.submit(task)
         return refs
 
-    def put(self, size: int, inside: list[Ref]) -> Iterator[Any]:
+    def put(self, size: int, inside: list[Ref]) -> Code[None]:
         ref = yield from self.process.values.put(size, inside)
         self.refs.append(ref)
 
-    def get(self, refs: list[Ref]) -> Iterator[Any]:
+    def get(self, refs: list[Ref]) -> Code[list[Value]]:
         """Wait for the values and keep the references that are in them."""
         loaded = yield from self.process.values.get(refs)
         for _value, inside in loaded:
@@ -151,14 +151,14 @@ def draw_size(random: Random, largest: int) -> int:
     return random.randint(1, largest) if random.random() < 0.35 else 0
 
 
-def run(context: Context) -> Iterator[Wait]:
+def run(context: Context) -> Code[Outcome]:
     """A task."""
     plan = context.plan
     yield from context.process.compute(plan.duration_s)
     if context.attempt < plan.crashes:
-        raise Crash
+        raise CrashError
     if context.attempt < plan.raises:
-        raise TaskFailed("raised")
+        raise TaskFailedError("raised")
     if plan.kind == "tree":
         yield from _tree(context)
     elif plan.kind == "holder":
@@ -170,7 +170,7 @@ def run(context: Context) -> Iterator[Wait]:
     return Outcome(values)
 
 
-def _tree(context: Context) -> Iterator[Wait]:
+def _tree(context: Context) -> Code[None]:
     random, universe = context.random, context.process.universe
     yield from _put_some(context, 2)
     for _ in range(random.randint(1, 3)):
@@ -185,22 +185,22 @@ def _tree(context: Context) -> Iterator[Wait]:
         yield from _get_some(context, 2)
 
 
-def _put_some(context: Context, most: int) -> Iterator[Wait]:
+def _put_some(context: Context, most: int) -> Code[None]:
     for _ in range(context.random.randint(0, most)):
         try:
             yield from context.put(draw_size(context.random, context.process.universe.largest_object), context.pick(2))
-        except StoreRefused:
+        except RefusedError:
             pass
 
 
-def _get_some(context: Context, most: int) -> Iterator[Wait]:
+def _get_some(context: Context, most: int) -> Code[None]:
     """A get that may raise, like any."""
     values = yield from context.get(context.pick(most))
     if any(value.error for value in values) and context.random.random() < 0.3:
-        raise TaskFailed("got an error")
+        raise TaskFailedError("got an error")
 
 
-def driver(context: Context, style: str) -> Iterator[Wait]:
+def driver(context: Context, style: str) -> Code[None]:
     """A driver's main program: until the workload ends, then wait for everything and let go."""
     random, process = context.random, context.process
     universe = process.universe
@@ -224,7 +224,7 @@ def driver(context: Context, style: str) -> Iterator[Wait]:
     context.close()
 
 
-def _mixed(context: Context, mean_s: float) -> Iterator[Wait]:
+def _mixed(context: Context, mean_s: float) -> Code[None]:
     random, universe = context.random, context.process.universe
     yield from _put_some(context, 2)
     for _ in range(random.randint(1, 6)):
@@ -242,7 +242,7 @@ def _flood(context: Context) -> None:
         context.submit(Plan("leaf", context.random.getrandbits(32), 0, 1, duration_s), {"CPU": RESOURCE_UNIT}, [], [])
 
 
-def _probe(context: Context) -> Iterator[Wait]:
+def _probe(context: Context) -> Code[None]:
     """A short task now and then, whose time is watched."""
     yield from context.process.compute(0.1 + context.random.random() * 0.5)
     plan = Plan("probe", context.random.getrandbits(32), 0, 1, 0.001)

@@ -12,12 +12,12 @@ from typing import Final
 
 from moray.protocol import messages as m
 from tests.simulation.memory import Memory
-from tests.simulation.network import break_connection
+from tests.simulation.network import End, break_connection
 from tests.simulation.node import Node
 from tests.simulation.oracle import Oracle
 from tests.simulation.process import Process
 from tests.simulation.programs import Context, Plan, driver
-from tests.simulation.world import Violation, World
+from tests.simulation.world import ViolationError, World
 
 #: Within so long everything must end once faults have stopped.
 _PATIENCE_S: Final = 300.0
@@ -28,6 +28,12 @@ _NOTICE_S: Final = 0.02
 
 #: Kinds of worlds; a seed draws one.
 _KINDS: Final = ("calm", "deadly", "deadly", "breaking", "fair")
+
+
+def may_break(end: End) -> bool:
+    """Whether the connection may be lost: not while tasks are on it, because their answers cannot be repeated yet."""
+    sides = (end, end.other)
+    return not any(side.closed or side.cut or side.peer is None or side.peer.slots for side in sides)
 
 
 class Universe:
@@ -57,11 +63,15 @@ class Universe:
         self.node = Node(self, capacity)
         #: Drivers whose programs run.
         self._working: set[bytes] = set()
-        styles = ["flood", "probe"] if self.watching else random.choices(("mixed", "flood"), (3, 1), k=random.randint(1, 3))
+        styles = (
+            ["flood", "probe"] if self.watching else random.choices(("mixed", "flood"), (3, 1), k=random.randint(1, 3))
+        )
         for job, style in enumerate(styles, 1):
             self._add_driver(job, style)
         if self.faulty:
             self._expect_fault()
+        if self.kind == "breaking":
+            self._expect_break()
 
     def _add_driver(self, job: int, style: str) -> None:
         process = Process(self, f"j{job}d".ljust(12, ".").encode(), job)
@@ -105,12 +115,22 @@ class Universe:
             victim.stalled_until = self.world.now + random.random() * 2.0
         elif dice < 0.8:
             victim.slowness = random.choice((1.0, 10.0))
-        elif self.kind == "breaking":
-            ends = [end for end in victim.ends if not (end.closed or end.cut or end is victim.node)]
-            if ends:
-                self.world.log(f"{victim.title} loses a connection")
-                break_connection(self.world, random.choice(ends))
         self._expect_fault()
+
+    def _expect_break(self) -> None:
+        self.world.at(self.world.random.expovariate(20.0), "", self._break)
+
+    def _break(self) -> None:
+        """Somebody loses a connection."""
+        if self.winding_down:
+            return
+        random = self.world.random
+        victim = random.choice(self.living())
+        ends = [end for end in victim.ends if end is not victim.node and may_break(end)]
+        if ends:
+            self.world.log(f"{victim.title} loses a connection")
+            break_connection(self.world, random.choice(ends))
+        self._expect_break()
 
     def _may_lose_driver(self) -> bool:
         drivers = sum(process.kind == "driver" for process in self.living())
@@ -119,7 +139,7 @@ class Universe:
     # --- the phases ---------------------------------------------------------------------------------
 
     def run(self, steps: int) -> None:
-        """All phases; raises Violation."""
+        """All phases; raises ViolationError."""
         while self.world.steps < steps:
             self.world.step()
         self.world.log("--- no more work, no more faults")
@@ -139,12 +159,12 @@ class Universe:
         for process in self.living():
             left = process.left()
             if left:
-                raise Violation(f"{process.title} never gave up {left}")
+                raise ViolationError(f"{process.title} never gave up {left}")
         stats = self.node.store.table.stats()
         if any(stats[name] for name in ("used_bytes", "objects", "pinned_objects", "spilled_objects", "queued")):
-            raise Violation(f"the store is not empty: {stats}")
+            raise ViolationError(f"the store is not empty: {stats}")
         if self.memory.files():
-            raise Violation(f"files are left on disk: {self.memory.files()}")
+            raise ViolationError(f"files are left on disk: {self.memory.files()}")
         self.node.book.check_rest()
 
     def _leave(self) -> None:

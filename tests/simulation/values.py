@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moray.protocol import messages as m
 from tests.simulation.objects import Contains, Entry, Ref, Value, dump, load
+from tests.simulation.user_code import Code
+from tests.simulation.world import RefusedError
 
 if TYPE_CHECKING:
     from tests.simulation.network import End
     from tests.simulation.process import Peer, Process
-
-
-class StoreRefused(Exception):
-    """The node answered StoreError."""
 
 
 class Values:
@@ -33,7 +31,7 @@ class Values:
 
     # --- user code: generators that yield functions which are given a callback ------------------------
 
-    def put(self, size: int, refs: list[Ref]) -> Iterator[Any]:
+    def put(self, size: int, refs: list[Ref]) -> Code[Ref]:
         """Store a value as an object of this process; returns its reference, held once."""
         process = self._process
         entry = Entry(process.object_id(process.next_seq(), 0))
@@ -46,7 +44,7 @@ class Values:
         if size:
             try:
                 yield from self.write(entry.id, size, content, acknowledged=False)
-            except StoreRefused:
+            except RefusedError:
                 contained, entry.contained = entry.contained, []
                 for each in [*contained, ref]:
                     each.drop()
@@ -57,13 +55,17 @@ class Values:
         entry.ready = True
         return ref
 
-    def write(self, object_id: bytes, size: int, content: bytes, acknowledged: bool) -> Iterator[Any]:
+    def write(self, object_id: bytes, size: int, content: bytes, acknowledged: bool) -> Code[None]:
         """Create, write and seal an object in the node's store."""
         process = self._process
         answer = yield from process.ask(lambda number: m.CreateObject(number, object_id, size))
+        if isinstance(answer, m.StoreError) and answer.code == "exists":
+            # An earlier try of this task died between its seal and its answer: this one takes its place.
+            process.node.send(m.FreeObjects([object_id]))
+            answer = yield from process.ask(lambda number: m.CreateObject(number, object_id, size))
         if isinstance(answer, m.StoreError):
             process.oracle.refused(object_id, answer.code, answer.detail)
-            raise StoreRefused(f"{answer.code}: {answer.detail}")
+            raise RefusedError(f"{answer.code}: {answer.detail}")
         process.oracle.wrote(object_id, content)
         yield from process.compute(1e-4 + size * 1e-9)
         process.memory.write(int(answer.path or 0), answer.offset, size, content)
@@ -72,7 +74,7 @@ class Values:
         else:
             process.node.send(m.SealObject(0, object_id))
 
-    def wait_for(self, entries: list[Entry]) -> Iterator[Any]:
+    def wait_for(self, entries: list[Entry]) -> Code[None]:
         """Return when all are ready, or one is an error."""
         process = self._process
         waited = False
@@ -101,7 +103,7 @@ class Values:
             if not entry.ready:
                 self.subscribe(entry, notify)
 
-    def get(self, refs: list[Ref]) -> Iterator[Any]:
+    def get(self, refs: list[Ref]) -> Code[list[tuple[Value, list[Ref]]]]:
         """The values of the references; values with the references inside, each held once."""
         yield from self.wait_for([ref.entry for ref in refs])
         loaded: list[tuple[Value, list[Ref]]] = []
@@ -111,7 +113,7 @@ class Values:
             loaded.append((yield from self.load(ref.entry)))
         return loaded
 
-    def load(self, entry: Entry) -> Iterator[Any]:
+    def load(self, entry: Entry) -> Code[tuple[Value, list[Ref]]]:
         """The value of a ready entry, made anew."""
         content = entry.blob
         if content is None:
@@ -120,7 +122,7 @@ class Values:
         self._process.oracle.got(self._process, entry.id, value)
         return value, [self._process.references.import_ref(each, entry).hold() for each in value.contained]
 
-    def map(self, object_id: bytes) -> Iterator[Any]:
+    def map(self, object_id: bytes) -> Code[bytes]:
         """The bytes of a stored object, read in place for a while."""
         process = self._process
         answer = yield from process.ask(lambda number: m.PinObject(number, object_id))

@@ -1,8 +1,8 @@
-"""A simulated worker: runs tasks one after another, answers, gives back what it must (moray.runtime.executor, .worker)."""
+"""A simulated worker: runs tasks one after another (the counterpart of moray.runtime.executor and .worker)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,9 +11,10 @@ from moray.protocol import messages as m
 from tests.simulation import programs
 from tests.simulation.network import End
 from tests.simulation.objects import Finished, Ref, Token, Value, dump, load
-from tests.simulation.process import Process, Wait
-from tests.simulation.programs import Context, Crash, Outcome
-from tests.simulation.values import StoreRefused
+from tests.simulation.process import Process
+from tests.simulation.programs import Context, CrashError, Outcome, TaskFailedError
+from tests.simulation.user_code import Code
+from tests.simulation.world import RefusedError
 
 if TYPE_CHECKING:
     from tests.simulation.universe import Universe
@@ -153,7 +154,7 @@ class Worker(Process):
         self._answer_revocation()
         self._run_next()
 
-    def _run(self, queued: Queued) -> Iterator[Wait]:
+    def _run(self, queued: Queued) -> Code[None]:
         """One task, to its result."""
         spec = queued.spec
         extra = spec.extra or m.TaskExtra()
@@ -168,12 +169,12 @@ class Worker(Process):
             for argument in extra.arguments:
                 value = yield from self._argument(argument)
                 if value.error:
-                    raise programs.TaskFailed(f"argument {value.error}")
+                    raise TaskFailedError(f"argument {value.error}")
                 context.hold([self.references.import_ref(each, token).hold() for each in value.contained])
             outcome = yield from programs.run(context)
-        except (programs.TaskFailed, StoreRefused) as error:
+        except (TaskFailedError, RefusedError) as error:
             failure = str(error)
-        except Crash:
+        except CrashError:
             self.universe.die(self, 1)
             return
         took = int((self.world.now - begin) * 1e6)
@@ -184,7 +185,7 @@ class Worker(Process):
         context.close()
         self._count_call(queued)
 
-    def _argument(self, argument: m.Argument) -> Iterator[Any]:
+    def _argument(self, argument: m.Argument) -> Code[Value]:
         """The value of a top-level reference."""
         content = argument.blob
         if content is None:
@@ -193,7 +194,7 @@ class Worker(Process):
         self.oracle.got(self, argument.object, value)
         return value
 
-    def _answer(self, queued: Queued, token: Token, outcome: Outcome, took: int) -> Iterator[Any]:
+    def _answer(self, queued: Queued, token: Token, outcome: Outcome, took: int) -> Code[str]:
         """Place the values and answer; what goes wrong is returned."""
         seq, owner = queued.spec.seq, queued.connection.peer.name
         blobs: list[bytes | None] = []
@@ -203,7 +204,7 @@ class Worker(Process):
             if size:
                 try:
                     yield from self.values.write(self.id_of(owner, seq << 32 | index), size, content, acknowledged=True)
-                except StoreRefused as error:
+                except RefusedError as error:
                     return str(error)
             blobs.append(None if size else content)
             contained += refs

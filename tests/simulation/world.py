@@ -18,8 +18,12 @@ from typing import Final, Protocol
 REMEMBERED: Final = 60
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """An invariant does not hold."""
+
+
+class RefusedError(Exception):
+    """The store did not take an object."""
 
 
 class Lively(Protocol):
@@ -96,7 +100,7 @@ class World:
         deadline = self.now + limit_s
         while not condition():
             if self.now > deadline or not self.step():
-                raise Violation(f"after {limit_s:g} simulated seconds without faults: {what}")
+                raise ViolationError(f"after {limit_s:g} simulated seconds without faults: {what}")
 
     def run_for(self, duration_s: float) -> None:
         """Let time pass."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import count
 from socket import socket
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from moray.launch.config import NodeConfig
 from moray.launch.resources import complete_devices, complete_resources, store_bytes
@@ -42,6 +42,9 @@ from moray.protocol import messages as m
 from moray.protocol.connection import Connection
 from moray.protocol.reactor import Reactor
 from moray.store.server import StoreServer
+
+#: How long owners may take to read what a dead worker's mark says.
+_FILES_KEPT_S: Final = 60.0
 
 
 class Node:
@@ -275,6 +278,7 @@ class Node:
         if not job.ended:
             self._tell_death(worker, status)
         self._release_process(worker.process)
+        self.reactor.call_later(_FILES_KEPT_S, lambda: self._remove_files(worker.process))
         self.leases.perform(self.leases.scheduler.worker_died(worker.process, monotonic()))
         self._look_whether_gone(job)
 
@@ -320,6 +324,14 @@ class Node:
     def _reap(self) -> None:
         for pid, status in self._orphans.reap():
             self.workers.reaped(pid, status)
+
+    def _remove_files(self, process: bytes) -> None:
+        """What a dead worker leaves in the session's directory beside its logs: its socket and its mark."""
+        for kind in ("sock", "mark"):
+            try:
+                os.unlink(f"{self.config.session_dir}/{process.hex()}.{kind}")
+            except OSError:
+                pass  # It never made one, or the directory has gone.
 
     def _release_process(self, process: bytes) -> None:
         """Take back what a dead process had of the store."""

@@ -128,7 +128,12 @@ class Connection:
         """Send what the socket takes; the loop sends the rest when it can."""
         out = self.out
         with self._lock:
-            while out and not self.closed:
+            while not self.closed:
+                if not out:
+                    self._want_write(False)
+                    if len(out) == 0:
+                        return
+                    continue  # Two threads appended meanwhile and saw that EPOLLOUT was asked for.
                 frame, sent, record = out[0]
                 done = sum(sent)
                 if done < len(frame):
@@ -144,18 +149,25 @@ class Connection:
                     out.popleft()
                 else:
                     self.settled.extend(islice(iter(out.popleft, None), 1))
-            self._want_write(False)
 
     def _want_write(self, wanted: bool) -> None:
+        """Ask for EPOLLOUT or not. Interrupted at any point, this leaves at worst an EPOLLOUT that the flag does not
+        know of, which `on_events` takes back; never a flag without EPOLLOUT, with which nobody would go on."""
         if self._wants_write != wanted and not self.closed:
+            if not wanted:
+                self._wants_write = False
             self._reactor.modify(self.fd, READ | WRITE if wanted else READ)
-            self._wants_write = wanted
+            if wanted:
+                self._wants_write = True
 
     # --- receiving: the loop ------------------------------------------------------------------
 
     def on_events(self, events: int) -> None:
         """The reactor's callback."""
         if events & WRITE:
+            with self._lock:
+                self._wants_write = True  # Or EPOLLOUT is on because somebody was interrupted.
+                self._want_write(False)
             self.flush()
         if events & ~WRITE and not self.closed:
             self._receive()

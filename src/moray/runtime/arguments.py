@@ -143,13 +143,13 @@ def _put_large(
     return moved
 
 
-def resolve(arguments: list[tuple[int | str, ObjectRef[Any]]]) -> tuple[list[m.Argument], bytes | None]:
-    """The wire form of ready references; or the blob of the first error among them."""
+def resolve(arguments: list[tuple[int | str, ObjectRef[Any]]]) -> tuple[list[m.Argument], ObjectRef[Any] | None]:
+    """The wire form of ready references; or the first among them that is an error."""
     resolved = []
     for where, ref in arguments:
         entry = ref._entry
         if entry.error:
-            return [], entry.blob
+            return [], ref
         if entry.blob is not None:
             resolved.append(m.Argument(where, entry.id, entry.blob))
         else:

@@ -22,7 +22,7 @@ import msgspec
 
 from moray import config, exceptions
 from moray.protocol import messages as m
-from moray.runtime.values import dump_error, unpicklable
+from moray.runtime.values import unpicklable
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
@@ -69,6 +69,8 @@ class Executor:
         #: Results not yet sent: (connection, result). Main thread appends; whoever flushes takes.
         self._results: deque[tuple[Connection, m.Result]] = deque()
         self._flush_lock = allocate_lock()
+        #: Results that wait in the reference protocol, by identity: unsent. Main thread adds, loop removes.
+        self.passing: dict[int, tuple[m.Result, Connection]] = {}
         self._flushed_ns = 0
         #: Leases up to this one are over here: their tasks are bounced.
         self.revoked = 0
@@ -133,7 +135,12 @@ class Executor:
     def has_work_of(self, lease: int) -> bool:
         """Whether a task of a lease up to `lease` runs or waits for its answer to be sent."""
         current = self.current
-        return (current is not None and current.lease <= lease) or bool(self._results)
+        if current is not None and current.lease <= lease:
+            return True
+        if self.passing and not all(connection.closed for _result, connection in list(self.passing.values())):
+            return True
+        with self._flush_lock:  # Whoever is sending results has sent them then.
+            return bool(self._results)
 
     def forget_owner(self, process: bytes) -> None:
         """An owner died: drop its tasks and functions. Loop only."""
@@ -268,6 +275,7 @@ class Executor:
         del values, packed
         if contained or (token is not None and token.touched):
             owner = queued.connection.peer.origin.process
+            self.passing[id(result)] = (result, queued.connection)
             self._worker.references.finish(queued.connection, result, token or TaskToken(owner, seq), contained)
         else:
             self._results.append((queued.connection, result))
@@ -299,11 +307,16 @@ class Executor:
             self._exit(error, loaded)
         name = extra.name or loaded.definition.name
         retriable = _wants_retry(extra.retry, error)
-        blob = dump_error(self._worker.task_error(name, error, queued))
+        packed = serialize(self._worker.task_error(name, error, queued))
         took = (perf_counter_ns() - begin) // 1000
-        result = m.Result(queued.spec.seq, took, blob, m.ResultExtra(error=True, retriable=retriable))
-        if token is not None and token.touched:
-            self._worker.references.finish(queued.connection, result, token, [])
+        contained = packed.contained
+        ids = [[ref.binary() for ref in contained]] if contained else []
+        answer = m.ResultExtra(contained=ids, error=True, retriable=retriable)
+        result = m.Result(queued.spec.seq, took, packed.to_bytes(), answer)
+        if contained or (token is not None and token.touched):
+            token = token or TaskToken(queued.connection.peer.origin.process, queued.spec.seq)
+            self.passing[id(result)] = (result, queued.connection)
+            self._worker.references.finish(queued.connection, result, token, contained)
         else:
             self._results.append((queued.connection, result))
         if loaded.definition.max_calls:
@@ -325,11 +338,13 @@ class Executor:
         self._flushed_ns = perf_counter_ns()
         if not self._results:
             return
-        self._worker.output.pump(last=self.current is None)
         with self._flush_lock:
+            # What is added from here on may have printed after the pump: it is for the next flush.
+            count = len(self._results)
+            self._worker.output.pump(last=self.current is None)
             batch: list[m.Result] = []
             connection: Connection | None = None
-            while self._results:
+            for _ in range(count):
                 target, result = self._results.popleft()
                 if target is not connection and batch and connection is not None:
                     connection.send(m.Results(batch))

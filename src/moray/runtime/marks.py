@@ -54,13 +54,5 @@ def read_mark(session_dir: str, process: bytes) -> Mark:
         return Mark()
 
 
-def remove_mark(session_dir: str, process: bytes) -> None:
-    """The process is dead and its mark was read."""
-    try:
-        os.unlink(_path(session_dir, process))
-    except OSError:
-        pass  # Another owner was quicker, or the session's directory is gone.
-
-
 def _path(session_dir: str, process: bytes) -> str:
     return f"{session_dir}/{process.hex()}.mark"

@@ -20,6 +20,7 @@ import msgspec
 
 from moray import exceptions
 from moray.core.references import Changes, Foreign, Gate, Owned, References, TaskCover
+from moray.error_transport import carry_outside
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.serialization import context
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 #: An object id: (seq, process, job, index).
 _ID: Final = struct.Struct(">Q12s4sI")
+
+
+# References inside an exception are counted like those in any other value.
+carry_outside(ObjectRef)
 
 
 class OwnBook(Owned, gc=False, eq=False):
@@ -123,8 +128,9 @@ class ReferenceShell:
             contained.append(ref)
         if entry.origin is self._runtime.origin:
             if entry.key not in entry.origin.entries:
-                entry.origin.entries[entry.key] = entry
+                # In this order: an interrupt between the two may lead to a second event, never to none (INTERRUPT).
                 self.events.append(Escaped(entry))
+                entry.origin.entries[entry.key] = entry
         if contained is None:
             self.events.append(Escaped(entry, True))
             self._runtime.wake()
@@ -184,7 +190,7 @@ class ReferenceShell:
                         self.core.drop_local((entry.book,))
                 elif entry.alive is event:
                     entry.alive = None
-                    if entry.ready:
+                    if entry.ready or entry.size:
                         release(entry)
             elif kind is Arrived:
                 self._arrived(event)
@@ -242,13 +248,29 @@ class ReferenceShell:
 
     # --- the loop: results with references ----------------------------------------------------------------
 
-    def result_arrived(self, peer: Peer, handover: int, values: list[tuple[Entry, list[bytes]]]) -> None:
-        """Values for entries of ours arrived, with these ids in them (REF-SEND)."""
+    def result_arrived(self, peer: Peer, handover: int, values: list[tuple[Entry | None, list[bytes]]]) -> None:
+        """Values for entries of ours (None: for nobody) arrived, with these ids in them (REF-SEND)."""
+        books: Any = []
         for entry, ids in values:
+            # An entry that lost its last reference while it was pending must not get a book: nothing would end it.
+            if entry is None or (entry.alive is None and entry.book is None):
+                books.append((None, ids))
+                continue
             if ids:
                 entry.contained = ids
-        books: Any = [(self.book(entry), ids) for entry, ids in values]
+            books.append((self.book(entry), ids))
         self.core.accept(peer.origin.process, handover, books)
+
+    def inherit(self, entry: Entry, failed: ObjectRef[Any]) -> None:
+        """A pending entry of ours gets the same error as `failed`, with whatever references are in it."""
+        if failed._entry.contained is None:
+            return
+        self.drain()
+        if entry.alive is not None or entry.book is not None:
+            container = self.book(entry)
+            assert isinstance(container, Owned)
+            entry.contained = [failed]
+            self.core.contain(container, [self.book(failed._entry)])
 
     def borrowed(self, peer: Peer, changes: Changes) -> None:
         """A worker's reply registers what it still holds of ours."""
@@ -302,8 +324,9 @@ class ReferenceShell:
 
     def _freed(self, owned: Owned) -> None:
         entry: Entry = owned.entry  # type: ignore[attr-defined]
+        owned.entry = None  # type: ignore[attr-defined]  # The two refer to each other, unseen by the garbage collector.
         entry.origin.entries.pop(entry.key, None)
-        if entry.ready:
+        if entry.ready or entry.size:
             self._runtime.values.release(entry)
 
     def _end_entries(self) -> None:

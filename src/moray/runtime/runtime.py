@@ -15,7 +15,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from moray import exceptions, object_ref
 from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
@@ -82,12 +82,31 @@ class Forked:
     def __init__(self, parent: int) -> None:
         self._parent = parent
 
-    def check_usable(self) -> None:
+    def check_usable(self) -> NoReturn:
         """Raise: nothing here can be used."""
         raise exceptions.MoraySystemError(
             f"process {os.getpid()} is a fork of process {self._parent}, whose connection to moray it cannot use (FORK): "
             "call moray from the parent, or moray.init() in a process started by exec or multiprocessing's 'spawn'"
         )
+
+    # What references ask of their runtime (object_ref.RuntimeHooks): the descriptors under the real one are closed, and
+    # their numbers may be files of the child's by now.
+
+    def escape(self, _entry: Entry, _ref: ObjectRef[Any]) -> None:
+        """A reference is being pickled: who unpickled it would not be counted."""
+        self.check_usable()
+
+    def future(self, _ref: ObjectRef[Any]) -> Any:
+        """See :meth:`ObjectRef.future`."""
+        self.check_usable()
+
+    def await_ref(self, _ref: ObjectRef[Any]) -> Any:
+        """See ``ObjectRef.__await__``."""
+        self.check_usable()
+
+    def task_id_of(self, entry: Entry) -> bytes:
+        """The 24 bytes of the task that makes an object."""
+        return entry.id[:24]
 
 
 class Runtime:
@@ -175,8 +194,16 @@ class Runtime:
 
     def drain_connection(self, connection: Connection) -> None:
         """Handle what a peer has already sent. Loop only."""
-        while not connection.closed and connection.readable():
-            connection.on_events(READ)
+        if not connection.readable():
+            return
+        # We may be in a handler, whose connection's later frames are still in the scratch buffer.
+        reactor = self.reactor
+        scratch, reactor.scratch = reactor.scratch, memoryview(bytearray(len(reactor.scratch)))
+        try:
+            while connection.readable():
+                connection.on_events(READ)
+        finally:
+            reactor.scratch = scratch
 
     def task_name(self) -> str:
         """What runs here now, for the prefix of its output."""
@@ -231,18 +258,35 @@ class Runtime:
         if self.ended is not None:
             self._fail_requests()
 
-    def ask(self, make: Callable[[int], m.Message]) -> Any:
-        """The node's answer; blocks this thread, which is not the loop's."""
+    def ask(self, make: Callable[[int], m.Message], undo: Callable[[Any], None] | None = None) -> Any:
+        """The node's answer; blocks this thread, which is not the loop's. If the thread is interrupted meanwhile,
+        `undo` gets the answer, there or in the loop (INTERRUPT)."""
         answers: list[Any] = []
+        given_up: list[None] = []
         waiter = Waiter()
+
+        def take_back() -> None:
+            try:
+                answer = answers.pop()  # Here or there: whoever gets it.
+            except IndexError:
+                return
+            if undo is not None:
+                undo(answer)
 
         def answered(answer: Any) -> None:
             answers.append(answer)
+            if given_up:
+                take_back()
             waiter.notify()
 
-        self.request(make, answered)
-        while not answers:
-            self.block(waiter, None)
+        try:
+            self.request(make, answered)
+            while not answers:
+                self.block(waiter, None)
+        except BaseException:
+            given_up.append(None)
+            take_back()
+            raise
         if isinstance(answers[0], BaseException):
             raise answers[0]
         return answers[0]
@@ -355,6 +399,11 @@ class Runtime:
         self.submitter.worker_died(peer, message)
         self.references.process_died(peer)
         self.values.owner_died(peer.origin, message)
+        with self.import_lock:
+            if not peer.origin.entries:
+                # Nothing of its is left here; with many short-lived workers these tables would only grow.
+                del self.peers[message.process]
+                self.origins.pop(message.process, None)
 
     def _drain(self, peer: Peer) -> None:
         """Read what a dead process still had sent, so that nothing that arrived is lost."""
@@ -423,7 +472,10 @@ class Runtime:
 
     def after_fork_in_child(self) -> None:
         """In a child made by the user's code: give up what belongs to the parent, without a word to anybody."""
-        state.runtime = Forked(self.pid)  # type: ignore[assignment]
+        forked = Forked(self.pid)
+        state.runtime = forked  # type: ignore[assignment]
+        for origin in self.origins.values():
+            origin.runtime = forked
         object_ref.importer = None
         self.events.clear()
         descriptors = [self._listener.fileno(), self.node.fd, *self.reactor.descriptors()]

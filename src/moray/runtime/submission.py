@@ -250,9 +250,12 @@ class Submitter:
 
     def _enqueue(self, task: Task) -> None:
         """All arguments are ready: pass their values on, or their error."""
-        arguments, error = resolve(task.arguments or [])
-        if error is not None:
-            self._finish_with(task, error, False)
+        arguments, failed = resolve(task.arguments or [])
+        if failed is not None:
+            for entry in task.entries if task.entries is not None else [task.entry]:
+                if entry is not None:
+                    self._runtime.references.inherit(entry, failed)
+            self._finish_with(task, failed._entry.blob or b"", False)
             return
         extra = task.options.extra or m.TaskExtra()
         task.extra = msgspec.structs.replace(extra, arguments=arguments, attempt=task.attempt)
@@ -274,7 +277,8 @@ class Submitter:
             self._request(pool, wanted)
         if pool.recall_timer is None and pool.has_backlog():
             pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
-        pool.hungry = not pool.queue or len(pool.slots) + pool.requested < pool.useful
+        # An idle slot counts too: a task that came after the look at the queue would wait for the heartbeat.
+        pool.hungry = not pool.queue or bool(pool.idle) or len(pool.slots) + pool.requested < pool.useful
 
     def _give(self, pool: KeyPool, slot: Slot) -> None:
         """Send `slot` what the core takes from the queue for it. Under the pool's lock."""
@@ -392,9 +396,9 @@ class Submitter:
         for task in pool.recalled(slot, message.seqs):
             task.waiting = 0
         slot.blocked = message.cause == "blocked"
-        if message.cause != "recalled":
-            slot.draining = message.cause in ("revoked", "retired")
-            slot.discard = message.cause == "retired"
+        if message.cause in ("revoked", "retired"):
+            slot.draining = True
+            slot.discard = slot.discard or message.cause == "retired"
         if not slot.running:
             self._became_idle(pool, slot)
         self._fill(pool)
@@ -402,17 +406,19 @@ class Submitter:
     def _take_special(self, peer: Peer, task: Task, result: m.Result) -> None:
         """A result that is an error, has several values, is in the store, or contains references."""
         extra = result.extra or m.ResultExtra()
+        runtime = self._runtime
+        entries = task.entries if task.entries is not None else [task.entry]
+        if extra.handover:
+            runtime.references.drain()
+            # An error is one value, which all entries get.
+            contained = extra.contained * len(entries) if extra.error else extra.contained
+            pairs = list(zip(entries, contained, strict=True)) or [(None, extra.contained[0])]
+            runtime.references.result_arrived(peer, extra.handover, pairs)
         if extra.error:
             self._finish_with(task, result.blob, extra.retriable)
             return
-        runtime = self._runtime
-        entries = task.entries if task.entries is not None else [task.entry]
         blobs = extra.blobs or [result.blob]
         stored = False
-        if extra.handover:
-            runtime.references.drain()
-            pairs = zip(entries, extra.contained, strict=True)
-            runtime.references.result_arrived(peer, extra.handover, [(e, ids) for e, ids in pairs if e is not None])
         for index, entry in enumerate(entries):
             if entry is None:
                 continue
@@ -497,12 +503,15 @@ class Submitter:
     def _on_revoked(self, _connection: Connection, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
         for peer in self._runtime.peers.values():
-            found = peer.slots.pop(message.lease, None)
+            found = peer.slots.get(message.lease)
             if found is not None:
                 pool, slot = found
+                # In this order: no thread sends there any more; what was sent is booked; results that were sent before
+                # the worker answered the node count; what is left moves.
+                self._forget(pool, slot)
                 self._runtime.drain_connection(slot.worker[0])
                 self.settle(slot.worker[0])
-                self._forget(pool, slot)
+                peer.slots.pop(message.lease, None)
                 pool.queue.extendleft(reversed(pool.lost(slot)))
                 self._fill(pool)
                 return
@@ -530,10 +539,11 @@ class Submitter:
         keep = False
         for slot in list(pool.slots.values()):
             self.settle(slot.worker[0])
-            if slot.running or slot.draining:
+            if slot.running:
                 continue
-            if slot.lingered == slot.progress:
-                self._return(pool, slot)
+            if slot.draining or slot.lingered == slot.progress:
+                self._return(pool, slot, slot.discard)
+                keep = keep or slot.lease in pool.slots  # Its connection was full.
             else:
                 slot.lingered = slot.progress
                 keep = True
@@ -589,6 +599,9 @@ class Submitter:
             stderr_tail=death.stderr,
             pid=death.pid,
         )
+        for entry in task.entries if task.entries is not None else [task.entry]:
+            if entry is not None:
+                self._runtime.values.forget_stored(entry)
         self._finish_with(task, dump_error(error), False)
 
     def session_ended(self, reason: str) -> None:
@@ -596,9 +609,12 @@ class Submitter:
         blob = dump_error(exceptions.LocalNodeDiedError(reason))
         tasks = list(self._waiting_tasks.values())
         self._waiting_tasks.clear()
+        while self.intake:
+            tasks.append(self.intake.popleft())
         for pool in self._by_key.values():
             for slot in list(pool.slots.values()):
                 self._forget(pool, slot)
+                self.settle(slot.worker[0])
                 tasks += pool.lost(slot)
             while pool.queue:
                 tasks.append(pool.queue.popleft())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moray import config, exceptions
 from moray.object_ref import Entry, ObjectRef, Origin
 from moray.protocol import messages as m
+from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.references import Contains, TaskToken
 from moray.serialization import Serialized, loads, loads_covered, serialize
@@ -76,8 +77,8 @@ class Values:
             entry.blob = serialized.blob if serialized.blob is not None else serialized.to_bytes()
         else:
             self._stored.add(entry.key)
+            entry.size = serialized.size  # From now on its end frees what an interrupted write may leave (INTERRUPT).
             self.write(entry.id, serialized)
-            entry.size = serialized.size
         entry.ready = True
         return ref
 
@@ -87,16 +88,21 @@ class Values:
         runtime = self._runtime
         if runtime.events:
             self._book_drops()  # What is not needed any more makes room first.
-        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
-        if isinstance(answer, m.StoreError):
-            raise _store_error(answer)
         try:
-            view = self.store.view(answer.offset, serialized.size, answer.path)
-            serialized.write_into(view, self.store.copy_into)
-            view.release()
+            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
+            if isinstance(answer, m.StoreError) and answer.code == "exists":
+                # An earlier attempt of this task died between its seal and its answer: this one takes its place.
+                runtime.node.send(m.FreeObjects([object_id]))
+                answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
+            if not isinstance(answer, m.StoreError):
+                view = self.store.view(answer.offset, serialized.size, answer.path)
+                serialized.write_into(view, self.store.copy_into)
+                view.release()
         except BaseException:
             runtime.node.send(m.AbortObject(object_id))
             raise
+        if isinstance(answer, m.StoreError):
+            raise _store_error(answer)
         if acknowledged:
             runtime.ask(lambda number: m.SealObject(number, object_id))
         else:
@@ -113,7 +119,9 @@ class Values:
             waiter.notify()
 
         runtime.call_soon(book)
-        runtime.block(waiter, None)
+        while not runtime.block(waiter, monotonic() + HEARTBEAT_S):
+            if runtime.ended is not None:
+                return  # The loop turns no more.
 
     # --- get ---------------------------------------------------------------------------------------------
 
@@ -131,6 +139,8 @@ class Values:
         entries = [ref._entry for ref in refs]
         if not all([entry.ready for entry in entries]):
             self._wait_for(entries, timeout_s)
+            if not all([entry.ready for entry in entries]):
+                entries = [entry for entry in entries if entry.ready and entry.error]
         if self._runtime.output.pending:
             self._runtime.output.drain()
         load = self.load
@@ -143,9 +153,10 @@ class Values:
         deadline = None if timeout_s is None else monotonic() + timeout_s
         waiter = runtime.new_waiter()
         seen_errors = self._errors
-        self._getters.add(waiter)
         blocked = False
+        entry = entries[-1]
         try:
+            self._getters.add(waiter)
             if any(entry.error and entry.ready for entry in entries):
                 return
             # From the end: most often the last one is ready last, and one wake-up does for all.
@@ -168,6 +179,7 @@ class Values:
                             return
         finally:
             self._getters.discard(waiter)
+            self._unsubscribe((entry,), waiter.notify)
             if blocked:
                 runtime.unblocked()
 
@@ -181,14 +193,14 @@ class Values:
         )
 
     def subscribe(self, entry: Entry, notify: Callable[[], None]) -> bool:
-        """Have the loop call `notify` once `entry` is ready; True if it is already. Any thread."""
+        """Have the loop call `notify` once `entry` is ready; or True, and no call, if it is already. Any thread."""
         with self._runtime.waiter_lock:
             if entry.waiters is None:
                 entry.waiters = [notify]
             else:
                 entry.waiters.append(notify)
         if entry.ready:
-            return True
+            return self._unsubscribe((entry,), notify)  # False: the loop was quicker, and calls.
         if entry.origin is not self._runtime.origin:
             self._wanted.append(entry)
             self._runtime.wake()
@@ -204,7 +216,7 @@ class Values:
         if blob is None:
             blob = self._map(entry.id)
         if entry.error:
-            raise load_error(blob)
+            raise load_error(blob, entry if entry.contained is not None else None)
         if entry.contained is not None:
             return loads_covered(blob, entry)
         return loads(blob)
@@ -219,7 +231,12 @@ class Values:
     def _map(self, object_id: bytes) -> memoryview:
         """The bytes of a stored object, read-only and in place. One pin serves all views of this process."""
         runtime = self._runtime
-        answer = runtime.ask(lambda number: m.PinObject(number, object_id))
+
+        def unpin(answer: Any) -> None:
+            if isinstance(answer, m.ObjectPinned):
+                self._on_unpinned(object_id)
+
+        answer = runtime.ask(lambda number: m.PinObject(number, object_id), unpin)
         if isinstance(answer, m.StoreError):
             raise _store_error(answer, object_id)
         view = self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
@@ -298,11 +315,15 @@ class Values:
             runtime.unblocked()
             self._unsubscribe(subscribed, notify)
 
-    def _unsubscribe(self, entries: list[Entry], notify: Callable[[], None]) -> None:
+    def _unsubscribe(self, entries: Sequence[Entry], notify: Callable[[], None]) -> bool:
+        """Take `notify` back; whether any of the entries still had it."""
+        found = False
         with self._runtime.waiter_lock:
             for entry in entries:
                 if entry.waiters is not None and notify in entry.waiters:
                     entry.waiters.remove(notify)
+                    found = True
+        return found
 
     def _split(
         self, refs: list[ObjectRef[Any]], num_returns: int
@@ -333,6 +354,8 @@ class Values:
         def ready() -> None:
             self.callbacks.post(complete)
 
+        if not ref._entry.ready:
+            self._runtime.check_usable()
         if ref._entry.ready or self.subscribe(ref._entry, ready):
             ready()
         return future
@@ -354,8 +377,13 @@ class Values:
                 # Not in our loop's thread: a closed asyncio loop raises, and is nobody's problem.
                 self.callbacks.post(notify)
 
-            if not self.subscribe(entry, ready):
-                yield from event.wait().__await__()
+            self._runtime.check_usable()
+            try:
+                if not self.subscribe(entry, ready):
+                    yield from event.wait().__await__()
+            finally:
+                if not entry.ready:
+                    self._unsubscribe((entry,), ready)
         if self._runtime.output.pending:
             self._runtime.output.drain()
         return self.load(entry)
@@ -383,6 +411,10 @@ class Values:
         """A result of ours lies in the store. Loop only."""
         self._stored.add(entry.key)
 
+    def forget_stored(self, entry: Entry) -> None:
+        """The task failed for good; an attempt may have left its result in the store before it died. Loop only."""
+        self._free.append(entry.id)
+
     def release(self, entry: Entry) -> None:
         """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
         entry.contained = None
@@ -398,6 +430,8 @@ class Values:
             self._send_value(entry, peer)
             return
         asked = self._asked.setdefault(entry.key, [])
+        if peer in asked:
+            return  # It looks again and again.
         asked.append(peer)
         if len(asked) == 1:
             self.subscribe(entry, lambda: self._answer_all(entry))
@@ -504,9 +538,9 @@ def dump_error(error: BaseException) -> bytes:
     return serialize(error).to_bytes()
 
 
-def load_error(blob: bytes | memoryview) -> BaseException:
-    """The exception to raise for an error blob: a TaskError as its dual type."""
-    error: BaseException = loads(blob)
+def load_error(blob: bytes | memoryview, cover: Entry | None) -> BaseException:
+    """The exception to raise for an error blob: a TaskError as its dual type. `cover`: if it contains references."""
+    error: BaseException = loads_covered(blob, cover) if cover is not None else loads(blob)
     if isinstance(error, exceptions.TaskError):
         return error.as_instanceof_cause()
     return error

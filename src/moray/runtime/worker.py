@@ -110,9 +110,9 @@ class Worker(Runtime):
         with self.reactor.lead:
             self._main_wants = False
             while not queue and self._exit_code is None:
-                self.reactor.turn()
                 if self.revocation:
                     self.answer_revocation()
+                self.reactor.turn()
 
     # --- the I/O thread ---------------------------------------------------------------------------------
 
@@ -173,6 +173,9 @@ class Worker(Runtime):
         """See Runtime.post_result."""
         self.output.pump()
         connection.send(m.Results([result], borrows))
+        self.executor.passing.pop(id(result), None)
+        if self.revocation and not self._busy:
+            self.answer_revocation()
 
     # --- waiting in moray (LEASE) -----------------------------------------------------------------------------
 
@@ -181,18 +184,17 @@ class Worker(Runtime):
         with self._wait_lock:
             self._waiting += 1
             first = self._waiting == 1
-        if first:
-            self.executor.return_queue("blocked")
-            self.executor.flush()
-            self.node.send(m.Blocked())
+            if first:  # Under the lock: the node must hear of several threads' waits in the order of the counts.
+                self.executor.return_queue("blocked")
+                self.executor.flush()
+                self.node.send(m.Blocked())
 
     def unblocked(self) -> None:
         """The task goes on."""
         with self._wait_lock:
             self._waiting -= 1
-            last = self._waiting == 0
-        if last:
-            self.node.send(m.Unblocked())
+            if self._waiting == 0:
+                self.node.send(m.Unblocked())
 
     def block(self, waiter: Waiter, deadline: float | None) -> bool:
         """See Runtime.block; the I/O thread must lead meanwhile."""
@@ -213,7 +215,8 @@ class Worker(Runtime):
         self.executor.revoked = max(self.executor.revoked, message.lease)
         self.executor.return_queue("revoked", message.lease)
         self.revocation = message.lease
-        self.answer_revocation()
+        if not self._busy:  # Otherwise the main thread may just have taken a task, which nobody sees yet: it answers.
+            self.answer_revocation()
 
     def answer_revocation(self) -> None:
         """Tell the node once no task of a revoked lease runs."""

@@ -1,0 +1,395 @@
+"""Schedules that once lost, kept or confused objects, each forced rather than hoped for (REF-FREE, INTERRUPT, FORK)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moray
+from moray.object_ref import Entry, ObjectRef
+from moray.protocol import messages as m
+from moray.runtime import state
+from moray.runtime.references import Escaped
+from moray.runtime.runtime import Runtime
+from moray.runtime.submission import Submitter
+from tests.support.procs import run_driver
+from tests.support.tables import empty_tables, runtime_tables
+
+LARGE = 300_000
+
+
+@pytest.fixture
+def runtime(moray_session: ModuleType) -> Runtime:
+    assert state.runtime is not None
+    return state.runtime
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def in_loop(runtime: Runtime, call: Callable[[], Any]) -> Any:
+    """What `call` returns when the loop makes it."""
+    results: list[Any] = []
+    done = threading.Event()
+
+    def run() -> None:
+        results.append(call())
+        done.set()
+
+    runtime.call_soon(run)
+    assert done.wait(20)
+    return results[0]
+
+
+def store(runtime: Runtime) -> dict[str, Any]:
+    in_loop(runtime, lambda: (runtime.references.flush(), runtime.values.flush()))
+    found: dict[str, Any] = runtime.ask(m.ClusterInfo).state["store"]
+    return found
+
+
+def is_empty(runtime: Runtime) -> bool:
+    return store(runtime)["objects"] == 0
+
+
+# Sent by value: workers cannot import this module.
+
+
+def gated(path: str, kind: str) -> Any:
+    import time as clock
+
+    import moray as session
+
+    while not Path(path).exists():
+        clock.sleep(0.005)
+    return {
+        "none": lambda: None,
+        "ref": lambda: [session.put(1)],
+        "large": lambda: [bytes(300_000), session.put(1)],
+    }[kind]()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "gate"
+    yield path
+    path.touch()
+
+
+def remote(function: Callable[..., Any], **options: Any) -> Any:
+    import cloudpickle
+
+    copy = cloudpickle.loads(cloudpickle.dumps(function))
+    return moray.remote(**options)(copy) if options else moray.remote(copy)
+
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+class Between:
+    """A lock after whose first release something happens."""
+
+    def __init__(self, lock: Any, action: Callable[[], None]) -> None:
+        self._lock = lock
+        self._action: Callable[[], None] | None = action
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._lock.release()
+        action, self._action = self._action, None
+        if action is not None:
+            action()
+
+
+@pytest.mark.parametrize("loop_is_quick", [True, False])
+def test_a_subscriber_is_served_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, loop_is_quick: bool
+) -> None:
+    """The value comes between the subscription and the second look; wait() counted it twice."""
+    entry = Entry(runtime.origin, 1 << 60)
+    calls: list[int] = []
+
+    def arrive() -> None:
+        entry.ready = True
+        if loop_is_quick:
+            runtime.values.notify(entry)
+
+    monkeypatch.setattr(runtime, "waiter_lock", Between(runtime.waiter_lock, arrive))
+    is_ready = runtime.values.subscribe(entry, lambda: calls.append(1))
+    runtime.values.notify(entry)
+    assert is_ready + len(calls) == 1
+
+
+def test_an_error_is_raised_while_others_are_pending(runtime: Runtime, gate: Path) -> None:
+    pending = remote(gated).remote(str(gate), "none")
+    with pytest.raises(ZeroDivisionError):
+        moray.get([pending, remote(lambda: 1 / 0).remote()], timeout=20)
+    assert not pending._entry.waiters
+
+
+def test_timeouts_leave_no_waiters(runtime: Runtime, gate: Path) -> None:
+    ref = remote(gated).remote(str(gate), "none")
+
+    async def look() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(ref, 0.001)
+
+    for _ in range(5):
+        with pytest.raises(moray.exceptions.GetTimeoutError):
+            moray.get([ref], timeout=0.001)
+        moray.wait([ref], timeout=0.001)
+        asyncio.run(look())
+    assert not ref._entry.waiters
+
+
+def test_a_borrower_that_looks_often_asks_once(runtime: Runtime, gate: Path) -> None:
+    def looks(box: list[ObjectRef[Any]]) -> int:
+        import moray as session
+
+        for _ in range(20):
+            session.wait(box, timeout=0.005)
+        return 1
+
+    ref = remote(gated).remote(str(gate), "none")
+    assert moray.get(remote(looks).remote([ref]), timeout=20) == 1
+    assert [len(peers) for peers in runtime.values._asked.values()] == [1]
+
+
+# --- freeing -----------------------------------------------------------------------------------
+
+
+def test_an_escaped_object_leaves_nothing(runtime: Runtime) -> None:
+    """Its entry and its book refer to each other, and the garbage collector sees neither."""
+    ref = moray.put(1)
+    moray.get(remote(len).remote([ref]) if False else remote(lambda box: len(box)).remote([ref]))
+    book = ref._entry.book
+    del ref
+    until(lambda: in_loop(runtime, lambda: (runtime.references.flush(), book.freed)[1]))
+    assert book.entry is None
+    assert not runtime.origin.entries
+
+
+@pytest.mark.parametrize("kind", ["ref", "large"])
+def test_a_result_that_nobody_waits_for(runtime: Runtime, gate: Path, kind: str) -> None:
+    """Its reference goes while the task runs; then it arrives, with references in it."""
+    ref = remote(gated).remote(str(gate), kind)
+    del ref
+    in_loop(runtime, runtime.references.flush)
+    gate.touch()
+    until(lambda: is_empty(runtime) and runtime_tables(runtime) == empty_tables())
+
+
+def test_an_interrupted_escape_is_made_up_for(runtime: Runtime) -> None:
+    """INTERRUPT: the event is there before the table says that it is."""
+    ref = moray.put(1)
+    seen: list[bool] = []
+
+    class Events(list[Any]):
+        def append(self, event: Any) -> None:
+            if isinstance(event, Escaped):
+                seen.append(event.entry.key in runtime.origin.entries)
+                raise KeyboardInterrupt
+
+    events, runtime.references.events = runtime.references.events, Events()  # type: ignore[assignment]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.references.escape(ref._entry, ref)
+    finally:
+        runtime.references.events = events
+    assert seen == [False]
+    assert moray.get(remote(lambda box: box).remote([ref]), timeout=20) == [ref]
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def seals_and_dies(path: str, often: int) -> bytes:
+    import os as system
+
+    from moray.runtime import state as here
+
+    values = here.runtime.values
+    tries = Path(path)
+    count = len(tries.read_text()) if tries.exists() else 0
+    if count < often:
+        tries.write_text("x" * (count + 1))
+        write = values.write
+
+        def write_and_die(*args: Any, **kwargs: Any) -> None:
+            write(*args, **kwargs)
+            system.kill(system.getpid(), 9)
+
+        values.write = write_and_die
+    return bytes(300_000)
+
+
+def test_a_retry_takes_the_place_of_a_sealed_result(runtime: Runtime, tmp_path: Path) -> None:
+    ref = remote(seals_and_dies, max_retries=1).remote(str(tmp_path / "tries"), 1)
+    assert len(moray.get(ref, timeout=30)) == LARGE
+    del ref
+    until(lambda: is_empty(runtime))
+
+
+def test_the_sealed_result_of_a_failed_task_goes(runtime: Runtime, tmp_path: Path) -> None:
+    ref = remote(seals_and_dies, max_retries=0).remote(str(tmp_path / "tries"), 1)
+    with pytest.raises(moray.exceptions.WorkerCrashedError):
+        moray.get(ref, timeout=30)
+    until(lambda: is_empty(runtime))
+
+
+def _interrupt(*_args: Any) -> bool:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_put_leaves_nothing_in_the_store(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "block", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            moray.put(bytes(LARGE))
+    until(lambda: is_empty(runtime))
+    assert not runtime.values._stored
+
+    seal = runtime.values.write
+
+    def write_then_interrupt(*args: Any, **kwargs: Any) -> None:
+        seal(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.values, "write", write_then_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            moray.put(bytes(LARGE))
+    until(lambda: is_empty(runtime))
+
+
+def test_an_interrupted_get_leaves_no_pin(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = moray.put(np.zeros(LARGE))
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "block", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            moray.get(ref)
+    until(lambda: store(runtime)["pins"] == {})
+    assert moray.get(ref).shape == (LARGE,)
+
+
+# --- errors with references in them --------------------------------------------------------------
+
+
+def raises_a_reference(_before: Any = None) -> None:
+    import moray as session
+
+    raise ValueError([session.put("inside")])
+
+
+def test_references_in_errors_are_counted(runtime: Runtime) -> None:
+    def inner(ref: ObjectRef[Any]) -> str:
+        with pytest.raises(ValueError) as raised:
+            moray.get(ref, timeout=20)
+        found: str = moray.get(raised.value.args[0][0], timeout=20)
+        return found
+
+    failing = remote(raises_a_reference).remote()
+    dependent = remote(raises_a_reference).remote(failing)
+    assert inner(failing) == "inside"
+    del failing
+    in_loop(runtime, runtime.references.flush)
+    assert inner(dependent) == "inside"
+    unwanted = remote(raises_a_reference).remote()
+    nobodys = remote(raises_a_reference, num_returns=0).remote()
+    assert nobodys is None
+    del dependent, unwanted
+    pinned = remote(lambda: len(__import__("moray").runtime.state.runtime.references.core.pinned))
+    assert sum(moray.get([pinned.remote() for _ in range(4)])) == 0
+    until(lambda: (in_loop(runtime, runtime.references.flush), runtime_tables(runtime) == empty_tables())[1])
+
+
+# --- the end of a session, forks ----------------------------------------------------------------------
+
+
+def test_after_the_end_nothing_blocks(moray_session: ModuleType, gate: Path) -> None:
+    runtime = state.runtime
+    assert runtime is not None
+    pending = remote(gated).remote(str(gate), "none")
+    moray.shutdown()
+    runtime.values._book_drops()
+    later = Entry(runtime.origin, 1 << 60)
+    ref = runtime.make_ref(later)
+    with pytest.raises(moray.exceptions.LocalNodeDiedError):
+        ref.future()
+
+    async def wait() -> None:
+        await ref
+
+    with pytest.raises(moray.exceptions.LocalNodeDiedError):
+        asyncio.run(wait())
+    assert pending._entry.error
+
+
+def test_the_end_reaches_tasks_that_nobody_has_admitted(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = moray.put(1)
+    task = remote(lambda x: x)
+    with monkeypatch.context() as patch:
+        patch.setattr(Submitter, "_admit", lambda _self, _task: None)
+        patch.setattr(runtime.submitter, "intake", runtime.submitter.intake.__class__())
+        ref = None
+
+        def submit_and_end() -> None:
+            nonlocal ref
+            ref = task.remote(first)
+            runtime.submitter.session_ended("the end")
+
+        in_loop(runtime, submit_and_end)
+        assert ref is not None
+        assert ref._entry.error
+
+
+def test_a_forked_child_does_not_write_to_its_own_files(tmp_path: Path) -> None:
+    """FORK: the numbers of closed descriptors are other files soon."""
+    program = f"""
+import os, pickle
+import moray
+moray.init(num_cpus=1)
+refs = [moray.put(1), moray.put(bytes(300_000))]
+pid = os.fork()
+if pid == 0:
+    files = [open({str(tmp_path)!r} + f"/file{{i}}", "w+b", 0) for i in range(40)]
+    for ref in refs:
+        for use in (pickle.dumps, lambda ref: ref.future(), lambda ref: ref.__await__()):
+            try:
+                use(ref)
+            except moray.exceptions.MoraySystemError:
+                continue
+            os._exit(1)
+    os._exit(any(os.fstat(file.fileno()).st_size for file in files))
+assert os.waitpid(pid, 0)[1] == 0
+print("clean")
+"""
+    assert "clean" in run_driver(program).stdout
+
+
+# --- processes that come and go ----------------------------------------------------------------------
+
+
+def test_dead_workers_are_forgotten(runtime: Runtime) -> None:
+    def ends() -> None:
+        os._exit(3)
+
+    task = remote(ends, max_retries=0)
+    moray.wait([task.remote() for _ in range(4)], num_returns=4, timeout=30)
+    until(lambda: all(peer.dead is None for peer in list(runtime.peers.values())))
+    until(lambda: len(runtime.peers) <= 3)
+    assert len(runtime.origins) <= 1 + len(runtime.peers)
