@@ -280,8 +280,8 @@ class World:
         self._emptied(worker)
 
     def _emptied(self, worker: Worker) -> None:
-        if worker.slot.running:
-            return
+        if worker.slot.running or worker.slot.lease not in self.workers:
+            return  # (The lease may have ended before a last, empty answer to a recall.)
         worker.closed = False
         if worker.slot.draining and not worker.unsettled:
             del self.pool.slots[worker.slot.lease], self.workers[worker.slot.lease]

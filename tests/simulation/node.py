@@ -170,7 +170,8 @@ class Node:
     # --- workers -----------------------------------------------------------------------------------
 
     def _start_worker(self, job: int) -> None:
-        duration = self.world.random.random() * (_SLOW_FORK_S if self.world.chance(0.02) else _FORK_S)
+        slow = self._universe.faulty and self.world.chance(0.02)
+        duration = self.world.random.random() * (_SLOW_FORK_S if slow else _FORK_S)
         if self._universe.faulty and self.world.chance(0.05):
             self.world.at(duration, "a fork fails", lambda: self._start_failed(job), self)
             return

@@ -97,6 +97,8 @@ class ReferenceShell:
                 self.core.drop_local((entry.book,))
         elif entry.ready and entry.alive is None:
             self._process.values.release(entry)
+            # An own id that came back after its object had gone.
+            self._process.entries.pop(entry.id, None)
 
     def book(self, entry: Entry) -> OwnBook | ForeignBook:
         """The core's entry; made now for an own object that has none."""

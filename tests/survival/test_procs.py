@@ -45,7 +45,7 @@ def test_spawned_driver_is_read_and_killed() -> None:
     program = "import subprocess, time\nprint('child', subprocess.Popen(['sleep', '100']).pid)\ntime.sleep(100)"
     with spawn_driver(program) as driver:
         child = int(driver.wait_line("child"))
-        assert child in driver.descendants()
+        wait_until(lambda: child in driver.descendants(), what="the child among the descendants")
     assert not is_alive(driver.pid)
     wait_until(lambda: not is_alive(child))
 

@@ -48,7 +48,7 @@ def say_goodbye(clients: Clients, owner: Client | None, reason: str) -> None:
 
 def _flush(client: Client, deadline: float) -> None:
     connection = client.connection
-    while connection is not None and connection.out and not connection.closed:
+    while connection is not None and connection.out and not (connection.closed or connection.broken):
         poller = select.poll()
         poller.register(connection.fd, select.POLLOUT)
         if not poller.poll(max(0.0, deadline - monotonic()) * 1000):

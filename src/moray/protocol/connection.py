@@ -63,7 +63,7 @@ class Connection:
     """One peer's socket in a process's reactor."""
 
     __slots__ = (
-        "_inbox", "_lock", "_reactor", "_receive_into", "_sock", "_sock_send", "_wants_write", "closed", "fd",
+        "_inbox", "_lock", "_reactor", "_receive_into", "_sock", "_sock_send", "_wants_write", "broken", "closed", "fd",
         "on_close", "on_message", "out", "peer", "settled",
     )  # fmt: skip
 
@@ -96,6 +96,8 @@ class Connection:
         self._wants_write = False
         self._inbox = bytearray(leftover)
         self.closed = False
+        #: Nothing can be sent any more: the peer is gone.
+        self.broken = False
         #: Whatever the owner of the connection wants to know of the other side.
         self.peer: Any = None
         reactor.register(self.fd, READ, self.on_events)
@@ -144,6 +146,7 @@ class Connection:
                         return
                     except OSError:
                         # The peer is gone. Reading tells the loop so, which finds in `out` what was not sent.
+                        self.broken = True
                         return
                 elif record is None:
                     out.popleft()
@@ -227,6 +230,7 @@ class Connection:
         self._reactor.unregister(self.fd)
         self._sock.close()
         self.on_close(self, reason)
+        self.out.clear()
 
     def readable(self) -> bool:
         """Whether more bytes wait to be read."""

@@ -321,7 +321,7 @@ class Worker(Runtime):
             self.executor.flush()
             self.output.pump(last=True)
             deadline = monotonic() + 0.2
-            while any(peer.connection and peer.connection.out for peer in self.peers.values()):
+            while any(p.connection and p.connection.out and not p.connection.broken for p in self.peers.values()):
                 for peer in self.peers.values():
                     if peer.connection is not None:
                         peer.connection.flush()
