@@ -45,7 +45,18 @@ __all__ = [
 _LAZY = {
     "get_runtime_context": "moray.runtime_context",
     **dict.fromkeys(
-        ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
+        (
+            "ActorClassID",
+            "ActorID",
+            "FunctionID",
+            "JobID",
+            "NodeID",
+            "ObjectID",
+            "PlacementGroupID",
+            "TaskID",
+            "UniqueID",
+            "WorkerID",
+        ),
         "moray.ids",
     ),
 }

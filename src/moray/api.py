@@ -29,7 +29,7 @@ def connected() -> Runtime:
     return runtime
 
 
-def init(address: str | None = None, **options: Any) -> Context:
+def init(address: str | None = None, **options: Any) -> Context:  # noqa: D417 - each option is described by its name.
     """Start a local session, or connect to a running one.
 
     Args:
@@ -74,7 +74,7 @@ def init(address: str | None = None, **options: Any) -> Context:
     return driver.init(address, **options)
 
 
-def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:  # noqa: ARG001 - Ray's
     """End this process's session, or its connection to one. Without one it does nothing.
 
     Everything of a local session has gone when this returns: processes, shared memory, files.
@@ -188,7 +188,11 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
 
 def wait(
-    ray_waitables: list[ObjectRef[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+    ray_waitables: list[ObjectRef[Any]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,  # noqa: ARG001 - Ray's; see the docstring.
 ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
     """Wait until `num_returns` of the references are ready, or `timeout` seconds have passed.
 

@@ -14,7 +14,7 @@ from moray.options import TaskOptions
 from moray.protocol import messages as m
 from moray.runtime import state
 from moray.runtime.arguments import LargeArguments, Prepared, prepare
-from moray.runtime.submission import Function, TaskSettings
+from moray.runtime.tasks import Function, TaskSettings
 from moray.serialization import dumps_code
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ class RemoteFunction:
         self._settings = (runtime, settings)
         return runtime, settings
 
-    def _extra(
-        self, options: TaskOptions, num_returns: int, resources: m.Resources, name: str
-    ) -> m.TaskExtra | None:
+    def _extra(self, options: TaskOptions, num_returns: int, resources: m.Resources, name: str) -> m.TaskExtra | None:
         """What the worker must know beside function and arguments; None for ordinary tasks."""
         retry: bool | bytes | None = None
         if options.retry_exceptions is True:
@@ -137,8 +135,7 @@ class RemoteFunction:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_function": self._function, "_options": self._options}
-        return own
+        return {"_function": self._function, "_options": self._options}
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         self.__init__(own["_function"], own["_options"])  # type: ignore[misc]

@@ -182,7 +182,7 @@ def _worker(**fields: Any) -> Any:
         node=SimpleNamespace(send=lambda message: told.append((type(message).__name__, lock.locked()))),
         executor=SimpleNamespace(return_queue=lambda *_: None, flush=lambda: None, revoked=0),
         _wait_lock=lock,
-        _waiting=0,
+        waits={},
         revocation=0,
         **fields,
     )

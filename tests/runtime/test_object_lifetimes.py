@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -54,14 +55,23 @@ def in_loop(runtime: Runtime, call: Callable[[], Any]) -> Any:
     return results[0]
 
 
+def flush(runtime: Runtime) -> None:
+    def both() -> None:
+        runtime.references.flush()
+        runtime.values.flush()
+
+    in_loop(runtime, both)
+
+
 def store(runtime: Runtime) -> dict[str, Any]:
-    in_loop(runtime, lambda: (runtime.references.flush(), runtime.values.flush()))
+    flush(runtime)
     found: dict[str, Any] = runtime.ask(m.ClusterInfo).state["store"]
     return found
 
 
 def is_empty(runtime: Runtime) -> bool:
-    return store(runtime)["objects"] == 0
+    objects: int = store(runtime)["objects"]
+    return objects == 0
 
 
 # Sent by value: workers cannot import this module.
@@ -74,11 +84,9 @@ def gated(path: str, kind: str) -> Any:
 
     while not Path(path).exists():
         clock.sleep(0.005)
-    return {
-        "none": lambda: None,
-        "ref": lambda: [session.put(1)],
-        "large": lambda: [bytes(300_000), session.put(1)],
-    }[kind]()
+    if kind == "none":
+        return None
+    return [session.put(1), bytes(300_000 if kind == "large" else 3)]
 
 
 @pytest.fixture
@@ -178,7 +186,8 @@ def test_an_escaped_object_leaves_nothing(runtime: Runtime) -> None:
     assert moray.get(remote(lambda box: len(box)).remote([ref]), timeout=20) == 1
     book = ref._entry.book
     del ref
-    until(lambda: in_loop(runtime, lambda: (runtime.references.flush(), book.freed)[1]))
+    flush(runtime)
+    until(lambda: book.freed)
     assert book.entry is None
     assert not runtime.origin.entries
 
@@ -187,9 +196,11 @@ def test_an_escaped_object_leaves_nothing(runtime: Runtime) -> None:
 def test_a_result_that_nobody_waits_for(runtime: Runtime, gate: Path, kind: str) -> None:
     """Its reference goes while the task runs; then it arrives, with references in it."""
     ref = remote(gated).remote(str(gate), kind)
+    entry = ref._entry
     del ref
-    in_loop(runtime, runtime.references.flush)
+    flush(runtime)
     gate.touch()
+    until(lambda: entry.ready)
     until(lambda: is_empty(runtime) and runtime_tables(runtime) == empty_tables())
 
 
@@ -222,7 +233,7 @@ def seals_and_dies(path: str, often: int) -> bytes:
 
     from moray.runtime import state as here
 
-    values = here.runtime.values
+    values: Any = here.runtime and here.runtime.values
     tries = Path(path)
     count = len(tries.read_text()) if tries.exists() else 0
     if count < often:
@@ -306,7 +317,7 @@ def test_references_in_errors_are_counted(runtime: Runtime) -> None:
     dependent = remote(raises_a_reference).remote(failing)
     assert inner(failing) == "inside"
     del failing
-    in_loop(runtime, runtime.references.flush)
+    flush(runtime)
     assert inner(dependent) == "inside"
     unwanted = remote(raises_a_reference).remote()
     nobodys = remote(raises_a_reference, num_returns=0).remote()
@@ -314,7 +325,8 @@ def test_references_in_errors_are_counted(runtime: Runtime) -> None:
     del dependent, unwanted
     pinned = remote(lambda: len(__import__("moray").runtime.state.runtime.references.core.pinned))
     assert sum(moray.get([pinned.remote() for _ in range(4)])) == 0
-    until(lambda: (in_loop(runtime, runtime.references.flush), runtime_tables(runtime) == empty_tables())[1])
+    gc.collect()  # Tracebacks hold frames, which hold references.
+    until(lambda: is_empty(runtime) and runtime_tables(runtime) == empty_tables())
 
 
 # --- the end of a session, forks ----------------------------------------------------------------------

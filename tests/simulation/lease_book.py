@@ -49,6 +49,8 @@ class LeaseBook:
         #: Worker, or owner → its job.
         self._jobs: dict[bytes, int] = {}
         self._needs: dict[tuple[bytes, int], dict[str, int]] = {}
+        #: Runtime environment of an owner's key, and of a worker (with key 0).
+        self._environments: dict[tuple[bytes, int], str] = {}
         #: Processes that cannot be granted anything any more, and workers that cannot be granted to anybody.
         self._gone: set[bytes] = set()
         self._workers: set[bytes] = set()
@@ -77,6 +79,7 @@ class LeaseBook:
     def _on_request(self, owner: bytes, job: int, key: int, *rest: Any) -> None:
         self._jobs[owner] = job
         self._needs[owner, key] = rest[2]
+        self._environments[owner, key] = rest[3]
 
     def _on_return_lease(self, owner: bytes, lease: int, discard: bool, _now: float) -> None:
         held = self.leases.get(lease)
@@ -91,8 +94,9 @@ class LeaseBook:
         if held is not None and held.revoking and not held.ending and held.number <= lease:
             del self.leases[held.number]
 
-    def _on_worker_started(self, worker: bytes, job: int, *_rest: Any) -> None:
+    def _on_worker_started(self, worker: bytes, job: int, runtime_env: str, _now: float) -> None:
         self._jobs[worker] = job
+        self._environments[worker, 0] = runtime_env
         self._workers.add(worker)
 
     def _on_worker_died(self, worker: bytes, _now: float) -> None:
@@ -132,6 +136,8 @@ class LeaseBook:
             raise ViolationError(f"{story}: the worker is dead, or being stopped")
         if self._jobs[worker] != self._jobs[grant.owner]:
             raise ViolationError(f"{story}: the worker is of another job")
+        if self._environments[worker, 0] != self._environments[grant.owner, grant.key]:
+            raise ViolationError(f"{story}: the worker is of another environment")
         if (other := self.lease_of(worker)) is not None:
             raise ViolationError(f"{story}: the worker is leased as {other.number} to {other.owner!r}")
         need = self._needs[grant.owner, grant.key]

@@ -88,7 +88,7 @@ class Node:
             Refuse: lambda action: self._send(
                 action.owner, m.LeaseRefused(action.key, action.reason, action.infeasible)
             ),
-            StartWorker: lambda action: self._start_worker(action.job),
+            StartWorker: lambda action: self._start_worker(action.job, action.runtime_env),
             StopWorker: self._stop_worker,
         }
 
@@ -154,12 +154,13 @@ class Node:
             self._drivers[process.job] = process.name
             self.tell("job_started", process.job)
             return
-        if process.name not in self._starting or process.job in self._ended:
+        worker = self._starting.get(process.name)
+        if worker is None or process.job in self._ended:
             self._universe.die(process, -9)
             return
         del self._starting[process.name]
         self.clients[process.name] = client
-        self.tell("worker_started", process.name, process.job, "", self.world.now)
+        self.tell("worker_started", process.name, process.job, worker.runtime_env, self.world.now)
 
     def _on_request(self, client: Client, wish: m.RequestLeases) -> None:
         self.tell(
@@ -169,22 +170,22 @@ class Node:
 
     # --- workers -----------------------------------------------------------------------------------
 
-    def _start_worker(self, job: int) -> None:
+    def _start_worker(self, job: int, runtime_env: str) -> None:
         slow = self._universe.faulty and self.world.chance(0.02)
         duration = self.world.random.random() * (_SLOW_FORK_S if slow else _FORK_S)
         if self._universe.faulty and self.world.chance(0.05):
-            self.world.at(duration, "a fork fails", lambda: self._start_failed(job), self)
+            self.world.at(duration, "a fork fails", lambda: self._start_failed(job, runtime_env), self)
             return
         self._born += 1
         name = f"j{job}w{self._born}".ljust(12, ".").encode()
-        worker = Worker(self._universe, name, job)
+        worker = Worker(self._universe, name, job, runtime_env)
         self._starting[name] = worker
         self._universe.processes[name] = worker
         self.world.at(duration, f"{worker.title} is forked", lambda: self.attach(worker), worker)
 
-    def _start_failed(self, job: int) -> None:
+    def _start_failed(self, job: int, runtime_env: str) -> None:
         if job not in self._ended:
-            self.tell("worker_start_failed", job, "", "no memory", self.world.now)
+            self.tell("worker_start_failed", job, runtime_env, "no memory", self.world.now)
 
     def _stop_worker(self, action: StopWorker) -> None:
         client = self.clients.get(action.worker)
@@ -203,8 +204,8 @@ class Node:
             self._driver_gone(process)
             return
         client = self.clients.get(process.name)
-        if self._starting.pop(process.name, None) is not None:
-            self._start_failed(process.job)
+        if (starting := self._starting.pop(process.name, None)) is not None:
+            self._start_failed(process.job, starting.runtime_env)
         elif client is not None:
             client.end.drain()
             del self.clients[process.name]

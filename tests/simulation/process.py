@@ -68,6 +68,8 @@ class Process:
         #: References that user code keeps in a global variable.
         self.stash: list[Ref] = []
         self.shut_down = False
+        #: It runs a task.
+        self.busy = False
         self.references = ReferenceShell(self)
         self.values = Values(self)
         self.submitter = Submitter(self)

@@ -100,8 +100,9 @@ class Context:
         payload = msgspec.msgpack.encode((plan, [ref.entry.id for ref in inside]))
         max_calls = self.random.choice((0, 0, 0, 0, 0, 3)) if plan.kind == "leaf" else 0
         function = submitter.function(plan.kind, max_calls)
+        runtime_env = self.random.choice(("", "", "", "env")) if plan.kind == "leaf" else ""
         task = Task(
-            seq, function, function.durations, submitter.pool(resources), payload, entries,
+            seq, function, function.durations, submitter.pool(resources, runtime_env), payload, entries,
             TaskExtra(num_returns=plan.num_returns) if plan.num_returns != 1 else None,
             retries_left=3, retries_errors=True,
             held=[ref.hold() for ref in (*arguments, *inside)], arguments=list(arguments),
@@ -139,7 +140,7 @@ def draw_resources(random: Random, kind: str, total: Resources) -> Resources:
     """What a task asks for."""
     cpus = random.choice((1.0, 1.0, 1.0, 0.5, 0.25, 0.0, 2.0))
     need = {"CPU": min(int(cpus * RESOURCE_UNIT), total["CPU"])} if cpus else {}
-    if kind == "leaf" and random.random() < 0.2:
+    if kind == "leaf" and random.random() < 0.3:
         name = random.choice(sorted(total))
         if name != "CPU":
             need[name] = min(random.choice((RESOURCE_UNIT, RESOURCE_UNIT // 2)), total[name])

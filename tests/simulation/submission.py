@@ -37,10 +37,11 @@ class Function(msgspec.Struct):
 class KeyPool(Pool):
     """The pool of one scheduling key."""
 
-    def __init__(self, key: int, resources: m.Resources) -> None:
+    def __init__(self, key: int, resources: m.Resources, runtime_env: str) -> None:
         super().__init__()
         self.key = key
         self.resources = resources
+        self.runtime_env = runtime_env
         #: Slots that user code may send to directly.
         self.idle: list[Slot] = []
         self.seen = 0
@@ -83,11 +84,11 @@ class Submitter:
 
     # --- user code ---------------------------------------------------------------------------------
 
-    def pool(self, resources: m.Resources) -> KeyPool:
-        key = tuple(sorted(resources.items()))
+    def pool(self, resources: m.Resources, runtime_env: str) -> KeyPool:
+        key = (*sorted(resources.items()), runtime_env)
         pool = self.pools.get(key)
         if pool is None:
-            pool = self.pools[key] = KeyPool(len(self.pools) + 1, resources)
+            pool = self.pools[key] = KeyPool(len(self.pools) + 1, resources, runtime_env)
             self._by_key[pool.key] = pool
         return pool
 
@@ -169,7 +170,9 @@ class Submitter:
                 self._give(pool, slot)
         wanted = pool.should_request()
         if wanted is not None:
-            self._process.node.send(m.RequestLeases(pool.key, wanted, pool.seen, pool.resources, "", f"key{pool.key}"))
+            label = f"key{pool.key}"
+            wish = m.RequestLeases(pool.key, wanted, pool.seen, pool.resources, pool.runtime_env, label)
+            self._process.node.send(wish)
         if pool.recall_timer is None and pool.has_backlog():
             pool.recall_timer = self._process.later(RECALL_AFTER_S, lambda: self._recall(pool))
 

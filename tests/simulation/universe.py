@@ -146,6 +146,8 @@ class Universe:
         self.winding_down = True
         self.world.run_until(lambda: not self._working, _PATIENCE_S, "drivers wait for their tasks")
         self.world.run_until(lambda: not self.oracle.unended(), _PATIENCE_S, "tasks have not ended")
+        # Tasks of dead owners go on to their end, and so do their references.
+        self.world.run_until(lambda: not any(process.busy for process in self.living()), _PATIENCE_S, "workers run")
         self._let_go()
         self._leave()
 

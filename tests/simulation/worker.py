@@ -36,11 +36,11 @@ class Worker(Process):
 
     kind = "worker"
 
-    def __init__(self, universe: Universe, name: bytes, job: int) -> None:
+    def __init__(self, universe: Universe, name: bytes, job: int, runtime_env: str) -> None:
         super().__init__(universe, name, job)
+        self.runtime_env = runtime_env
         self.queue: list[Queued] = []
         self.current: Queued | None = None
-        self._busy = False
         #: (owner, function) → most calls, calls so far.
         self._functions: dict[tuple[bytes, int], list[int]] = {}
         self._results: list[tuple[End, m.Result]] = []
@@ -138,9 +138,9 @@ class Worker(Process):
     # --- the main thread ------------------------------------------------------------------------------
 
     def _run_next(self) -> None:
-        if self._busy or not self.queue:
+        if self.busy or not self.queue:
             return
-        self._busy = True
+        self.busy = True
         queued = self.current = self.queue.pop(0)
         self.universe.marks[self.name] = queued.lease, queued.spec.seq
         self.oracle.started(self, queued.connection.peer.name, queued.lease, queued.spec)
@@ -148,7 +148,7 @@ class Worker(Process):
 
     def _task_over(self) -> None:
         self.current = None
-        self._busy = False
+        self.busy = False
         if self.world.now - self._flushed > _REPLY_AFTER_S or not self.queue:
             self._flush_results()
         self._answer_revocation()

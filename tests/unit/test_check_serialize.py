@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from moray import error_transport
-from moray.util import inspect_serializability
 from moray.check_serialize import MAX_FAILURES, FailureTuple, explain_unpicklable
+from moray.util import inspect_serializability
 
 lock = threading.Lock()
 

@@ -62,6 +62,7 @@ class Slot:
     """One leased worker."""
 
     __slots__ = (
+        "answered",
         "blocked",
         "discard",
         "draining",
@@ -85,6 +86,8 @@ class Slot:
         self.estimate_us = 0
         #: Gets nothing more; it ends when `running` is empty.
         self.draining = False
+        #: How many of its tasks have been answered.
+        self.answered = 0
         #: Its task waits in moray: it bounces what it gets, until it answers something.
         self.blocked = False
         #: The worker shall not be used again when the lease ends.

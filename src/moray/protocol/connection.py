@@ -12,8 +12,8 @@ continues on EPOLLOUT; nobody ever blocks on a write.
 :attr:`Connection.settled`, again in one C step, where the loop picks them up before it looks at any
 answer; so a user's thread can send a task and the loop still is the only one that keeps books.
 
-**Receiving.** The loop reads up to 256 KiB at a time into the reactor's one buffer, cuts frames, decodes each with the one typed
-decoder and passes it on. Frames above :data:`MAX_FRAME` end the connection before anything is
+**Receiving.** The loop reads up to 256 KiB at a time into the reactor's one buffer, cuts frames, decodes each
+with the one typed decoder and passes it on. Frames above :data:`MAX_FRAME` end the connection before anything is
 allocated for them.
 """
 
@@ -120,7 +120,7 @@ class Connection:
             # What was committed before the end is found by `on_close`; after it nothing may be.
             with self._lock:
                 if self.closed:
-                    return False
+                    return False  # type: ignore[unreachable]  # The loop may have closed it meanwhile.
                 out.append((frame, deque(), record))
         if len(out) == 1 or not self._wants_write:
             self.flush()
@@ -202,7 +202,9 @@ class Connection:
         while total - position >= 8:
             size, version = HEADER.unpack_from(data, position)
             if version != PROTOCOL_VERSION or size > MAX_FRAME:
-                raise ProtocolError(f"frame header announces {size} bytes of protocol {version}, we speak {PROTOCOL_VERSION}")
+                raise ProtocolError(
+                    f"the frame's header announces {size} bytes of protocol {version}, we speak {PROTOCOL_VERSION}"
+                )
             if total - position - 8 < size:
                 break
             message = _decode(view[position + 8 : position + 8 + size])

@@ -6,6 +6,7 @@
 ``references``   carries out :mod:`moray.core.references` (borrowing between processes)
 ``values``       put, get, wait; reading and writing the store
 ``submission``   tasks from ``.remote()`` to their results, leases, retries
+``tasks``        what the owner keeps of functions, tasks and scheduling keys
 ``arguments``    what happens to a task's arguments before they travel
 ``executor``     a worker's side of a task
 ``worker``       a worker's main loop and the sharing of the reactor between its two threads

@@ -57,8 +57,8 @@ class LargeArguments:
         if self._repeats > 1 and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{function}() got the same {serialized.size / 1e6:.1f} MB value as argument {where!r} three times; each "
-                "call copies it. Call ref = moray.put(value) once and pass ref instead.",
+                f"{function}() got the same {serialized.size / 1e6:.1f} MB value as argument {where!r} three times; "
+                "each call copies it. Call ref = moray.put(value) once and pass ref instead.",
                 UserWarning,
                 stacklevel=6,
             )
@@ -110,7 +110,7 @@ def _serialize_arguments(args: list[Any], kwargs: dict[str, Any], function: str)
         for where, value in _named(args, kwargs):
             try:
                 serialize(value)
-            except Exception as reason:  # noqa: BLE001 - whatever its pickling raises.
+            except Exception as reason:  # Whatever its pickling raises.
                 raise unpicklable(value, f"argument {where!r} of {function}()", reason) from reason
         raise unpicklable((args, kwargs), f"the arguments of {function}()", error) from error
 

@@ -8,8 +8,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from moray import config, exceptions
 from moray.launch.config import NodeConfig
@@ -21,13 +20,13 @@ from moray.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     import socket
-    from types import ModuleType
 
 #: Parameters of init that have no meaning here and are accepted with any value.
 _WITHOUT_MEANING: Final = frozenset({
     "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_level", "logging_format",
     "logging_config", "enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory",
-    "proxy_server_url", "_redis_password", "_redis_username", "_node_ip_address", "_driver_object_store_memory", "_memory",
+    "proxy_server_url", "_redis_password", "_redis_username", "_node_ip_address", "_driver_object_store_memory",
+    "_memory",
     "_metrics_export_port", "_tracing_startup_hook", "_node_name", "_enable_object_reconstruction", "_plasma_directory",
     "_cluster_id", "_skip_env_hook",
 })  # fmt: skip
@@ -70,7 +69,7 @@ class Context:
         """The names in `address_info`."""
         return self.address_info.keys()
 
-    def __enter__(self) -> Context:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -187,10 +186,12 @@ def _context(runtime: Runtime) -> Context:
 
 def _refuse_with_address(options: dict[str, Any], address: str) -> None:
     """A running session has its resources; asking for others would be ignored in silence."""
-    given = [name for name in ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory") if options.get(name) is not None]
+    settled = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
+    given = [name for name in settled if options.get(name) is not None]
     if given:
         raise ValueError(
-            f"init(address={address!r}) connects to a running session, whose resources are settled: leave out {', '.join(given)}"
+            f"init(address={address!r}) connects to a running session, whose resources are settled: "
+            f"leave out {', '.join(given)}"
         )
 
 

@@ -22,9 +22,9 @@ import msgspec
 
 from moray import config, exceptions
 from moray.protocol import messages as m
-from moray.runtime.values import unpicklable
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
+from moray.runtime.values import unpicklable
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Executor:
         #: How many tasks have been begun: tells the I/O thread whether the main thread gets on.
         self.begun = 0
         self.mark = MarkWriter(worker.session_dir, worker.process)
-        self._begun = self.mark.begun
+        self._begin = self.mark.begin
 
     # --- the loop's side ------------------------------------------------------------------------------
 
@@ -162,6 +162,8 @@ class Executor:
             self.begun += 1
             self.run(queued)
             self.current = None
+            if self._worker.waits:
+                self._worker.end_waits()
             if perf_counter_ns() - self._flushed_ns > REPLY_AFTER_NS or not queue:
                 self.flush()
             if self._worker.revocation:
@@ -172,7 +174,7 @@ class Executor:
         """One task, to its result."""
         spec = queued.spec
         seq = spec.seq
-        self._begun(queued.lease, seq)
+        self._begin(queued.lease)
         loaded = self._functions[queued.connection.peer.origin.process, spec.function]
         call = loaded.call
         self.name = self.function_name = loaded.definition.name
@@ -221,7 +223,7 @@ class Executor:
             value = call(*args, **kwargs)
             took = (perf_counter_ns() - begin) // 1000
             del args, kwargs
-            values = [value] if extra.num_returns == 1 else _split_returns(value, extra.num_returns, loaded.definition.name)
+            values = _split_returns(value, extra.num_returns, loaded.definition.name)
             del value
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
             self._failed(queued, loaded, error, begin, token, extra)
@@ -252,9 +254,7 @@ class Executor:
 
     # --- the main thread: answering -----------------------------------------------------------------------------
 
-    def _answer(
-        self, queued: Queued, loaded: Loaded, values: list[Any], took_us: int, token: TaskToken | None
-    ) -> None:
+    def _answer(self, queued: Queued, loaded: Loaded, values: list[Any], took_us: int, token: TaskToken | None) -> None:
         """Serialise and answer; what does not pickle becomes the task's error."""
         seq = queued.spec.seq
         try:
@@ -300,7 +300,13 @@ class Executor:
         return blobs, sizes
 
     def _failed(
-        self, queued: Queued, loaded: Loaded, error: BaseException, begin: int, token: TaskToken | None, extra: m.TaskExtra
+        self,
+        queued: Queued,
+        loaded: Loaded,
+        error: BaseException,
+        begin: int,
+        token: TaskToken | None,
+        extra: m.TaskExtra,
     ) -> None:
         """The task's result is an error."""
         if isinstance(error, SystemExit):
@@ -325,7 +331,7 @@ class Executor:
     def _exit(self, error: SystemExit, loaded: Loaded) -> None:
         """The user called sys.exit(): the worker ends, and the owner is told by the node."""
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        print(f"task {loaded.definition.name}() called sys.exit({error.code!r})", file=sys.stderr)
+        sys.stderr.write(f"task {loaded.definition.name}() called sys.exit({error.code!r})\n")
         self._worker.exit(code)
 
     def _count_call(self, loaded: Loaded, lease: int) -> None:

@@ -1,6 +1,6 @@
 """A worker's *mark*: a small shared page that outlives it by a moment.
 
-Before each task the worker writes its lease and number there, and after each sending of output how much has been sent.
+Before each task the worker counts it there, per lease, and after each sending of output how much has been sent.
 When the worker dies, its owners read which of their tasks had begun (LEASE), and the driver what had been
 printed and not sent.
 """
@@ -20,7 +20,8 @@ class Mark(NamedTuple):
     """What a mark says."""
 
     lease: int = 0
-    seq: int = 0
+    #: How many tasks of that lease have begun.
+    begun: int = 0
     out_bytes: int = 0
     err_bytes: int = 0
 
@@ -35,10 +36,16 @@ class MarkWriter:
             self._page = mmap.mmap(descriptor, _WHOLE.size)
         finally:
             os.close(descriptor)
+        self._lease = 0
+        self._begun = 0
 
-    def begun(self, lease: int, seq: int) -> None:
-        """This task is about to run."""
-        _PAIR.pack_into(self._page, 0, lease, seq)
+    def begin(self, lease: int) -> None:
+        """A task of this lease is about to run."""
+        if lease != self._lease:
+            self._lease = lease
+            self._begun = 0
+        self._begun += 1
+        _PAIR.pack_into(self._page, 0, lease, self._begun)
 
     def sent(self, out_bytes: int, err_bytes: int) -> None:
         """So much of stdout and stderr has been sent."""

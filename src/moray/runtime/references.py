@@ -126,11 +126,10 @@ class ReferenceShell:
         contained = context.contained
         if contained is not None:
             contained.append(ref)
-        if entry.origin is self._runtime.origin:
-            if entry.key not in entry.origin.entries:
-                # In this order: an interrupt between the two may lead to a second event, never to none (INTERRUPT).
-                self.events.append(Escaped(entry))
-                entry.origin.entries[entry.key] = entry
+        if entry.origin is self._runtime.origin and entry.key not in entry.origin.entries:
+            # In this order: an interrupt between the two may lead to a second event, never to none (INTERRUPT).
+            self.events.append(Escaped(entry))
+            entry.origin.entries[entry.key] = entry
         if contained is None:
             self.events.append(Escaped(entry, True))
             self._runtime.wake()
@@ -168,7 +167,8 @@ class ReferenceShell:
         """An id of ours came back that we have freed: a pickle that outlived its object."""
         from moray.runtime.values import dump_error
 
-        entry.blob = dump_error(exceptions.ObjectFreedError(f"object {entry.id.hex()} was freed: no reference was left"))
+        error = exceptions.ObjectFreedError(f"object {entry.id.hex()} was freed: no reference was left")
+        entry.blob = dump_error(error)
         entry.error = entry.ready = True
         return entry
 
@@ -276,7 +276,9 @@ class ReferenceShell:
         """A worker's reply registers what it still holds of ours."""
         self.core.receive(peer.origin.process, changes)
 
-    def finish(self, connection: Connection, result: m.Result, token: TaskToken, contained: list[ObjectRef[Any]]) -> None:
+    def finish(
+        self, connection: Connection, result: m.Result, token: TaskToken, contained: list[ObjectRef[Any]]
+    ) -> None:
         """The worker's side: a result whose reply must pass the core. The task's thread."""
         self.events.append(Finished(connection, result, token, contained))
         self._runtime.wake()
@@ -348,7 +350,8 @@ class ReferenceShell:
             self._runtime.values.fail(
                 entry,
                 exceptions.OwnerDiedError(
-                    f"object {entry.id.hex()} is lost: its owner, process {foreign.owner.hex()}, has ended or has freed it"
+                    f"object {entry.id.hex()} is lost: its owner, process {foreign.owner.hex()}, has ended "
+                    "or has freed it"
                 ),
             )
 
@@ -396,6 +399,7 @@ class ReferenceShell:
                 self._runtime.values.fail(
                     entry,
                     exceptions.OwnerDiedError(
-                        f"object {entry.id.hex()} is lost: its owner, process {peer.origin.process.hex()}, cannot be reached"
+                        f"object {entry.id.hex()} is lost: its owner, process {peer.origin.process.hex()}, "
+                        "cannot be reached"
                     ),
                 )

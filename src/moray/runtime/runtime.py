@@ -29,6 +29,7 @@ from moray.runtime.output import Output
 from moray.runtime.references import ReferenceShell
 from moray.runtime.submission import Submitter
 from moray.runtime.values import Values
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -85,8 +86,9 @@ class Forked:
     def check_usable(self) -> NoReturn:
         """Raise: nothing here can be used."""
         raise exceptions.MoraySystemError(
-            f"process {os.getpid()} is a fork of process {self._parent}, whose connection to moray it cannot use (FORK): "
-            "call moray from the parent, or moray.init() in a process started by exec or multiprocessing's 'spawn'"
+            f"process {os.getpid()} is a fork of process {self._parent}, whose connection to moray it cannot use "
+            "(FORK): call moray from the parent, or moray.init() in a process started by exec or by "
+            "multiprocessing's 'spawn'"
         )
 
     # What references ask of their runtime (object_ref.RuntimeHooks): the descriptors under the real one are closed, and
@@ -117,7 +119,15 @@ class Runtime:
     #: See :class:`Forked`.
     forked = False
 
-    def __init__(self, process: bytes, welcome: m.Welcome, node_socket: socket.socket, leftover: bytes, arena: int, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        process: bytes,
+        welcome: m.Welcome,
+        node_socket: socket.socket,
+        leftover: bytes,
+        arena: int,
+        listener: socket.socket | None = None,
+    ) -> None:
         self.process = process
         self.welcome = welcome
         self.session_dir = welcome.session_dir

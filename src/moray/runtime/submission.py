@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from moray import config, exceptions
-from moray.core.leases import Durations, Pool, Slot
+from moray.core.leases import Durations, Slot
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
+from moray.runtime.tasks import Function, KeyPool, Task, TaskSettings
 from moray.runtime.values import dump_error
 
 if TYPE_CHECKING:
@@ -41,85 +42,6 @@ DEATH_NEWS_S = 1.0
 _REFERENCES = m.TaskExtra()
 #: A worker without an answer for so long is looked at for recalls.
 RECALL_AFTER_S = 0.005
-
-
-class Function(msgspec.Struct, gc=False):
-    """An exported function or class (FUNCTIONS)."""
-
-    index: int
-    name: str
-    blob: bytes
-    max_calls: int
-    durations: Durations
-    #: References that it closes over, held as long as this exists.
-    contained: list[ObjectRef[Any]]
-
-
-class Task(msgspec.Struct, gc=False, eq=False):
-    """One submitted task. The loop owns it once it is committed."""
-
-    seq: int
-    function: Function
-    durations: Durations
-    #: The blob of (args, kwargs).
-    payload: bytes
-    #: The entries of its return values; a single one directly.
-    entry: Entry | None
-    entries: list[Entry] | None
-    options: TaskSettings
-    retries_left: int
-    #: What is not in every message.
-    extra: m.TaskExtra | None = None
-    #: References among and inside the arguments, held until the task is done.
-    held: list[ObjectRef[Any]] | None = None
-    #: Top-level references: (where, reference).
-    arguments: list[tuple[int | str, ObjectRef[Any]]] | None = None
-    #: How many of its arguments are not ready.
-    waiting: int = 0
-    attempt: int = 0
-    #: Being cancelled: not retried.
-    cancelled: bool = False
-
-
-class TaskSettings(msgspec.Struct, gc=False, eq=False):
-    """What all tasks of one function with one set of options share."""
-
-    pool: KeyPool
-    name: str
-    max_retries: int
-    num_returns: int
-    #: The extra of tasks that have nothing else special, or None.
-    extra: m.TaskExtra | None
-    #: Errors may be retried; the worker says which (TaskExtra.retry).
-    retries_errors: bool = False
-
-
-class KeyPool(Pool):
-    """The pool of one scheduling key, with what the shell needs beside the decisions."""
-
-    def __init__(self, key: int, resources: m.Resources, runtime_env: str, label: str, useful: int) -> None:
-        super().__init__()
-        self.key = key
-        self.resources = resources
-        self.runtime_env = runtime_env
-        self.label = label
-        #: Guards the direct way: held by a user's thread from its look at `idle` to its commit, and by the
-        #: loop while it gives work to a slot.
-        self.lock = allocate_lock()
-        #: Slots that a user's thread may send to directly. The loop adds and removes.
-        self.idle: deque[Slot] = deque()
-        #: A new task makes a difference now: the loop should be woken for it.
-        self.hungry = True
-        #: More leases than this the cluster can never give.
-        self.useful = useful
-        #: Grants received so far.
-        self.seen = 0
-        #: A look for stuck workers is scheduled.
-        self.recall_timer: Any = None
-        #: The return of idle leases is scheduled.
-        self.linger_timer: Any = None
-        #: What the node said of an infeasible request.
-        self.refused = ""
 
 
 class Submitter:
@@ -178,7 +100,9 @@ class Submitter:
         else:
             entries = [Entry(runtime.origin, seq << 32 | index) for index in range(settings.num_returns)]
             returned = [runtime.make_ref(each) for each in entries] or None
-        task = Task(seq, function, function.durations, b"", entry, entries, settings, settings.max_retries, settings.extra)
+        task = Task(
+            seq, function, function.durations, b"", entry, entries, settings, settings.max_retries, settings.extra
+        )
         if prepared is not None:
             task.payload = prepared.payload
             if prepared.held is not None:
@@ -222,6 +146,8 @@ class Submitter:
         """Once a turn: admit, fill, and tell the node what is wanted."""
         while self.intake:
             self._admit(self.intake.popleft())
+        if self._runtime.ended is not None and any(pool.queue for pool in self._by_key.values()):
+            self.session_ended(self._runtime.ended)  # Submitted while the session ended.
         for pool in list(self._by_key.values()):
             pool.hungry = True
             if pool.queue:
@@ -322,7 +248,7 @@ class Submitter:
 
     # --- the loop: results ------------------------------------------------------------------------------------
 
-    def _on_results(self, connection: Connection, message: m.Results) -> None:
+    def _on_results(self, connection: Connection, message: m.Results) -> None:  # noqa: C901, PLR0912 - the hot loop.
         self.settle(connection)
         peer: Peer = connection.peer
         if message.borrows is not None:
@@ -332,6 +258,7 @@ class Submitter:
         touched = None
         slot: Slot | None = None
         running: dict[int, Task] = {}
+        durations: Durations | None = None
         for result in message.results:
             task = running.pop(result.seq, None)
             if task is None:
@@ -341,8 +268,13 @@ class Submitter:
                 running = slot.running
                 task = running.pop(result.seq)
                 touched = task.options.pool
+            if slot is not None:
+                slot.answered += 1
             entry = task.entry
-            durations = task.durations
+            if task.durations is not durations:
+                if durations is not None:
+                    durations.update()
+                durations = task.durations
             durations.window.append(result.duration_us)
             if result.extra is None and entry is not None:
                 entry.task = None
@@ -353,7 +285,7 @@ class Submitter:
             else:
                 durations.update()
                 self._take_special(peer, task, result)
-        if slot is None or touched is None:
+        if slot is None or touched is None or durations is None:
             return
         durations.update()
         slot.progress += 1
@@ -578,11 +510,11 @@ class Submitter:
             self._forget(pool, slot)
             mark = read_mark(self._runtime.session_dir, peer.origin.process)
             tasks = pool.lost(slot)
-            ran = [i for i, task in enumerate(tasks) if task.seq == mark.seq] if mark.lease == slot.lease else []
-            position = ran[0] if ran else -1
-            for task in tasks[: position + 1]:
+            # They were begun in the order in which they were sent; some of those may have been answered.
+            begun = max(0, mark.begun - slot.answered) if mark.lease == slot.lease else 0
+            for task in tasks[:begun]:
                 self._survive(task, death)
-            pool.queue.extendleft(reversed(tasks[position + 1 :]))
+            pool.queue.extendleft(reversed(tasks[begun:]))
             self._fill(pool)
         peer.slots.clear()
 
@@ -642,4 +574,5 @@ class Submitter:
 
 
 def _text(pool: KeyPool) -> str:
-    return ", ".join(f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in pool.resources.items()) or "no resources"
+    parts = [f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in pool.resources.items()]
+    return ", ".join(parts) or "no resources"

@@ -137,9 +137,9 @@ class Values:
     def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values in the order of the references; the first error that is known is raised."""
         entries = [ref._entry for ref in refs]
-        if not all([entry.ready for entry in entries]):
+        if not all(entry.ready for entry in entries):
             self._wait_for(entries, timeout_s)
-            if not all([entry.ready for entry in entries]):
+            if not all(entry.ready for entry in entries):
                 entries = [entry for entry in entries if entry.ready and entry.error]
         if self._runtime.output.pending:
             self._runtime.output.drain()
@@ -171,7 +171,7 @@ class Values:
                             runtime.wake()  # This thread has time now: let the loop book what was dropped.
                     if not runtime.block(waiter, deadline):
                         if entry.ready:
-                            break
+                            break  # type: ignore[unreachable]  # The loop has set it meanwhile.
                         raise self._timed_out(entries, timeout_s)
                     if self._errors != seen_errors:
                         seen_errors = self._errors
@@ -210,7 +210,8 @@ class Values:
         """The value of a ready entry, made anew; or raise the error that it is. Not in the loop."""
         if entry.origin.runtime is not self._runtime:
             raise exceptions.ObjectLostError(
-                f"object {entry.id.hex()} belongs to a session that has ended; references do not outlive moray.shutdown()"
+                f"object {entry.id.hex()} belongs to a session that has ended; "
+                "references do not outlive moray.shutdown()"
             )
         blob: bytes | memoryview | None = entry.blob
         if blob is None:
@@ -239,8 +240,7 @@ class Values:
         answer = runtime.ask(lambda number: m.PinObject(number, object_id), unpin)
         if isinstance(answer, m.StoreError):
             raise _store_error(answer, object_id)
-        view = self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
-        return view
+        return self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
 
     def _on_unpinned(self, object_id: bytes) -> None:
         """The last view of an object has gone. Any thread, in a finalizer: append only."""
@@ -301,10 +301,9 @@ class Values:
 
         subscribed = []
         for ref in refs:
-            if not ref._entry.ready:
-                if not self.subscribe(ref._entry, notify):
-                    subscribed.append(ref._entry)
-                    continue
+            if not ref._entry.ready and not self.subscribe(ref._entry, notify):
+                subscribed.append(ref._entry)
+                continue
             counted.append(None)
         runtime.blocked()
         try:
@@ -325,9 +324,7 @@ class Values:
                     found = True
         return found
 
-    def _split(
-        self, refs: list[ObjectRef[Any]], num_returns: int
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    def _split(self, refs: list[ObjectRef[Any]], num_returns: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         ready = [ref for ref in refs if ref._entry.ready][:num_returns]
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
@@ -388,7 +385,7 @@ class Values:
             self._runtime.output.drain()
         return self.load(entry)
 
-    # --- the loop's side ------------------------------------------------------------------------------------------------
+    # --- the loop's side ----------------------------------------------------------------------
 
     def ready(self, entry: Entry) -> None:
         """`entry`'s value fields are set: publish it. Loop only."""
@@ -464,7 +461,8 @@ class Values:
                     entry,
                     exceptions.OwnerDiedError(
                         f"object {entry.id.hex()} is lost: its owner (pid {death.pid}) has {death.reason}. "
-                        "The owner is the process that called put() or submitted the task; keep it alive as long as others need its objects."
+                        "The owner is the process that called put() or submitted the task; keep it alive as long as "
+                        "others need its objects."
                     ),
                 )
 

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import threading
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -46,7 +46,15 @@ class Worker(Runtime):
 
     kind = "worker"
 
-    def __init__(self, process: bytes, welcome: m.Welcome, sock: socket.socket, leftover: bytes, arena: int, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        process: bytes,
+        welcome: m.Welcome,
+        sock: socket.socket,
+        leftover: bytes,
+        arena: int,
+        listener: socket.socket,
+    ) -> None:
         super().__init__(process, welcome, sock, leftover, arena, listener)
         self.executor = Executor(self)
         self.handlers |= {
@@ -69,8 +77,8 @@ class Worker(Runtime):
         #: Released to end the I/O thread's sleep.
         self._io_sleep = allocate_lock()
         self._io_sleep.acquire()
-        #: Threads that wait in moray now, and whether the node knows.
-        self._waiting = 0
+        #: Threads that wait in moray now → how deep. Guarded by the lock.
+        self.waits: dict[int, int] = {}
         self._wait_lock = allocate_lock()
         #: A revocation to be answered when no task of it runs any more.
         self.revocation = 0
@@ -133,10 +141,10 @@ class Worker(Runtime):
                 if idle_looks > IDLE_LOOKS:
                     self._parked = True
                     if self._busy:
-                        self._parked = False
+                        self._parked = False  # type: ignore[unreachable]  # The main thread has work again.
                 continue
             idle_looks = 0
-            if self._io_wanted or self._waiting or begun == self.executor.begun:
+            if self._io_wanted or self.waits or begun == self.executor.begun:
                 self._lead_while_busy()
             begun = self.executor.begun
 
@@ -181,9 +189,10 @@ class Worker(Runtime):
 
     def blocked(self) -> None:
         """The task waits: give queued tasks back, lend the CPUs, and let the I/O thread lead."""
+        thread = get_ident()
         with self._wait_lock:
-            self._waiting += 1
-            first = self._waiting == 1
+            first = not self.waits
+            self.waits[thread] = self.waits.get(thread, 0) + 1
             if first:  # Under the lock: the node must hear of several threads' waits in the order of the counts.
                 self.executor.return_queue("blocked")
                 self.executor.flush()
@@ -191,9 +200,19 @@ class Worker(Runtime):
 
     def unblocked(self) -> None:
         """The task goes on."""
+        thread = get_ident()
         with self._wait_lock:
-            self._waiting -= 1
-            if self._waiting == 0:
+            depth = self.waits.get(thread, 0)
+            if depth > 1:
+                self.waits[thread] = depth - 1
+            elif self.waits.pop(thread, None) is not None and not self.waits:
+                self.node.send(m.Unblocked())
+
+    def end_waits(self) -> None:
+        """The task of this thread is over. A signal handler of the user's may have raised out of a wait, which then was
+        never ended."""
+        with self._wait_lock:
+            if self.waits.pop(get_ident(), None) is not None and not self.waits:
                 self.node.send(m.Unblocked())
 
     def block(self, waiter: Waiter, deadline: float | None) -> bool:
@@ -207,7 +226,7 @@ class Worker(Runtime):
         """Why arriving tasks must go elsewhere: this process waits, or is about to end; "" if they need not."""
         if self._retiring:
             return "retired"
-        return "blocked" if self._waiting > 0 else ""
+        return "blocked" if self.waits and self.executor.current is not None else ""
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
@@ -305,7 +324,7 @@ class Worker(Runtime):
             return {"CPU": 1.0}
         return {name: amount / m.RESOURCE_UNIT for name, amount in self.task_extra.resources.items()}
 
-    # --- the end -------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------
 
     def _on_shutdown(self, _connection: Connection, _message: m.Shutdown) -> None:
         self._exit_code = 0
@@ -314,6 +333,10 @@ class Worker(Runtime):
 
     def _on_node_closed(self, _connection: Connection, _reason: str) -> None:
         self.exit(0)
+
+    def _on_process_died(self, connection: Connection, message: m.ProcessDied) -> None:
+        super()._on_process_died(connection, message)
+        self.executor.forget_owner(message.process)
 
     def exit(self, code: int) -> NoReturn:
         """End the process now, after what it still has to say."""

@@ -1,0 +1,92 @@
+"""What the owner keeps of functions, tasks and scheduling keys."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from moray.core.leases import Durations, Pool, Slot
+from moray.object_ref import Entry, ObjectRef
+from moray.protocol import messages as m
+
+
+class Function(msgspec.Struct, gc=False):
+    """An exported function or class (FUNCTIONS)."""
+
+    index: int
+    name: str
+    blob: bytes
+    max_calls: int
+    durations: Durations
+    #: References that it closes over, held as long as this exists.
+    contained: list[ObjectRef[Any]]
+
+
+class Task(msgspec.Struct, gc=False, eq=False):
+    """One submitted task. The loop owns it once it is committed."""
+
+    seq: int
+    function: Function
+    durations: Durations
+    #: The blob of (args, kwargs).
+    payload: bytes
+    #: The entries of its return values; a single one directly.
+    entry: Entry | None
+    entries: list[Entry] | None
+    options: TaskSettings
+    retries_left: int
+    #: What is not in every message.
+    extra: m.TaskExtra | None = None
+    #: References among and inside the arguments, held until the task is done.
+    held: list[ObjectRef[Any]] | None = None
+    #: Top-level references: (where, reference).
+    arguments: list[tuple[int | str, ObjectRef[Any]]] | None = None
+    #: How many of its arguments are not ready.
+    waiting: int = 0
+    attempt: int = 0
+    #: Being cancelled: not retried.
+    cancelled: bool = False
+
+
+class TaskSettings(msgspec.Struct, gc=False, eq=False):
+    """What all tasks of one function with one set of options share."""
+
+    pool: KeyPool
+    name: str
+    max_retries: int
+    num_returns: int
+    #: The extra of tasks that have nothing else special, or None.
+    extra: m.TaskExtra | None
+    #: Errors may be retried; the worker says which (TaskExtra.retry).
+    retries_errors: bool = False
+
+
+class KeyPool(Pool):
+    """The pool of one scheduling key, with what the shell needs beside the decisions."""
+
+    def __init__(self, key: int, resources: m.Resources, runtime_env: str, label: str, useful: int) -> None:
+        super().__init__()
+        self.key = key
+        self.resources = resources
+        self.runtime_env = runtime_env
+        self.label = label
+        #: Guards the direct way: held by a user's thread from its look at `idle` to its commit, and by the
+        #: loop while it gives work to a slot.
+        self.lock = allocate_lock()
+        #: Slots that a user's thread may send to directly. The loop adds and removes.
+        self.idle: deque[Slot] = deque()
+        #: A new task makes a difference now: the loop should be woken for it.
+        self.hungry = True
+        #: More leases than this the cluster can never give.
+        self.useful = useful
+        #: Grants received so far.
+        self.seen = 0
+        #: A look for stuck workers is scheduled.
+        self.recall_timer: Any = None
+        #: The return of idle leases is scheduled.
+        self.linger_timer: Any = None
+        #: What the node said of an infeasible request.
+        self.refused = ""
