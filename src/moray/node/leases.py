@@ -42,6 +42,7 @@ class Leases:
     ) -> None:
         self.scheduler = LocalScheduler(total, devices)
         self._reactor = reactor
+        self._events = events
         self._clients = clients
         #: When the scheduler wants to be called next, and what will do it.
         self._due: float | None = None
@@ -100,6 +101,8 @@ class Leases:
 
     def _on_return(self, client: Client, message: m.ReturnLease) -> None:
         self.perform(self.scheduler.return_lease(client.process, message.lease, message.discard, monotonic()))
+        if message.broken:
+            self._events.stop_worker(message.broken, "its owner lost the connection to it")
 
     def _on_revoked(self, client: Client, message: m.RevokedLease) -> None:
         self.perform(self.scheduler.revoked(client.process, message.lease, monotonic()))

@@ -137,8 +137,10 @@ class LeaseRefused(Message, tag=12):
 
 class ReturnLease(Message, tag=13):
     lease: int
-    #: The worker must not be reused (max_calls reached, or the owner saw it fail).
+    #: The worker must not be reused (max_calls reached).
     discard: bool = False
+    #: The worker's process id if the owner has lost its connection to it: the node ends it, whatever it owns.
+    broken: bytes = b""
 
 
 class LeaseRevoked(Message, tag=14):

@@ -301,15 +301,12 @@ def _at_exit() -> None:
 
 def shutdown() -> None:
     """See :func:`moray.shutdown`."""
-    runtime = state.runtime
-    if runtime is None:
-        return
-    if runtime.forked:
-        state.runtime = None
-        return
-    if not isinstance(runtime, Driver):
+    if isinstance(state.runtime, Runtime) and not isinstance(state.runtime, Driver):
         raise exceptions.MoraySystemError("moray.shutdown() ends a driver's session; a task cannot call it")
-    state.runtime = None
+    # One swap, without a call between its halves: of two threads that shut down, one does.
+    runtime, state.runtime = state.runtime, None
+    if not isinstance(runtime, Driver):
+        return
     try:
         runtime.stop()
     finally:

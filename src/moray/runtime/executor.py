@@ -175,7 +175,9 @@ class Executor:
         spec = queued.spec
         seq = spec.seq
         self._begin(queued.lease)
-        loaded = self._functions[queued.connection.peer.origin.process, spec.function]
+        loaded = self._functions.get((queued.connection.peer.origin.process, spec.function))
+        if loaded is None:
+            return  # Its owner has died meanwhile: nobody wants the result.
         call = loaded.call
         self.name = self.function_name = loaded.definition.name
         self.owner = queued.connection
@@ -215,14 +217,14 @@ class Executor:
         begin = perf_counter_ns()
         try:
             self._worker.enter_task(extra)
-            call = loaded.call or self._load(loaded)
+            call = loaded.call or self._load(loaded, token)
             args, kwargs = loads(spec.payload) if spec.payload else ((), {})
             if extra.arguments:
                 args, kwargs = self._fill_in(args, kwargs, extra.arguments, token)
             begin = perf_counter_ns()
             value = call(*args, **kwargs)
             took = (perf_counter_ns() - begin) // 1000
-            del args, kwargs
+            del args, kwargs, call
             values = _split_returns(value, extra.num_returns, loaded.definition.name)
             del value
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
@@ -243,12 +245,18 @@ class Executor:
                 kwargs[argument.where] = value
         return filled, kwargs
 
-    def _load(self, loaded: Loaded) -> Callable[..., Any]:
-        """Unpickle a function at its first call."""
+    def _load(self, loaded: Loaded, token: TaskToken) -> Callable[..., Any]:
+        """Unpickle a function at its first call. One that closes over references is unpickled for each call: kept here,
+        it would keep the objects (REF-FREE)."""
         blob = loaded.definition.blob
         call = self._loaded.get(blob)
         if call is None:
-            call = self._loaded[blob] = loads(blob)
+            touched, token.touched = token.touched, False
+            fresh: Callable[..., Any] = loads(blob)
+            if token.touched:
+                return fresh
+            token.touched = touched
+            call = self._loaded[blob] = fresh
         loaded.call = call
         return call
 

@@ -309,10 +309,15 @@ class ReferenceShell:
         if not (out.sends or out.acks or out.ready or out.lost or out.freed):
             return
         runtime = self._runtime
+        unreachable = []
         for process, changes in out.sends:
-            runtime.send(runtime.peer(process), m.References(changes))
+            if not runtime.send(runtime.peer(process), m.References(changes)):
+                unreachable.append(process)
         for process, request, lost in out.acks:
             runtime.send(runtime.peer(process), m.ReferencesDone(request, lost))
+        for process in unreachable:
+            # It died before this process began, so nobody will tell of its death: what waits for it must not.
+            self.owner_unreachable(runtime.peer(process))
         for gate in out.ready:
             finished = self._gated.pop(gate, None)
             if finished is not None:
@@ -384,6 +389,7 @@ class ReferenceShell:
         """A connection is gone while its process may live: what was not acknowledged is repeated on the next one."""
         if peer.dead is None and not self._runtime.closing and self.core.peers.get(peer.origin.process) is not None:
             self.core.reconnected(peer.origin.process)
+        self._runtime.values.ask_again(peer.origin)
 
     def process_died(self, peer: Peer) -> None:
         """A process is dead and all that it had sent was handled."""

@@ -74,22 +74,19 @@ class Waiter:
         return self._lock.acquire(True, timeout_s)
 
 
-class Forked:
-    """In place of the runtime in a child made by fork: every use of it is one clear error (FORK)."""
+class Unusable:
+    """What references have in place of a runtime that is gone for them: every use of it is one clear error."""
 
-    forked = True
+    forked = False
     ended = None
 
-    def __init__(self, parent: int) -> None:
-        self._parent = parent
+    def __init__(self, why: str, kind: type[exceptions.MorayError] = exceptions.LocalNodeDiedError) -> None:
+        self._why = why
+        self._kind = kind
 
     def check_usable(self) -> NoReturn:
         """Raise: nothing here can be used."""
-        raise exceptions.MoraySystemError(
-            f"process {os.getpid()} is a fork of process {self._parent}, whose connection to moray it cannot use "
-            "(FORK): call moray from the parent, or moray.init() in a process started by exec or by "
-            "multiprocessing's 'spawn'"
-        )
+        raise self._kind(self._why)
 
     # What references ask of their runtime (object_ref.RuntimeHooks): the descriptors under the real one are closed, and
     # their numbers may be files of the child's by now.
@@ -109,6 +106,19 @@ class Forked:
     def task_id_of(self, entry: Entry) -> bytes:
         """The 24 bytes of the task that makes an object."""
         return entry.id[:24]
+
+
+class Forked(Unusable):
+    """In place of the runtime in a child made by fork (FORK)."""
+
+    forked = True
+
+    def __init__(self, parent: int) -> None:
+        super().__init__(
+            f"process {os.getpid()} is a fork of process {parent}, whose connection to moray it cannot use (FORK): "
+            "call moray from the parent, or moray.init() in a process started by exec or by multiprocessing's 'spawn'",
+            exceptions.MoraySystemError,
+        )
 
 
 class Runtime:
@@ -517,6 +527,10 @@ class Runtime:
         self.values.close()
         self.output.close()
         self.reactor.close()
+        # A reference that outlives the session must not keep all this.
+        ended = Unusable(f"session {self.welcome.session} has ended, and its references with it")
+        for origin in self.origins.values():
+            origin.runtime = ended
 
 
 def socket_path(session_dir: str, process: bytes) -> str:

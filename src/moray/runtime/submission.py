@@ -501,7 +501,7 @@ class Submitter:
         """A worker without a connection lives on: its answers are lost, so the node ends it, and tells of its death."""
         if peer.dead is None:
             for lease in peer.slots:
-                self._runtime.node.send(m.ReturnLease(lease, True))
+                self._runtime.node.send(m.ReturnLease(lease, True, peer.origin.process))
 
     def worker_died(self, peer: Peer, death: m.ProcessDied) -> None:
         """Retry or fail what the dead worker held."""

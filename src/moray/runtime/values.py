@@ -492,6 +492,10 @@ class Values:
         if self._wanted:
             self._fetch()
 
+    def ask_again(self, origin: Origin) -> None:
+        """A connection to an owner is gone, and with it perhaps questions or answers. Loop only."""
+        self._wanted.extend(entry for entry in origin.entries.values() if not entry.ready and entry.waiters)
+
     def _fetch(self) -> None:
         by_origin: dict[Origin, list[int]] = {}
         while self._wanted:
