@@ -181,9 +181,7 @@ def _borrow_often(world: World, owner: int, borrower: int) -> None:
             world.pump(borrower, flush=True)
 
 
-def _step(
-    world: World, dice: random.Random, name: str, a: int, b: int, slow: set[tuple[int, int, int]]
-) -> None:
+def _step(world: World, dice: random.Random, name: str, a: int, b: int, slow: set[tuple[int, int, int]]) -> None:
     some = [dice.randrange(6) for _ in range(dice.randrange(3))]
     n = dice.randrange(6)
     move = dice.random() < 0.7

@@ -174,25 +174,32 @@ class ReferenceShell:
 
     # --- the loop: booking ------------------------------------------------------------------------------
 
-    def drain(self) -> None:
+    def drain(self) -> None:  # noqa: C901, PLR0912 - one branch per kind of event, on a hot path.
         """Book what user threads did. Loop only; also called before anything from outside is believed."""
         events = self.events
         release = self._runtime.values.release
+        #: Ends not yet told to the core: many come together.
+        ended: list[Owned | Foreign] = []
         while events:
             event = events.popleft()
             kind = type(event)
             if kind is Alive:
                 entry = event.entry
-                if entry.book is not None:
+                book = entry.book
+                if book is not None:
                     if event.counted:
                         if entry.alive is event:
                             entry.alive = None
-                        self.core.drop_local((entry.book,))
+                        ended.append(book)
                 elif entry.alive is event:
                     entry.alive = None
                     if entry.ready or entry.size:
                         release(entry)
-            elif kind is Arrived:
+                continue
+            if ended:
+                self.core.drop_local(ended)
+                ended = []
+            if kind is Arrived:
                 self._arrived(event)
             elif kind is Escaped:
                 self._escaped(event)
@@ -202,6 +209,8 @@ class ReferenceShell:
                 self.core.contain(container, [self.book(ref._entry) for ref in event.refs])
             else:
                 self._finished(event)
+        if ended:
+            self.core.drop_local(ended)
 
     def book(self, entry: Entry) -> Owned | Foreign:
         """The core's entry; made now for an object of ours that has none."""
@@ -218,6 +227,10 @@ class ReferenceShell:
     def _arrived(self, event: Arrived) -> None:
         alive = event.alive
         entry = alive.entry
+        book = entry.book
+        if type(book) is ForeignBook and self.core.again(book):
+            alive.counted = True
+            return
         cover = event.cover
         if type(cover) is TaskToken:
             if cover.core is None:
@@ -225,12 +238,7 @@ class ReferenceShell:
             cover = cover.core
         elif cover is not None:
             cover = self.book(cover) if type(cover) is Entry and cover.book is not None else None
-        book = entry.book
-        if type(book) is ForeignBook:
-            if self.core.again(book):
-                alive.counted = True
-                return
-        elif book is not None and book.freed:
+        if isinstance(book, Owned) and book.freed:
             return
         book = self.core.arrive(entry.id, cover)
         if book is not None:

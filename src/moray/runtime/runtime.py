@@ -22,7 +22,7 @@ from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import Connection
 from moray.protocol.handshake import connect, listen, peer_pid
-from moray.protocol.reactor import READ, Reactor
+from moray.protocol.reactor import HEARTBEAT_S, READ, Reactor
 from moray.runtime import state
 from moray.runtime.marks import read_mark
 from moray.runtime.output import Output
@@ -278,9 +278,14 @@ class Runtime:
         if self.ended is not None:
             self._fail_requests()
 
-    def ask(self, make: Callable[[int], m.Message], undo: Callable[[Any], None] | None = None) -> Any:
+    def ask(
+        self,
+        make: Callable[[int], m.Message],
+        undo: Callable[[Any], None] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> Any:
         """The node's answer; blocks this thread, which is not the loop's. If the thread is interrupted meanwhile,
-        `undo` gets the answer, there or in the loop (INTERRUPT)."""
+        `undo` gets the answer, there or in the loop (INTERRUPT). The loop makes the call `before` first."""
         answers: list[Any] = []
         given_up: list[None] = []
         waiter = Waiter()
@@ -300,9 +305,14 @@ class Runtime:
             waiter.notify()
 
         try:
-            self.request(make, answered)
+            if before is None:
+                self.request(make, answered)
+            else:
+                self.calls.append(before)
+                self.call_soon(lambda: self.request(make, answered))
             while not answers:
-                self.block(waiter, None)
+                if not self.block(waiter, monotonic() + HEARTBEAT_S) and self.ended is not None:
+                    raise exceptions.LocalNodeDiedError(self.ended)  # The loop turns no more.
         except BaseException:
             given_up.append(None)
             take_back()

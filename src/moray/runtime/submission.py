@@ -189,10 +189,10 @@ class Submitter:
         pool.queue.append(task)
         self._fill(pool)
 
-    def _fill(self, pool: KeyPool) -> None:
-        """Give the pool's workers what they shall have; ask for more workers if that is worth it."""
+    def _fill(self, pool: KeyPool, only: Slot | None = None) -> None:
+        """Give the pool's workers (or `only` this one) what they shall have; ask for more if that is worth it."""
         with pool.lock:
-            for slot in list(pool.slots.values()):
+            for slot in list(pool.slots.values()) if only is None else (only,):
                 if not pool.queue:
                     break
                 self.settle(slot.worker[0])
@@ -293,7 +293,8 @@ class Submitter:
         if not running:
             self._became_idle(touched, slot)
         if touched.queue:
-            self._fill(touched)
+            # The others have what they shall have: they were filled when the queue grew, or answered themselves.
+            self._fill(touched, slot)
 
     def _slot_of(self, peer: Peer, seq: int) -> Slot | None:
         for _pool, slot in peer.slots.values():

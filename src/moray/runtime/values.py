@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from moray import config, exceptions
 from moray.object_ref import Entry, ObjectRef, Origin
 from moray.protocol import messages as m
-from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.references import Contains, TaskToken
 from moray.serialization import Serialized, loads, loads_covered, serialize
@@ -86,10 +85,10 @@ class Values:
         """Create, write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
         (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
         runtime = self._runtime
-        if runtime.events:
-            self._book_drops()  # What is not needed any more makes room first.
+        # What is not needed any more makes room first.
+        before = self._book_drops if runtime.events else None
         try:
-            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
+            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), before=before)
             if isinstance(answer, m.StoreError) and answer.code == "exists":
                 # An earlier attempt of this task died between its seal and its answer: this one takes its place.
                 runtime.node.send(m.FreeObjects([object_id]))
@@ -109,19 +108,9 @@ class Values:
             runtime.node.send(m.SealObject(0, object_id))
 
     def _book_drops(self) -> None:
-        """Have the loop tell the node of all objects that were dropped before this call."""
-        runtime = self._runtime
-        waiter = runtime.new_waiter()
-
-        def book() -> None:
-            runtime.references.flush()
-            self.flush()
-            waiter.notify()
-
-        runtime.call_soon(book)
-        while not runtime.block(waiter, monotonic() + HEARTBEAT_S):
-            if runtime.ended is not None:
-                return  # The loop turns no more.
+        """Tell the node of all objects that were dropped before this call. Loop only."""
+        self._runtime.references.flush()
+        self.flush()
 
     # --- get ---------------------------------------------------------------------------------------------
 
