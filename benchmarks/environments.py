@@ -18,6 +18,8 @@ _RAY_VENV = Path(__file__).resolve().parent / ".venv-ray"
 
 #: Names that would attach a system to something that is running already.
 _ATTACHING = ("RAY_ADDRESS", "MORAY_ADDRESS", "MORAY_SESSION")
+#: Without the cache of compiled modules every start compiles everything: no default, on neither side.
+_UNUSUAL = ("PYTHONDONTWRITEBYTECODE",)
 
 
 def interpreter(system: str, ray_python: str | None = None) -> str:
@@ -28,8 +30,8 @@ def interpreter(system: str, ray_python: str | None = None) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Environment of a measured process: this one's, except what names a running session."""
-    return {name: value for name, value in os.environ.items() if name not in _ATTACHING}
+    """Environment of a measured process: this one's, except what names a running session or makes starts slow."""
+    return {name: value for name, value in os.environ.items() if name not in (*_ATTACHING, *_UNUSUAL)}
 
 
 def _ray_environment() -> Path:
