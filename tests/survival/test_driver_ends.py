@@ -24,6 +24,11 @@ END_S = 2.0
 
 #: Starts a session with everything that could stay: busy workers, children of tasks, a full store, open views.
 BUSY = """
+# A shell in the background, or nohup, passes on that these are ignored.
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import os, subprocess, sys, threading, time
 print("started", flush=True)
 import moray
