@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moray.object_ref import ObjectRef
@@ -270,8 +270,3 @@ def get_gpu_ids() -> list[int]:
     runtime = connected()
     extra = getattr(runtime, "task_extra", None)
     return list(extra.devices.get("GPU", [])) if extra is not None else []
-
-
-def refs_of(values: Sequence[Any]) -> list[ObjectRef[Any]]:
-    """Put each value; returns their references."""
-    return [put(value) for value in values]

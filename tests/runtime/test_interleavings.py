@@ -8,7 +8,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
@@ -268,3 +268,21 @@ def test_a_task_whose_result_holds_references_runs_once_though_its_lease_is_revo
         others = [other.remote() for _ in range(12)]
         assert moray.get([inner for (inner,) in moray.get(holders, timeout=20)], timeout=20) == list(range(12))
         moray.get(others, timeout=20)
+
+
+def test_a_late_result_of_a_lost_task_hides_no_other(moray_session: ModuleType) -> None:
+    """It came last in a message, and the worker's books were not kept: its lease was never given back."""
+    runtime = state.runtime
+    assert runtime is not None
+    take = runtime.handlers[m.Results]
+
+    def with_a_stranger(connection: Any, message: m.Results) -> None:
+        message.results.append(m.Result(1 << 40, 1, b"N"))
+        take(connection, message)
+
+    runtime.handlers[m.Results] = with_a_stranger
+    assert moray_session.get(moray_session.remote(lambda: 7).remote()) == 7
+    deadline = monotonic() + 10
+    while moray_session.available_resources().get("CPU") != 2 and monotonic() < deadline:
+        sleep(0.05)
+    assert moray_session.available_resources()["CPU"] == 2

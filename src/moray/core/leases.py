@@ -26,8 +26,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, Protocol
 
-import msgspec
-
 from moray import config
 
 #: A run this long or longer closes the pipeline of its function.
@@ -197,10 +195,6 @@ class Pool:
 
     # --- decisions --------------------------------------------------------------------------
 
-    def idle_slots(self) -> list[Slot]:
-        """Leased workers without work."""
-        return [slot for slot in self.slots.values() if not slot.running and not slot.draining]
-
     def wanted(self) -> int:
         """How many more leases the queue is worth: one per task of unknown or long duration, one per
         budget of work for short ones (a single worker is through with less before a second one starts)."""
@@ -260,18 +254,3 @@ class Pool:
 def _by_seq(task: Any) -> int:
     seq: int = task.seq
     return seq
-
-
-class Described(msgspec.Struct):
-    """A pool in numbers, for explanations."""
-
-    queued: int
-    running: int
-    leases: int
-    requested: int
-
-
-def describe(pool: Pool) -> Described:
-    """How many tasks wait and run, on how many leases, and how many more are asked for."""
-    running = sum(len(slot.running) for slot in pool.slots.values())
-    return Described(len(pool.queue), running, len(pool.slots), pool.requested)

@@ -78,7 +78,6 @@ class Output:
         self._printer: threading.Thread | None = None
         self._arrived = threading.Event()
         self._closed = False
-        self._colours = False
         runtime.handlers[m.LogLines] = self._on_lines
 
     # --- a worker ------------------------------------------------------------------------------------

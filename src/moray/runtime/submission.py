@@ -248,7 +248,7 @@ class Submitter:
 
     # --- the loop: results ------------------------------------------------------------------------------------
 
-    def _on_results(self, connection: Connection, message: m.Results) -> None:  # noqa: C901, PLR0912 - the hot loop.
+    def _on_results(self, connection: Connection, message: m.Results) -> None:
         self.settle(connection)
         peer: Peer = connection.peer
         if message.borrows is not None:
@@ -262,9 +262,12 @@ class Submitter:
         for result in message.results:
             task = running.pop(result.seq, None)
             if task is None:
-                slot = self._slot_of(peer, result.seq)
-                if slot is None:
+                found = self._slot_of(peer, result.seq)
+                if found is None:
                     continue  # The task was ended by other means: recalled, or its worker given up.
+                if slot is not None and touched is not None:
+                    self._answered(touched, slot)
+                slot = found
                 running = slot.running
                 task = running.pop(result.seq)
                 touched = task.options.pool
@@ -288,13 +291,17 @@ class Submitter:
         if slot is None or touched is None or durations is None:
             return
         durations.update()
+        self._answered(touched, slot)
+
+    def _answered(self, pool: KeyPool, slot: Slot) -> None:
+        """A worker has sent results: it may be idle now, and gets more."""
         slot.progress += 1
         slot.blocked = False
-        if not running:
-            self._became_idle(touched, slot)
-        if touched.queue:
+        if not slot.running:
+            self._became_idle(pool, slot)
+        if pool.queue:
             # The others have what they shall have: they were filled when the queue grew, or answered themselves.
-            self._fill(touched, slot)
+            self._fill(pool, slot)
 
     def _slot_of(self, peer: Peer, seq: int) -> Slot | None:
         for _pool, slot in peer.slots.values():
