@@ -63,6 +63,7 @@ class Row:
 _RATE, _SYNC = ("tasks_async", "per_s"), ("tasks_sync", "per_s")
 _START, _WEIGHT = ("process", "start_s"), ("process", "mb")
 _ALL: tuple[System, ...] = SYSTEMS
+_WITH_FLOOR: tuple[System, ...] = ("moray", "ray", "floor")
 
 
 def _tasks() -> Iterator[Row]:
@@ -110,6 +111,51 @@ def _objects() -> Iterator[Row]:
     yield Row(
         "wait_1k", "wait on 1 000 references, one by one", "wait_1k", "per_s", "/s",
         targets=(Ratio("ray", 20),), floor=_RATE,
+    )  # fmt: skip
+
+
+def _actors() -> Iterator[Row]:
+    for name, title, least, systems, floor in (
+        ("actor_sync", "actor calls, one at a time", 7, _WITH_FLOOR, _SYNC),
+        ("actor_async", "actor calls, in bursts", 12, _WITH_FLOOR, _RATE),
+        ("actor_one_to_many", "actor calls, in bursts to 4 actors", 8, _WITH_FLOOR, _RATE),
+        ("actor_many_to_many", "actor calls, from 4 clients to 4 actors", 8, BOTH, _RATE),
+        ("actor_object_argument", "… with an object as argument", 20, BOTH, _RATE),
+        ("async_actor_sync", "async actor calls, one at a time", 8, BOTH, _SYNC),
+        ("async_actor_async", "async actor calls, in bursts", 12, BOTH, _RATE),
+        ("async_actor_arguments", "… with an argument", 12, BOTH, _RATE),
+    ):
+        yield Row(name, title, name, "per_s", "/s", systems=systems, targets=(Ratio("ray", least),), floor=floor)
+    yield Row(
+        "actors_many", "200 actors created, called once and ended (Ray: 20)", "actors_many", "per_s", "/s",
+        targets=(Ratio("ray", 5),), floor=_START,
+    )  # fmt: skip
+    yield Row(
+        "actors_many_s", "… all 200 of them", "actors_many", "s", "s",
+        more_is_better=False, systems=("moray",), gated=False,
+    )  # fmt: skip
+
+
+def _generators() -> Iterator[Row]:
+    for name, title, least in (
+        ("generator_1kb", "items of a generator, 1 KB each, taken and fetched", 10),
+        ("generator_1mb", "items of a generator, arrays of 1 MB", 3),
+    ):
+        yield Row(name, title, name, "per_s", "/s", targets=(Ratio("ray", least),), floor=_RATE)
+
+
+def _cancel() -> Iterator[Row]:
+    yield Row(
+        "cancel_queued", "cancel of 1 000 queued tasks, until all gets raise", "cancel_queued", "ms", "ms",
+        more_is_better=False, targets=(Limit(50),), floor=_RATE,
+    )  # fmt: skip
+    yield Row(
+        "cancel_sleep", "cancel of a task in time.sleep (5 s), until get raises", "cancel_sleep", "ms", "ms",
+        more_is_better=False, targets=(Limit(150),), floor=_SYNC,
+    )  # fmt: skip
+    yield Row(
+        "cancel_sleep_freed", "… until its CPU has run another task", "cancel_sleep", "freed_ms", "ms",
+        more_is_better=False, gated=False,
     )  # fmt: skip
 
 
@@ -201,6 +247,9 @@ def _growth() -> Iterator[Row]:
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "Tasks": tuple(_tasks()),
     "Objects": tuple(_objects()),
+    "Actors": tuple(_actors()),
+    "Generators": tuple(_generators()),
+    "Cancel": tuple(_cancel()),
     "A session": tuple(_session()),
     "Large numbers": tuple(_scale()),
     "Fairness": tuple(_latency()),

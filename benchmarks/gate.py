@@ -31,8 +31,8 @@ _MOST_ROUNDS = 5
 _AGAIN, _ALL_SECONDS = 4, 85.0
 #: Longest one measurement may take here; far above what any of them needs.
 _TIMEOUT_SECONDS = 20.0
-#: These rest on sleeps and pages, not on speed, and take long: once is enough.
-_ONCE = frozenset({"memory", "mixed", "sleeps_after_empty", "second_driver"})
+#: These rest on sleeps, pages and the kernel, not on our speed alone, and take long: once is enough.
+_ONCE = frozenset({"actors_many", "memory", "mixed", "sleeps_after_empty", "second_driver"})
 
 
 @dataclass(frozen=True)

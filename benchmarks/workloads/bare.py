@@ -10,6 +10,7 @@ import time
 
 from benchmarks import procfs
 from benchmarks.floor import Floor
+from benchmarks.workloads.actors import SERVERS
 from benchmarks.workloads.base import Context, Figures, check, workload
 
 
@@ -19,28 +20,28 @@ def _echo(value: int) -> int:
 
 @workload("floor")
 def floor_tasks_async(ctx: Context) -> Figures:
-    floor = Floor(_echo)
-
-    def run(count: int) -> None:
-        numbers = [floor.submit(i) for i in range(count)]
-        check([floor.get(number) for number in numbers], list(range(count)))
-
-    figures = {"per_s": ctx.rates(ctx.size(10_000, 5_000), run)}
-    floor.close()
-    return figures
+    return _bursts(ctx, workers=2, count=ctx.size(10_000, 5_000))
 
 
 @workload("floor")
 def floor_tasks_sync(ctx: Context) -> Figures:
-    floor = Floor(_echo)
+    return _round_trips(ctx, workers=2)
 
-    def run(count: int) -> None:
-        for i in range(count):
-            check(floor.get(floor.submit(i)), i)
 
-    figures = {"per_s": ctx.rates(ctx.size(1_000, 500), run)}
-    floor.close()
-    return figures
+@workload("floor")
+def floor_actor_sync(ctx: Context) -> Figures:
+    """An actor is one worker to this floor."""
+    return _round_trips(ctx, workers=1)
+
+
+@workload("floor")
+def floor_actor_async(ctx: Context) -> Figures:
+    return _bursts(ctx, workers=1, count=4_000)
+
+
+@workload("floor")
+def floor_actor_one_to_many(ctx: Context) -> Figures:
+    return _bursts(ctx, workers=SERVERS, count=4_000)
 
 
 @workload("floor")
@@ -77,4 +78,28 @@ def floor_process(ctx: Context) -> Figures:
         child.stdout.readline()
         figures["mb"].append(procfs.memory({child.pid}).total / 1e6)
         child.communicate(b"\n")
+    return figures
+
+
+def _bursts(ctx: Context, workers: int, count: int) -> Figures:
+    floor = Floor(_echo, workers)
+
+    def run(count: int) -> None:
+        numbers = [floor.submit(i) for i in range(count)]
+        check([floor.get(number) for number in numbers], list(range(count)))
+
+    figures = {"per_s": ctx.rates(count, run)}
+    floor.close()
+    return figures
+
+
+def _round_trips(ctx: Context, workers: int) -> Figures:
+    floor = Floor(_echo, workers)
+
+    def run(count: int) -> None:
+        for i in range(count):
+            check(floor.get(floor.submit(i)), i)
+
+    figures = {"per_s": ctx.rates(ctx.size(1_000, 500), run)}
+    floor.close()
     return figures

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moray import exceptions
 from moray.api import (
     available_resources,
+    cancel,
     cluster_resources,
     get,
     get_gpu_ids,
@@ -31,19 +32,24 @@ from moray.api import (
 from moray.object_ref import ObjectRef
 
 if TYPE_CHECKING:
-    from moray import util
+    from moray import actor, util
+    from moray.actor import get_actor, kill, method
     from moray.runtime_context import get_runtime_context
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "ObjectRef", "__version__", "available_resources", "cluster_resources", "exceptions", "get", "get_gpu_ids",
-    "get_runtime_context", "init", "is_initialized", "nodes", "put", "remote", "shutdown", "util", "wait",
+    "ObjectRef", "__version__", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "get", "get_actor",
+    "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote",
+    "shutdown", "util", "wait",
 ]  # fmt: skip
 
 #: Public names that are imported when first used: name → module.
 _LAZY = {
     "get_runtime_context": "moray.runtime_context",
+    **dict.fromkeys(("get_actor", "kill", "method"), "moray.actor"),
+    "LoggingConfig": "moray.logging_config",
+    **dict.fromkeys(("DynamicObjectRefGenerator", "ObjectRefGenerator"), "moray.object_ref_generator"),
     **dict.fromkeys(
         (
             "ActorClassID",
@@ -67,6 +73,6 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name == "util":
-        return importlib.import_module("moray.util")
+    if name in ("actor", "util"):
+        return importlib.import_module(f"moray.{name}")
     raise AttributeError(f"module 'moray' has no attribute {name!r}")

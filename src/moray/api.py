@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moray.object_ref import ObjectRef
-from moray.options import TaskOptions
+from moray.object_ref_generator import ObjectRefGenerator
+from moray.options import ActorOptions, TaskOptions
 from moray.protocol import messages as m
 from moray.remote_function import RemoteFunction
 from moray.runtime import state
@@ -96,11 +97,14 @@ def is_initialized() -> bool:
 
 
 def remote(*args: Any, **options: Any) -> Any:
-    """Make a function remote: ``@remote``, or ``@remote(num_cpus=2, …)`` with options.
+    """Make a function or class remote: ``@remote``, or ``@remote(num_cpus=2, …)`` with options.
+
+    Calls of the function run in workers (:class:`~moray.remote_function.RemoteFunction`); instances of the class are
+    actors, each in a worker of its own (:class:`~moray.actor.ActorClass`).
 
     Raises:
         ValueError: an unknown option (the nearest valid one is named) or a value out of range.
-        TypeError: something other than a function was decorated.
+        TypeError: something other than a function or class was decorated.
 
     Example:
         >>> import moray
@@ -111,26 +115,39 @@ def remote(*args: Any, **options: Any) -> Any:
         3
     """
     if len(args) == 1 and not options and callable(args[0]):
-        return _make_remote(args[0], TaskOptions.make())
+        return _make_remote(args[0], {})
     if args or not options:
         raise TypeError(
             "@remote is used as @remote, or with keyword options only, such as @remote(num_cpus=2); "
             f"it got {', '.join(map(repr, args)) or 'empty parentheses'}"
         )
-    checked = TaskOptions.make(options)
+    _check_for_some_target(options)
 
-    def decorate(function: Callable[..., Any]) -> RemoteFunction:
-        return _make_remote(function, checked)
+    def decorate(target: Callable[..., Any]) -> Any:
+        return _make_remote(target, options)
 
     return decorate
 
 
-def _make_remote(target: Any, options: TaskOptions) -> RemoteFunction:
+def _check_for_some_target(options: dict[str, Any]) -> None:
+    """Raise if the options fit neither tasks nor actors: before anybody knows what they are for."""
+    try:
+        TaskOptions.make(options)
+    except (TypeError, ValueError) as error:
+        try:
+            ActorOptions.make(options)
+        except (TypeError, ValueError):
+            raise error from None
+
+
+def _make_remote(target: Any, options: dict[str, Any]) -> Any:
     if inspect.isclass(target):
-        raise NotImplementedError("actors (@remote classes) are not part of this version")
-    if isinstance(target, RemoteFunction) or not callable(target):
-        raise TypeError(f"@remote makes functions remote, not {target!r}")
-    return RemoteFunction(target, options)
+        from moray.actor import ActorClass
+
+        return ActorClass(target, ActorOptions.make(options))
+    if isinstance(target, RemoteFunction) or hasattr(type(target), "__ray_actor_class__") or not callable(target):
+        raise TypeError(f"@remote makes functions and classes remote, not {target!r}")
+    return RemoteFunction(target, TaskOptions.make(options))
 
 
 def put(value: Any, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[Any]:
@@ -184,7 +201,8 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
             if type(ref) is not ObjectRef:
                 raise TypeError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
         return runtime.values.get_many(object_refs, timeout)
-    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
+    hint = ": iterate over it, and get the ObjectRefs that it gives" if type(object_refs) is ObjectRefGenerator else ""
+    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}{hint}")
 
 
 def wait(
@@ -197,7 +215,8 @@ def wait(
     """Wait until `num_returns` of the references are ready, or `timeout` seconds have passed.
 
     Args:
-        ray_waitables: distinct references.
+        ray_waitables: distinct references. A generator's ObjectRefGenerator may stand among them: it is ready when its
+            next item is there, or its end.
         num_returns: how many to wait for, 1 to ``len(ray_waitables)``.
         timeout: seconds; 0 only looks. None waits as long as it takes.
         fetch_local: accepted; on one machine values are always local.
@@ -216,7 +235,7 @@ def wait(
     if len(distinct) != len(ray_waitables):
         raise ValueError("wait() takes distinct ObjectRefs; the list contains one twice")
     if not set(map(type, ray_waitables)) <= _REF_TYPES:
-        wrong = next(ref for ref in ray_waitables if type(ref) is not ObjectRef)
+        wrong = next(ref for ref in ray_waitables if type(ref) not in _REF_TYPES)
         raise TypeError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
     if not ray_waitables:
         return [], []
@@ -227,7 +246,35 @@ def wait(
     return runtime.values.wait(ray_waitables, num_returns, timeout)
 
 
-_REF_TYPES = {ObjectRef}
+def cancel(ray_waitable: Any, *, force: bool = False, recursive: bool = True) -> None:
+    """Ask for the end of the task, call or generator that makes an object. It returns at once.
+
+    A task that has not begun never will. One that runs gets an exception of a private type at the next Python
+    instruction of its own code, also inside ``time.sleep`` or a read; inside C code when that returns. A coroutine of
+    an async actor gets ``asyncio.CancelledError``. Methods of threaded actors go on and may look at
+    ``get_runtime_context().is_canceled()``. ``get`` then raises TaskCancelledError; what has finished stays finished.
+
+    Args:
+        ray_waitable: an ObjectRef or an ObjectRefGenerator.
+        force: end the worker process of a task that has begun. Not for calls of actors.
+        recursive: also what the task has submitted itself.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: force=True for a call of an actor.
+
+    Example:
+        >>> import moray, time
+        >>> ref = moray.remote(time.sleep).remote(60)
+        >>> moray.cancel(ref)
+    """
+    ref = ray_waitable.completed() if type(ray_waitable) is ObjectRefGenerator else ray_waitable
+    if type(ref) is not ObjectRef:
+        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {_shown(ray_waitable)}")
+    connected().cancels.cancel(ref, force, recursive)
+
+
+_REF_TYPES = {ObjectRef, ObjectRefGenerator}
 
 
 def _shown(value: Any) -> str:

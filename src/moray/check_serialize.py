@@ -12,8 +12,7 @@ Trying has no effect on references inside the value (see :mod:`moray.error_trans
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
 from functools import partial
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple, TextIO

@@ -82,6 +82,8 @@ class Entry(msgspec.Struct, gc=False, weakref=False, eq=False):
     blob: bytes | None = None
     #: The blob is a pickled error.
     error: bool = False
+    #: Somebody was given the error, or will be: it need not be shown when the last reference goes.
+    seen: bool = False
     #: Bytes in the node's store; 0 when inline.
     size: int = 0
     #: Called in the loop, once, when the entry gets ready.

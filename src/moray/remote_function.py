@@ -7,6 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from moray.core.leases import Durations
@@ -14,6 +15,7 @@ from moray.options import TaskOptions
 from moray.protocol import messages as m
 from moray.runtime import state
 from moray.runtime.arguments import LargeArguments, Prepared, prepare
+from moray.runtime.signatures import Signature, parameters_of
 from moray.runtime.tasks import Function, TaskSettings
 from moray.serialization import dumps_code
 
@@ -58,7 +60,8 @@ class RemoteFunction:
         """Submit a call; arguments as for the function itself, ObjectRefs stand for their values.
 
         Returns:
-            An ObjectRef; a list of them if ``num_returns`` is over 1; None if it is 0.
+            An ObjectRef; a list of them if ``num_returns`` is over 1; None if it is 0. For a generator function, unless
+            ``num_returns`` says otherwise, an :class:`~moray.ObjectRefGenerator`.
 
         Raises:
             TypeError: the arguments do not fit the function's signature, or one of them cannot be pickled.
@@ -97,25 +100,28 @@ class RemoteFunction:
         num_returns = options.num_returns
         if num_returns is None:
             num_returns = "streaming" if _is_generator(self._function) else 1
+        stream = None
         if isinstance(num_returns, str):
-            raise NotImplementedError(
-                f"{self._function_name}() is a generator or has num_returns={num_returns!r}: streaming results are not "
-                "part of this version; return a list, or give num_returns=<number>"
-            )
+            limit = stream_limit(options._generator_backpressure_num_objects)
+            stream = m.StreamSpec(0, limit, num_returns == "dynamic")
+            num_returns = 1
         function = self._exported.export(runtime, options.calls_per_worker())
         resources = options.resources_units()
         environment = dict(options.runtime_env or {})
         pool = runtime.submitter.pool(resources, _environment_key(environment), self._function_name)
         name = options.name or self._function_name
         settings = TaskSettings(
-            pool, name, options.max_retries, num_returns, self._extra(options, num_returns, resources, name)
+            pool, name, options.max_retries, num_returns, self._extra(options, num_returns, resources, name, stream)
         )
+        settings.streaming = stream is not None
         settings.retries_errors = options.retry_exceptions is not False
         self._exported.function = function
         self._settings = (runtime, settings)
         return runtime, settings
 
-    def _extra(self, options: TaskOptions, num_returns: int, resources: m.Resources, name: str) -> m.TaskExtra | None:
+    def _extra(
+        self, options: TaskOptions, num_returns: int, resources: m.Resources, name: str, stream: m.StreamSpec | None
+    ) -> m.TaskExtra | None:
         """What the worker must know beside function and arguments; None for ordinary tasks."""
         retry: bool | bytes | None = None
         if options.retry_exceptions is True:
@@ -125,13 +131,14 @@ class RemoteFunction:
         ordinary = (
             num_returns == 1 and retry is None and name == self._function_name and resources == {"CPU": m.RESOURCE_UNIT}
         )
-        if ordinary:
+        if ordinary and stream is None:
             return None
         return m.TaskExtra(
             num_returns=num_returns,
             retry=retry,
             name=name if name != self._function_name else "",
             resources=resources,
+            stream=stream,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,37 +161,12 @@ class _Exported:
         self._by_max_calls: dict[int, Function] = {}
         self.function: Function | None = None
         self.large = LargeArguments()
-        self._signature: inspect.Signature | None = None
-        #: How many positional arguments, at least and at most, surely fit.
-        self._positional = (1, 0)
-        self.needs_arguments = True
-        self._inspect()
-
-    def _inspect(self) -> None:
-        try:
-            self._signature = inspect.signature(self._source)
-        except (TypeError, ValueError):
-            return
-        parameters = self._signature.parameters.values()
-        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
-        self.needs_arguments = bool(needed)
-        if all(p.kind in named for p in needed):
-            most = sum(p.kind in named for p in parameters)
-            if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-                most = sys.maxsize
-            self._positional = (len(needed), most)
+        self._signature = Signature(parameters_of(function))
+        self.needs_arguments = self._signature.needs_arguments
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise the TypeError that the call itself would raise for arguments that do not fit."""
-        if not kwargs and self._positional[0] <= len(args) <= self._positional[1]:
-            return
-        if self._signature is not None:
-            try:
-                self._signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self._name}(): {error}") from None
+        self._signature.check(self._name, args, kwargs)
 
     def export(self, runtime: Runtime, max_calls: int) -> Function:
         """Pickle the function, once per runtime."""
@@ -197,33 +179,57 @@ class _Exported:
             if any_other is not None:
                 blob, contained = any_other.blob, any_other.contained
             else:
-                blob, contained = self._dump(runtime)
+                modules = {getattr(self._source, "__module__", "")}
+                blob, contained = dump_code(runtime, self._source, modules, f"the function {self._name}()")
             function = Function(next(_function_numbers), self._name, blob, max_calls, Durations(), contained)
             self._by_max_calls[max_calls] = function
         return function
 
-    def _dump(self, runtime: Runtime) -> tuple[bytes, list[Any]]:
-        import cloudpickle
 
-        module = sys.modules.get(getattr(self._source, "__module__", "") or "")
-        by_value = module is not None and not runtime.can_import(module)
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
+#: Held while modules are registered with cloudpickle, whose register is the process's.
+_registering = RLock()
+
+
+def dump_code(runtime: Runtime, source: Any, modules: set[str], what: str) -> tuple[bytes, list[Any]]:
+    """The pickle of a function or class, and the references that it closes over.
+
+    What belongs to `modules` that workers cannot import is pickled by value. `what` names it in errors.
+    """
+    import cloudpickle
+
+    with _registering:
+        by_value = []
         try:
-            return dumps_code(self._source)
+            for name in modules:
+                module = sys.modules.get(name or "")
+                registered = name in cloudpickle.list_registry_pickle_by_value()
+                if module is not None and not registered and not runtime.can_import(module):
+                    cloudpickle.register_pickle_by_value(module)
+                    by_value.append(module)
+            return dumps_code(source)
         except RecursionError:
             raise
         except Exception as error:
             from moray.runtime.values import unpicklable
 
-            raise unpicklable(self._source, f"the function {self._name}()", error) from error
+            raise unpicklable(source, what, error) from error
         finally:
-            if by_value:
+            for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
 def _is_generator(function: Callable[..., Any]) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def stream_limit(option: int | None) -> int:
+    """How many items may be ahead of the consumer, from ``_generator_backpressure_num_objects``; -1: any number."""
+    if option == 0:
+        raise ValueError(
+            "option _generator_backpressure_num_objects=0 would let the generator make nothing: "
+            "give at least 1, or -1 for no limit"
+        )
+    return -1 if option is None else option
 
 
 def _environment_key(environment: dict[str, Any]) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moray.api import connected
+from moray.api import connected, nodes
+from moray.protocol import messages as m
 
 if TYPE_CHECKING:
+    from moray.actor import ActorHandle
     from moray.runtime.runtime import Runtime
 
 
 class RuntimeContext:
-    """Ids and names of the job, node, worker and task that the calling code belongs to."""
+    """Ids and names of the job, node, worker, task and actor that the calling code belongs to."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        from moray.actor import running_actor
+
+        self._host = running_actor(runtime)
 
     def get_job_id(self) -> str:
         """The job's id, hexadecimal."""
@@ -50,20 +55,31 @@ class RuntimeContext:
         return self._runtime.function_name() or None
 
     def get_actor_id(self) -> str | None:
-        """None: the calling code is not an actor's."""
-        return None
+        """The id of the actor that the calling code belongs to, hexadecimal; None if it is no actor's."""
+        return self._host.actor.hex() if self._host is not None else None
 
     def get_actor_name(self) -> str | None:
-        """None: the calling code is not an actor's."""
-        return None
+        """The actor's name, "" if it has none; None if the calling code is no actor's."""
+        return self._host.creation.name if self._host is not None else None
 
     def get_placement_group_id(self) -> str | None:
         """None: not in a placement group."""
         return None
 
     def get_assigned_resources(self) -> dict[str, float]:
-        """What the running task asked for, name → amount; empty in a driver."""
-        return self._runtime.task_resources()
+        """What the running task asked for, or what the actor holds, name → amount; empty in a driver."""
+        if self._host is None:
+            return self._runtime.task_resources()
+        return {name: amount / m.RESOURCE_UNIT for name, amount in self._host.creation.resources.items()}
+
+    def get_node_labels(self) -> dict[str, str]:
+        """The labels of the node, name → value."""
+        node_id = self.get_node_id()
+        return next((dict(node["labels"]) for node in nodes() if node["id"] == node_id), {})
+
+    def get_runtime_env_string(self) -> str:
+        """The runtime environment that the task or actor asked for beside its job's, as JSON."""
+        return "{}"
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Indices of the devices that the task may use, name → indices."""
@@ -105,13 +121,53 @@ class RuntimeContext:
         return TaskID(task_id) if task_id is not None else None
 
     @property
+    def actor_id(self) -> Any:
+        """The actor's id; None if the calling code is no actor's."""
+        from moray.ids import ActorID
+
+        return ActorID(self._host.actor) if self._host is not None else None
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor was restarted since it was made. RuntimeError if the calling code is no actor's."""
+        if self._host is None:
+            raise RuntimeError("was_current_actor_reconstructed: this code does not run in an actor")
+        return bool(self._host.incarnation > 0)
+
+    @property
+    def current_actor(self) -> ActorHandle[Any]:
+        """A handle of the actor itself. It is weak: it does not keep the actor alive. RuntimeError if there is none."""
+        from moray.actor import current_handle
+
+        return current_handle(self._runtime)
+
+    @property
+    def current_placement_group_id(self) -> None:
+        """None: not in a placement group."""
+        return
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """False: not in a placement group."""
+        return False
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """The runtime environment that the task or actor asked for beside its job's."""
+        import json
+
+        found: dict[str, Any] = json.loads(self.get_runtime_env_string())
+        return found
+
+    @property
     def gcs_address(self) -> str:
         """The address of the session."""
         return f"{self._runtime.session_dir}/node.sock"
 
     def get(self) -> dict[str, Any]:
-        """The ids as a dict."""
-        return {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace, "task_id": self.task_id}
+        """The ids as a dict; those of a task or actor only where there is one."""
+        ids = {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace, "task_id": self.task_id}
+        return ids if self._host is None else {**ids, "actor_id": self.actor_id}
 
 
 def get_runtime_context() -> RuntimeContext:

@@ -15,6 +15,8 @@ import pytest
 from benchmarks import catalogue, gate, procfs, report
 from benchmarks.catalogue import ROWS, Limit, Ratio, Row
 from benchmarks.runner import Measurement, MeasurementError, Results, Runner
+from benchmarks.workloads.actors import drop
+from benchmarks.workloads.base import WrongResultError
 from benchmarks.workloads.latency import fifo_makespan, mixed_bound, mixed_durations
 
 RATE = next(row for row in ROWS if row.name == "tasks_async")
@@ -59,8 +61,9 @@ def test_a_workload_measures_each_stdlib_system(system: catalogue.System) -> Non
     assert min(measured.figures["per_s"]) > 10
 
 
-def test_floor_keeps_its_tasks_apart_in_bursts() -> None:
-    measured = Runner(quick=True, timeout_s=60).measure("floor", "tasks_async")
+@pytest.mark.parametrize("name", ["tasks_async", "actor_async", "actor_one_to_many"])
+def test_floor_keeps_its_tasks_apart_in_bursts(name: str) -> None:
+    measured = Runner(quick=True, timeout_s=60).measure("floor", name)
     assert min(measured.figures["per_s"]) > 100
 
 
@@ -123,6 +126,16 @@ def test_docs_keep_their_prose(tmp_path: Path) -> None:
 
 def test_real_docs_page_can_be_rendered() -> None:
     assert "<!-- measured: begin -->" in report.DOCS.read_text()
+
+
+def test_real_docs_page_would_show_every_row_and_target() -> None:
+    page = report.markdown(Results(), ROWS, "python -m benchmarks")
+    for row in ROWS:
+        assert f"| {row.title} |" in page
+    for name, target in (("actor_object_argument", "≥ 20x Ray"), ("cancel_sleep", "≤ 150 ms")):
+        title = next(row.title for row in ROWS if row.name == name)
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {title} |"))
+        assert target in line
 
 
 def _gate_results(row: Row, ours: list[float], floors: list[float]) -> Runner:
@@ -200,3 +213,26 @@ def test_processes_of_a_measurement_are_found_by_its_tag() -> None:
     with _child(code, **{procfs.RUN_TAG: "bench-test-run"}) as child:
         assert procfs.run_processes("bench-test-run") == {child.pid}
     assert procfs.run_processes("bench-test-run") == set()
+
+
+class _Handle:
+    """Keeps a child alive, as a handle does an actor: its input is open until this goes."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE)
+
+    def __del__(self) -> None:
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+
+
+def test_dropped_actors_are_gone_when_all_their_processes_have_ended() -> None:
+    handles = [_Handle() for _ in range(3)]
+    children = [handle.child for handle in handles]
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WrongResultError, match=r"3 actors still run 0\.1 s after"):
+        drop([], [child.pid for child in children], timeout_s=0.1)
+    drop(handles, [child.pid for child in children], timeout_s=20)
+    assert [child.poll() for child in children] == [0, 0, 0]
+    assert len(os.listdir("/proc/self/fd")) == before - 3

@@ -43,6 +43,8 @@ class Attempt:
         self.place: tuple[int, int] | None = None  # (file, offset) where the creator writes
         self.sealed = False
         self.freed = False
+        #: Others may have heard of it from its owner: it must be found, even if the node hears of it later.
+        self.told = False
 
 
 class Machine:
@@ -78,6 +80,10 @@ class Machine:
     def current(self, name: bytes) -> Attempt | None:
         return next((a for a in self.attempts if a.name == name and not a.freed), None)
 
+    def unsealed(self) -> list[Attempt]:
+        """What was asked for and is not sealed; its creator may give it up."""
+        return [attempt for attempt in self.attempts if not attempt.sealed]
+
     def create(self, process: bytes, name: bytes, size: int) -> int:
         attempt = self.known[len(self.known) + 1] = Attempt(len(self.known) + 1, name, process, size)
         mine = any(a.name == name and a.creator == process and not a.sealed for a in self.attempts)
@@ -111,7 +117,7 @@ class Machine:
         attempt = self.current(name)
         number = self.request(process, attempt or Attempt(0, name, b"", 0), "pin")
         self.run(self.table.pin(process, number, name))
-        if attempt is None:
+        if attempt is None and number in self.answers:
             assert self.answers[number].code == "lost"
         return number
 
@@ -192,7 +198,7 @@ class Machine:
                 self.attempts.remove(attempt)
                 attempt.freed = True
             elif kind == "pin" and action.code == "lost":
-                assert not attempt.sealed or attempt.freed, "a sealed object was lost"
+                assert not (attempt.sealed or attempt.told) or attempt.freed, "a sealed object was lost"
 
     def write(self, file: int, offset: int, size: int, tag: int) -> None:
         store = self.files[file] if file else self.memory

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from moray.core.arena import ALIGNMENT, LARGEST_EXTENT, SMALLEST_EXTENT, Arena, rounded

@@ -10,8 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from moray.core.local_scheduler import (
@@ -42,6 +41,8 @@ SHAPES: list[dict[str, int]] = [
     {"CPU": 4 * UNIT},
 ]
 INFEASIBLE = len(SHAPES) - 1
+#: Length of an actor's id, which stands for the owner of a permanent lease.
+ACTOR_ID = 16
 ENVS = ("", "env")
 
 
@@ -54,6 +55,7 @@ class ModelLease:
     devices: dict[str, list[int]]
     blocked: bool = False
     revoking: bool = False
+    permanent: bool = False
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Wish:
     count: int = 0
     seen: int = 0
     granted: int = 0
+    permanent: bool = False
 
     @property
     def owed(self) -> int:
@@ -121,6 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     lease = self.model.leases[action.lease]
                     assert lease.worker == action.worker
                     assert not lease.revoking, "revoked twice"
+                    assert not lease.permanent, "an actor's lease was revoked"
                     lease.revoking = True
                     self.model.revoking.append((action.worker, action.lease))
                 case Revoked():
@@ -151,7 +155,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         model.last_lease = grant.lease
         wish.granted += 1
         need = SHAPES[wish.shape]
-        model.leases[grant.lease] = ModelLease(grant.owner, grant.key, grant.worker, need, grant.devices)
+        lease = ModelLease(grant.owner, grant.key, grant.worker, need, grant.devices, permanent=wish.permanent)
+        model.leases[grant.lease] = lease
 
     def _on_start(self, action: StartWorker) -> None:
         pool = action.job, action.runtime_env
@@ -163,9 +168,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.model.starting.count(pool) <= claims, "more starts than grants that wait for one"
         assert len(self.model.starting) <= 2 * CPUS, "FLOW of starts"
 
-    def _call(self, method: str, *args: Any) -> list[Action]:
+    def _call(self, method: str, *args: Any, **options: Any) -> list[Action]:
         before = set(self.core._claims)
-        actions: list[Action] = getattr(self.core, method)(*args)
+        actions: list[Action] = getattr(self.core, method)(*args, **options)
         self._do(actions)
         new = set(self.core._claims) - before
         new |= {self.core._leases[a.lease] for a in actions if isinstance(a, Grant)} - before
@@ -210,7 +215,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if sure:
             return
         owner = data.draw(st.sampled_from(sorted(self.model.owners)))
-        if owner in self.model.workers:
+        if owner in self.model.workers or len(owner) == ACTOR_ID:
             return
         self._forget_owner(owner)
         actions = self._call("owner_left", owner)
@@ -224,14 +229,40 @@ class SchedulerMachine(RuleBasedStateMachine):
     def request(self, data: st.DataObject, key: int, count: int, env: str) -> None:
         model = self.model
         owner = data.draw(st.sampled_from(sorted(model.owners)))
+        if len(owner) == ACTOR_ID:
+            return
         wish = model.wishes.setdefault((owner, key), Wish(model.owners[owner], key, env))
         seen = data.draw(st.integers(wish.seen, wish.granted))
         wish.count, wish.seen = count, seen
         self._request(owner, key, wish)
 
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), key=st.integers(0, len(SHAPES) - 1), env=st.sampled_from(ENVS))
+    def permanent_request(self, data: st.DataObject, key: int, env: str) -> None:
+        """An actor wants its worker."""
+        self.names += 1
+        job = data.draw(st.sampled_from(sorted(self.model.jobs)))
+        actor = b"actor%011d" % self.names
+        self.model.owners[actor] = job
+        self.model.wishes[actor, key] = Wish(job, key, env, count=1, permanent=True)
+        self._request(actor, key, self.model.wishes[actor, key])
+
+    @precondition(lambda self: any(wish.permanent and wish.owed > 0 for wish in self.model.wishes.values()))
+    @rule(data=st.data())
+    def permanent_request_is_withdrawn(self, data: st.DataObject) -> None:
+        waiting = sorted(key for key, wish in self.model.wishes.items() if wish.permanent and wish.owed > 0)
+        owner, key = data.draw(st.sampled_from(waiting))
+        self._withdraw(owner, key)
+
+    def _withdraw(self, owner: bytes, key: int) -> None:
+        wish = self.model.wishes[owner, key]
+        wish.count = 0
+        self._request(owner, key, wish)
+
     def _request(self, owner: bytes, key: int, wish: Wish) -> None:
         need = dict(SHAPES[wish.shape])
-        self._call("request", owner, wish.job, key, wish.count, wish.seen, need, wish.env, f"f{key}", self.now)
+        arguments = owner, wish.job, key, wish.count, wish.seen, need, wish.env, f"f{key}", self.now
+        self._call("request", *arguments, permanent=wish.permanent)
 
     @precondition(lambda self: self.model.leases)
     @rule(data=st.data(), discard=st.sampled_from([False, False, False, True]))
@@ -241,7 +272,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _return(self, number: int, discard: bool) -> None:
         lease = self.model.leases[number]
-        if lease.owner not in self.model.owners:
+        if lease.owner not in self.model.owners or lease.permanent:
             return
         worker = self.model.workers[lease.worker]
         if not worker.stopping:
@@ -308,7 +339,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def blocks(self, data: st.DataObject) -> None:
         lease = self.model.leases[data.draw(st.sampled_from(sorted(self.model.leases)))]
-        if not self.model.workers[lease.worker].stopping:
+        if not self.model.workers[lease.worker].stopping and not lease.permanent:
             lease.blocked = True
         self._call("blocked", lease.worker, self.now)
 
@@ -428,6 +459,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _finish_one(self, number: int) -> None:
         """One task's end: its owner wants one less, and returns the lease."""
         lease = self.model.leases[number]
+        if lease.permanent:
+            self._died(lease.worker)
+            return
         wish = self.model.wishes.get((lease.owner, lease.key))
         if wish is not None:
             wish.seen = wish.granted

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -63,15 +62,15 @@ class ObjectTableMachine(RuleBasedStateMachine):
             for fails in disk[: len(self.m.work)]:
                 self.m.step(fails)
 
-    @precondition(lambda self: any(a.place and not a.sealed for a in self.m.attempts))
+    @precondition(lambda self: any(a.place for a in self.m.unsealed()))
     @rule(data=st.data())
     def seal(self, data: Any) -> None:
-        self.m.seal(data.draw(st.sampled_from([a for a in self.m.attempts if a.place and not a.sealed])))
+        self.m.seal(data.draw(st.sampled_from([a for a in self.m.unsealed() if a.place])))
 
-    @precondition(lambda self: self.m.requests % 3 == 1 and any(not a.sealed for a in self.m.attempts))
+    @precondition(lambda self: self.m.requests % 3 == 1 and self.m.unsealed())
     @rule(data=st.data())
     def abort(self, data: Any) -> None:
-        self.m.abort(data.draw(st.sampled_from([a for a in self.m.attempts if not a.sealed])))
+        self.m.abort(data.draw(st.sampled_from(self.m.unsealed())))
 
     @rule(process=st.sampled_from(PROCESSES), name=st.sampled_from(OBJECTS))
     def pin(self, process: bytes, name: bytes) -> None:

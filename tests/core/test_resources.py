@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from moray.core.ranking import Ranking
 from moray.core.resources import UNIT, Ledger, show_amount, show_amounts

@@ -28,6 +28,8 @@ class StandIn:
         self.data = leftover
         self.listener = listener
         self.hanging = False
+        #: What the node has sent to make an actor of this process.
+        self.creation = ""
 
     def serve(self) -> NoReturn:
         clients: list[socket.socket] = []
@@ -57,7 +59,11 @@ class StandIn:
             message, self.data = decode_body(self.data[8 : 8 + size]), self.data[8 + size :]
             if isinstance(message, m.RevokeLease):
                 send_blocking(self.node, m.RevokedLease(message.lease))
+            elif isinstance(message, m.StartActor):
+                self.creation = message.creation.payload.decode()
+                send_blocking(self.node, m.ActorStarted(message.actor, message.incarnation))
             elif isinstance(message, m.Shutdown):
+                print(f"asked to end: {message.reason}", file=sys.stderr, flush=True)
                 os._exit(0)
 
     def obey(self, command: str, argument: str = "") -> object:
@@ -78,10 +84,24 @@ class StandIn:
             "module": lambda: argument in sys.modules,
             "blocked": lambda: send_blocking(self.node, m.Blocked()),
             "unblocked": lambda: send_blocking(self.node, m.Unblocked()),
+            "started": lambda: self.be_actor(*argument.split()),
+            "exiting": lambda: self.leave(*argument.split()),
+            "creation": lambda: self.creation,
+            "register": lambda: self.create_actor(bytes.fromhex(argument)),
             "garbage": self.send_garbage,
             "hang": self.hang,
         }
         return answers[command]()
+
+    def be_actor(self, actor: str, incarnation: str, error: str = "") -> None:
+        send_blocking(self.node, m.ActorStarted(bytes.fromhex(actor), int(incarnation), error.encode()))
+
+    def leave(self, actor: str, incarnation: str, reason: str) -> None:
+        send_blocking(self.node, m.ActorExiting(bytes.fromhex(actor), int(incarnation), reason))
+        os._exit(0)
+
+    def create_actor(self, actor: bytes) -> None:
+        send_blocking(self.node, m.RegisterActor(0, m.ActorSpec(actor, "Child", {}, {})))
 
     def send_garbage(self) -> None:
         self.node.sendall(b"GET / HTTP/1.1\r\n\r\n")

@@ -180,7 +180,7 @@ def _worker(**fields: Any) -> Any:
     return SimpleNamespace(
         told=told,
         node=SimpleNamespace(send=lambda message: told.append((type(message).__name__, lock.locked()))),
-        executor=SimpleNamespace(return_queue=lambda *_: None, flush=lambda: None, revoked=0),
+        executor=SimpleNamespace(host=None, return_queue=lambda *_: None, flush=lambda: None, revoked=0),
         _wait_lock=lock,
         waits={},
         revocation=0,

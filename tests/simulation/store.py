@@ -8,13 +8,16 @@ from typing import Any, Final
 from moray.core.object_table import ObjectTable
 from moray.core.object_table_types import (
     Action,
+    AwaitRecalls,
     Created,
     DeleteFile,
     Done,
     Extend,
     Failed,
+    Granted,
     MakeFile,
     Pinned,
+    Recall,
     Restore,
     Spill,
 )
@@ -24,6 +27,8 @@ from tests.simulation.world import World
 
 #: How long the disk takes at most.
 _DISK_S: Final = 0.02
+#: How long the queue waits for answers to recalls.
+_RECALL_S: Final = 0.05
 
 
 class Store:
@@ -38,16 +43,19 @@ class Store:
         self._failing = failing
         self._send = send
         self.table = ObjectTable(capacity, capacity)
+        # A few per cent of such small arenas would be nothing.
+        self.table._ahead._limit_of_one = capacity // 8
+        self.table._ahead._limit_of_all = capacity // 2
         self._handlers: dict[type, Callable[[bytes, Any], list[Action]]] = {
             m.CreateObject: lambda process, message: self.table.create(
                 process, message.request, message.object, message.size
             ),
-            m.SealObject: lambda process, message: self.table.seal(process, message.request, message.object),
+            m.SealObject: self._seal,
             m.PinObject: lambda process, message: self.table.pin(process, message.request, message.object),
             m.UnpinObjects: lambda process, message: self.table.unpin(process, message.objects),
             # Whoever makes the list may make it from a set, whose order is no seed's.
             m.FreeObjects: lambda _process, message: self.table.free(sorted(message.objects)),
-            m.AbortObject: lambda process, message: self.table.abort(process, message.object),
+            m.AbortObject: self._abort,
         }
         self._performers: dict[type, Callable[[Any], None]] = {
             Created: lambda action: send(
@@ -63,13 +71,35 @@ class Store:
             Restore: self._restore,
             MakeFile: self._make_file,
             DeleteFile: lambda action: self._later(lambda: self._delete(action.file)),
+            Granted: lambda action: send(action.process, m.SpaceGranted(action.size, action.places)),
+            Recall: lambda action: send(action.process, m.RecallSpace(action.number, action.keep)),
+            AwaitRecalls: self._await_recalls,
         }
 
     def handle(self, process: bytes, message: m.Message) -> None:
         self._perform(self._handlers[type(message)](process, message))
 
+    def holds(self, name: bytes) -> bool:
+        return self.table.state_of(name) is not None
+
     def process_died(self, process: bytes) -> None:
         self._perform(self.table.process_died(process))
+
+    def _seal(self, process: bytes, message: m.SealObject) -> list[Action]:
+        table, request, name = self.table, message.request, message.object
+        if message.place:
+            actions = table.seal_place(process, request, name, message.place, message.size)
+        else:
+            actions = table.seal(process, request, name)
+        return actions + (table.grant_ahead(process, message.ahead, message.ahead_size) if message.ahead else [])
+
+    def _abort(self, process: bytes, message: m.AbortObject) -> list[Action]:
+        if message.object:
+            return self.table.abort(process, message.object)
+        return self.table.give_back(process, message.places, message.recall)
+
+    def _await_recalls(self, action: AwaitRecalls) -> None:
+        self._world.at(_RECALL_S, "recalls are overdue", lambda: self._perform(self.table.recalls_overdue(action.last)))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:

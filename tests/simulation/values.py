@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from moray.protocol import messages as m
 from tests.simulation.objects import Contains, Entry, Ref, Value, dump, load
 from tests.simulation.user_code import Code
-from tests.simulation.world import RefusedError
+from tests.simulation.world import RefusedError, ViolationError
 
 if TYPE_CHECKING:
     from tests.simulation.network import End
     from tests.simulation.process import Peer, Process
+
+#: How long a place is held.
+_IDLE_S = 0.5
 
 
 class Values:
@@ -28,6 +31,9 @@ class Values:
         self.wanted: list[Entry] = []
         #: Borrowers' wishes: key → peers.
         self._asked: dict[int, list[Peer]] = {}
+        #: Places for objects to come: (number, offset, size); the node's questions.
+        self._places: list[tuple[int, int, int]] = []
+        self._recalls: list[m.RecallSpace] = []
 
     # --- user code: generators that yield functions which are given a callback ------------------------
 
@@ -58,6 +64,32 @@ class Values:
     def write(self, object_id: bytes, size: int, content: bytes, acknowledged: bool) -> Code[None]:
         """Create, write and seal an object in the node's store."""
         process = self._process
+        process.handlers[m.SpaceGranted] = self._on_granted
+        process.handlers[m.RecallSpace] = self._on_recall
+        place = next((place for place in self._places if place[2] >= size), None)
+        if place is None:
+            yield from self._create(object_id, size, content)
+        else:
+            self._places.remove(place)
+            process.oracle.wrote(object_id, content)
+            yield from process.compute(1e-4 + size * 1e-9)
+            process.memory.write(0, place[1], size, content)
+        number = place[0] if place is not None else 0
+        # Half of the processes' objects are followed by others of their size.
+        ahead = 2 if len(self._places) < 2 and process.world.chance(0.5) else 0
+        if not acknowledged:
+            process.node.send(m.SealObject(0, object_id, number, size, ahead, size))
+            return
+        answer = yield from process.ask(lambda request: m.SealObject(request, object_id, number, size, ahead, size))
+        if isinstance(answer, m.StoreError) and answer.code == "exists":
+            process.node.send(m.FreeObjects([object_id]))
+            answer = yield from process.ask(lambda request: m.SealObject(request, object_id, number, size))
+        if isinstance(answer, m.StoreError):
+            raise ViolationError(f"a seal was refused: {answer.detail}")
+
+    def _create(self, object_id: bytes, size: int, content: bytes) -> Code[None]:
+        """Ask for space for one object, and write it there."""
+        process = self._process
         answer = yield from process.ask(lambda number: m.CreateObject(number, object_id, size))
         if isinstance(answer, m.StoreError) and answer.code == "exists":
             # An earlier try of this task died between its seal and its answer: this one takes its place.
@@ -69,10 +101,6 @@ class Values:
         process.oracle.wrote(object_id, content)
         yield from process.compute(1e-4 + size * 1e-9)
         process.memory.write(int(answer.path or 0), answer.offset, size, content)
-        if acknowledged:
-            yield from process.ask(lambda number: m.SealObject(number, object_id))
-        else:
-            process.node.send(m.SealObject(0, object_id))
 
     def wait_for(self, entries: list[Entry]) -> Code[None]:
         """Return when all are ready, or one is an error."""
@@ -139,6 +167,23 @@ class Values:
         return content
 
     # --- the loop ------------------------------------------------------------------------------------
+
+    def _on_granted(self, _connection: End, message: m.SpaceGranted) -> None:
+        self._places += [(number, offset, message.size) for number, offset in message.places]
+        if message.places:
+            self._process.later(_IDLE_S, self._give_back)
+
+    def _on_recall(self, _connection: End, message: m.RecallSpace) -> None:
+        self._recalls.append(message)
+
+    def _give_back(self) -> None:
+        """Places go back, used lately or not."""
+        if self._places:
+            self._process.node.send(m.AbortObject(b"", self._take_places()))
+
+    def _take_places(self) -> list[int]:
+        places, self._places = self._places, []
+        return [number for number, _, _ in places]
 
     def subscribe(self, entry: Entry, notify: Callable[[], None]) -> None:
         """Have the loop call `notify` once `entry`, which is not ready, is."""
@@ -219,6 +264,9 @@ class Values:
         if self._free:
             free, self._free = self._free, []
             process.node.send(m.FreeObjects(free))
+        while self._recalls:
+            recall = self._recalls.pop(0)
+            process.node.send(m.AbortObject(b"", [] if recall.keep else self._take_places(), recall.recall))
         by_owner: dict[bytes, list[int]] = {}
         for entry in self.wanted:
             if not entry.ready:

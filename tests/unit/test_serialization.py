@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from moray import object_ref, serialization
 from moray.object_ref import Entry, ObjectRef, Origin, new_ref

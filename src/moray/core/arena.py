@@ -195,6 +195,16 @@ class Arena:
         self._bins.add(start, end - start)
         return size
 
+    def shrink(self, offset: int, size: int) -> None:
+        """Take back what a granted region has beyond its first `size` bytes."""
+        size, granted = rounded(size), self._used[offset]
+        if size > granted:
+            raise ValueError(f"a region of {granted} bytes cannot be shrunk to {size}")
+        if size < granted:
+            self._used[offset] = size
+            self._used[offset + size] = granted - size
+            self.free(offset + size)
+
     def growth(self, size: int, eager: bool = True) -> int:
         """How many more bytes the shell must back before `size` bytes fit at the top of the arena.
 

@@ -29,6 +29,7 @@ def explain_request(
         "owner": request.owner.process.hex(),
         "key": request.key,
         "label": request.label,
+        "actor": request.permanent,
         "runtime_env": request.line.pool.runtime_env,
         "resources": dict(need),
         "count": request.owed + request.claims,

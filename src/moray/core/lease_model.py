@@ -139,6 +139,9 @@ class Request:
     held: int = 0
     #: Revocations made in its favour.
     plans: deque[Plan] = field(default_factory=deque)
+    #: Its leases last as long as their workers; and what the machine must have in all for it.
+    permanent: bool = False
+    placement: Amounts = field(default_factory=dict)
     #: In the queue.
     queued: bool = False
     #: Why nothing will come ("" otherwise); said to the owner once.

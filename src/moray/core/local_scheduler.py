@@ -21,6 +21,9 @@ what it sent, has returned it, or the worker died), never before. A blocked work
 nothing else; it takes them back at once, and the account may go negative. A stopped worker's resources
 are free when it is dead, because its memory on a device is.
 
+A *permanent* request (an actor's, whose id stands in place of its owner) wants one worker for as long as that lives:
+its lease is never revoked, lends nothing while it is blocked, and is over when its worker is dead.
+
 LIVENESS: owners and workers are gone when the node says so; nothing here follows from silence.
 
 Time never runs backwards here: calls without `now` happen at the latest time that was told. Every call
@@ -135,8 +138,14 @@ class LocalScheduler:
         runtime_env: str,
         label: str,
         now: float,
+        *,
+        permanent: bool = False,
+        placement: Amounts | None = None,
     ) -> list[Action]:
-        """The owner's standing wish for a key; replaces the earlier one."""
+        """The owner's standing wish for a key; replaces the earlier one.
+
+        `placement`: what the machine must have in all, beside `resources`.
+        """
         self._advance(now)
         if job not in self._jobs:
             # The wish crossed the end of its job.
@@ -145,6 +154,7 @@ class LocalScheduler:
         # An owner cannot have seen more than there was.
         wish.count, wish.seen = count, min(seen, wish.granted)
         wish.label = label or wish.label
+        wish.permanent, wish.placement = permanent, placement or {}
         self._fit_to_wish(wish)
         if not wish.infeasible and wish.owed > 0:
             self._refuse_if_hopeless(wish)
@@ -215,7 +225,7 @@ class LocalScheduler:
         """Its task waits in moray: its CPUs are lent."""
         self._advance(now)
         lease = self._active_lease(worker)
-        if lease is None or lease.blocked:
+        if lease is None or lease.blocked or lease.request.permanent:
             return self._done()
         lease.blocked = True
         self._blocked[lease] = None
@@ -357,7 +367,11 @@ class LocalScheduler:
         request.claims -= 1
         request.granted += 1
         request.refused = ""
-        self._balance.expose(lease)
+        if request.permanent:
+            # It is fulfilled: nobody states it again.
+            request.count, request.seen = request.count - 1, request.seen + 1
+        else:
+            self._balance.expose(lease)
         self._actions.append(Grant(request.owner.process, request.key, lease.number, worker.process, lease.devices))
 
     def _start_workers(self) -> None:
@@ -479,7 +493,8 @@ class LocalScheduler:
         self._queue.update(request, self._now)
 
     def _refuse_if_hopeless(self, request: Request) -> None:
-        request.infeasible = self._ledger.impossible(request.line.shape.need)
+        ledger = self._ledger
+        request.infeasible = ledger.impossible(request.line.shape.need) or ledger.impossible(request.placement)
         if request.infeasible:
             self._refuse(request, request.infeasible, infeasible=True)
         elif request.line.pool.broken and not request.refused:
@@ -557,7 +572,20 @@ class LocalScheduler:
                 continue
             request.warned = True
             story = explain_request(request, self._all_leases(), self._ledger, self._queue, self._now)
+            if request.permanent:
+                story["count"] += self._warn_together(request)
             self._actions.append(Warn(request.owner.job.number, waiting_warning(story)))
+
+    def _warn_together(self, request: Request) -> int:
+        """Many actors may wait for the same: one warning is enough. How many wait beside this one."""
+        others = 0
+        for owner in request.owner.job.owners.values():
+            for other in owner.requests.values():
+                same = other.line is request.line and other.label == request.label
+                if other is not request and same and other.permanent and other.queued:
+                    other.warned = True
+                    others += other.owed
+        return others
 
     def _warn_of_blocked(self, job: Job) -> None:
         if job.warned_blocked or len(self._blocked) <= BLOCKED_PER_CPU * self._cpus:

@@ -24,7 +24,11 @@ change, so a copy on disk stays good after a restore, and such an object leaves 
 the next time. If nothing more can be moved, a new object gets a file of its own and a spilled one is
 served from where it lies on disk. Only if the disk refuses that, too, does creation fail, saying who holds what.
 
-LIVENESS. Pins, queued requests and unsealed regions belong to the process, and go when its death
+Space ahead (:mod:`moray.core.object_table_ahead`). A process that makes many objects holds places for the next ones.
+They are granted only from what is free and backed, while nobody waits; when somebody does, those that are unused
+are asked back before anything is spilled. An object that is sealed in a place begins its life here as SEALED.
+
+LIVENESS. Pins, queued requests, places and unsealed regions belong to the process, and go when its death
 is told (:meth:`ObjectTable.process_died`), not before.
 """
 
@@ -34,10 +38,12 @@ import enum
 from typing import Final
 
 from moray.core.arena import rounded
+from moray.core.object_table_ahead import EarlyPin, owner_of
 from moray.core.object_table_state import ObjectTableState
 from moray.core.object_table_types import (
     BUSY,
     Action,
+    AwaitRecalls,
     Created,
     DeleteFile,
     Done,
@@ -45,9 +51,11 @@ from moray.core.object_table_types import (
     Extend,
     Failed,
     File,
+    Granted,
     Hold,
     MakeFile,
     Pinned,
+    Recall,
     Restore,
     Spill,
     State,
@@ -58,6 +66,8 @@ from moray.core.object_table_types import (
 _SPILL_SHARE: Final = 16
 #: At most so many objects in one file: the loop turn that ends the spill walks over them.
 _SPILL_OBJECTS: Final = 4096
+#: Nothing is granted ahead unless this part of the arena would still be free.
+_SPARE_SHARE: Final = 8
 #: The machine refused to back more of the arena: after so many further shortages it is asked again.
 _ASK_AGAIN: Final = 16
 
@@ -102,15 +112,58 @@ class ObjectTable(ObjectTableState):
         mine = self._unsealed.get(process, {})
         entry = mine.get(object)
         if entry is None or entry.state is not State.CREATING:
-            if request:
-                detail = f"object {object.hex()} is not being written by this process"
-                self._do(Failed(process, request, "lost", detail))
+            self._refuse(process, request, "lost", f"object {object.hex()} is not being written by this process")
             return self._take()
         del mine[object]
         if request:
             self._do(Done(process, request))
         self._move(entry, State.SEALED if entry.offset >= 0 else State.SPILLED)
         self._settle(entry)
+        self._pump()
+        return self._take()
+
+    def seal_place(self, process: bytes, request: int, object: bytes, number: int, size: int) -> list[Action]:
+        """A process has written an object, of which the node hears only now, into a place that it holds."""
+        place = self._ahead.held(process, number)
+        if place is None or not 0 <= size <= place.size:
+            self._refuse(process, request, "lost", f"place {number} for object {object.hex()} is not this process's")
+        elif object in self._objects:
+            self._refuse(process, request, "exists", f"object {object.hex()} is in the store already")
+        else:
+            self._ahead.take(process, number)
+            self._arena.shrink(place.offset, size)
+            entry = self._objects[object] = Entry(object, size, process, request)
+            entry.offset = place.offset
+            if request:
+                self._do(Done(process, request))
+            self._move(entry, State.CREATING)
+            self._move(entry, State.SEALED)
+            self._settle(entry)
+            self._pin_again(self._ahead.sealed(object))
+            self._pump()
+        return self._take()
+
+    def grant_ahead(self, process: bytes, count: int, size: int) -> list[Action]:
+        """A process asks for places for its next `count` objects. It gets as many as can be had at once."""
+        places: list[tuple[int, int]] = []
+        while len(places) < count and self._can_spare(process, rounded(size)):
+            offset = self._arena.allocate(size)
+            if offset is None:
+                # More for the next time. Only if the machine has been generous: a refusal here must harm nobody.
+                if self._growing_eagerly and not self._growing:
+                    self._grow((count - len(places)) * rounded(size))
+                break
+            places.append((self._ahead.grant(process, offset, rounded(size)), offset))
+        self._do(Granted(process, size, places))
+        return self._take()
+
+    def give_back(self, process: bytes, numbers: list[int], recall: int = 0) -> list[Action]:
+        """A process does not need these places; it may answer a recall by that. Unknown ones are ignored."""
+        for number in numbers:
+            if (place := self._ahead.take(process, number)) is not None:
+                self._arena.free(place.offset)
+        if recall:
+            self._pin_again(self._ahead.answered(process, recall))
         self._pump()
         return self._take()
 
@@ -126,19 +179,12 @@ class ObjectTable(ObjectTableState):
 
     def pin(self, process: bytes, request: int, object: bytes) -> list[Action]:
         """A process wants to read an object: it is told the place, which stays until it unpins."""
-        entry = self._objects.get(object)
-        if entry is None:
-            detail = f"object {object.hex()} is not in this node's store: it was freed, or its creator died"
-            self._do(Failed(process, request, "lost", detail))
-        elif entry.readable():
-            self._pinned_at(entry, process, request)
+        owner = owner_of(object)
+        # An owner's own messages come in order: what it pins it has told of before, or it is gone.
+        if object not in self._objects and owner != process and self._ahead.holds_any(owner):
+            self._do(Recall(owner, self._ahead.pin_early(process, request, object), keep=True))
         else:
-            entry.waiters.append((process, request))
-            self._awaited.add(entry)
-            if entry.state is State.SPILLED:
-                self._move(entry, State.WANTED)
-                self._queue.append(entry)
-                self._pump()
+            self._pin(process, request, object)
         return self._take()
 
     def unpin(self, process: bytes, objects: list[bytes]) -> list[Action]:
@@ -178,14 +224,28 @@ class ObjectTable(ObjectTableState):
             self._discard(entry, "its creator died before it was complete")
         for hold in self._holds.pop(process, {}).values():
             self._let_go(hold)
+        places, early = self._ahead.died(process)
+        for place in places:
+            self._arena.free(place.offset)
         for entry in [entry for entry in self._awaited if any(who == process for who, _ in entry.waiters)]:
             entry.waiters = [waiter for waiter in entry.waiters if waiter[0] != process]
             if not entry.waiters:
                 self._awaited.discard(entry)
+        self._pin_again(early)
         self._pump()
         return self._take()
 
+    def awaits_recalls(self) -> bool:
+        """Whether answers to recalls are waited for."""
+        return self._ahead.awaited
+
     # --- events: the shell's work is done --------------------------------------------------------
+
+    def recalls_overdue(self, last: int) -> list[Action]:
+        """The recalls up to `last` were given time to be answered: nobody waits for them any longer."""
+        self._ahead.overdue(last)
+        self._pump()
+        return self._take()
 
     def extended(self, size: int) -> list[Action]:
         """The Extend is done: `size` bytes were backed, or none if the machine refused."""
@@ -346,7 +406,32 @@ class ObjectTable(ObjectTableState):
         if not file.live:
             self._do(DeleteFile(file.number))
 
+    def _refuse(self, process: bytes, request: int, code: str, why: str) -> None:
+        """A seal that makes no sense."""
+        if request:
+            self._do(Failed(process, request, code, why))
+
     # --- pins -------------------------------------------------------------------------------------------
+
+    def _pin(self, process: bytes, request: int, object: bytes) -> None:
+        entry = self._objects.get(object)
+        if entry is None:
+            detail = f"object {object.hex()} is not in this node's store: it was freed, or its creator died"
+            self._do(Failed(process, request, "lost", detail))
+        elif entry.readable():
+            self._pinned_at(entry, process, request)
+        else:
+            entry.waiters.append((process, request))
+            self._awaited.add(entry)
+            if entry.state is State.SPILLED:
+                self._move(entry, State.WANTED)
+                self._queue.append(entry)
+                self._pump()
+
+    def _pin_again(self, pins: list[EarlyPin]) -> None:
+        """Pins that came too early: now it is known whether their objects are here."""
+        for pin in pins:
+            self._pin(pin.process, pin.request, pin.object)
 
     def _pinned_at(self, entry: Entry, process: bytes, request: int) -> None:
         self._hold(entry, process)
@@ -432,7 +517,7 @@ class ObjectTable(ObjectTableState):
             return _Room.AWAITED
         if size > self._arena.capacity:
             return _Room.NONE
-        if self._grow(size):
+        if self._grow(size) or self._recall():
             return _Room.AWAITED
         if self._batch is not None:
             return _Room.AWAITED
@@ -450,6 +535,22 @@ class ObjectTable(ObjectTableState):
         if self._growing:
             self._do(Extend(self._arena.backed, self._growing))
         return self._growing > 0
+
+    def _can_spare(self, process: bytes, size: int) -> bool:
+        """Whether nobody misses `size` bytes that a process would hold ahead."""
+        arena = self._arena
+        pressed = self._queue or self._batch is not None or self._growth_refused
+        left = arena.capacity - arena.used_bytes - size
+        return not pressed and left >= arena.capacity // _SPARE_SHARE and self._ahead.allows(process, size)
+
+    def _recall(self) -> bool:
+        """Ask for the places that nobody writes to; whether answers are awaited."""
+        questions = self._ahead.ask_all()
+        for process, number in questions:
+            self._do(Recall(process, number, keep=False))
+        if questions:
+            self._do(AwaitRecalls(questions[-1][1]))
+        return self._ahead.awaited
 
     def _evict(self, size: int) -> _Room:
         """Take the least recently used out of memory."""

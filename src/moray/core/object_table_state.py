@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, deque
 from typing import Final
 
 from moray.core.arena import Arena, rounded
+from moray.core.object_table_ahead import SpaceAhead
 from moray.core.object_table_types import BUSY, ON_DISK, TRANSITIONS, Action, Entry, File, Hold, State
 
 #: A spill file is closed when it holds so many bytes, or one object that is larger. Files this large are
@@ -24,6 +25,8 @@ class ObjectTableState:
         self._spill_file_bytes = spill_file_bytes
         #: Where regions are.
         self._arena = Arena(capacity)
+        #: Regions that are granted and have no object yet.
+        self._ahead = SpaceAhead(self._arena.capacity)
         #: What an id means now: the attempt that is not freed.
         self._objects: dict[bytes, Entry] = {}
         #: Process → object → attempt that it has not sealed, doomed ones included.
@@ -67,11 +70,13 @@ class ObjectTableState:
     # --- what others may know ----------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Sums in bytes and counts. Spilled: on disk only; fallback: in files of their own."""
+        """Sums in bytes and counts. Ahead: granted for objects to come, and not counted as used; spilled: on disk
+        only; fallback: in files of their own."""
         return {
             "capacity_bytes": self._arena.capacity,
             "backed_bytes": self._arena.backed,
-            "used_bytes": self._arena.used_bytes,
+            "used_bytes": self._arena.used_bytes - self._ahead.bytes,
+            "ahead_bytes": self._ahead.bytes,
             "objects": len(self._objects),
             "pinned_bytes": self._pinned_bytes,
             "pinned_objects": self._pinned,
@@ -125,9 +130,10 @@ class ObjectTableState:
     def _usage(self, size: int) -> str:
         arena = self._arena
         limit = f", of which the machine backs only {arena.backed}" if self._growth_refused else ""
+        ahead = f" and {self._ahead.bytes} by processes for objects to come" if self._ahead.bytes else ""
         return (
             f"no room for an object of {size} bytes in the object store: {arena.used_bytes} of its {arena.capacity}"
-            f" bytes{limit} are in use, {self._idle_bytes} of them by objects that nobody reads,"
+            f" bytes{limit} are in use, {self._idle_bytes} of them by objects that nobody reads{ahead},"
             f" and the largest free piece is {arena.largest_free()} bytes. Who holds what: {self._holders()}."
         )
 
@@ -180,8 +186,11 @@ class ObjectTableState:
         self._arena.check()
         entries = self._all_entries()
         regions = [entry for entry in entries if entry.offset >= 0]
-        assert len({entry.offset for entry in regions}) == len(regions) == len(self._arena)
-        assert self._arena.used_bytes == sum(rounded(entry.size) for entry in regions)
+        places = self._ahead.places()
+        offsets = {entry.offset for entry in regions} | {place.offset for place in places}
+        assert len(offsets) == len(regions) + len(places) == len(self._arena)
+        assert self._arena.used_bytes == sum(rounded(entry.size) for entry in regions) + self._ahead.bytes
+        self._ahead.check()
         assert set(self._idle) == {
             entry for entry in entries if entry.state is State.SEALED and not entry.pins and not entry.freed
         }

@@ -138,7 +138,32 @@ class Warn(msgspec.Struct, gc=False, frozen=True):
     text: str
 
 
-Action: TypeAlias = Created | Pinned | Done | Failed | Extend | Spill | Restore | MakeFile | DeleteFile | Warn
+class Granted(msgspec.Struct, frozen=True):
+    """Tell a process the places of up to `size` bytes that it may write to ahead: (number, offset)."""
+
+    process: bytes
+    size: int
+    places: list[tuple[int, int]]
+
+
+class Recall(msgspec.Struct, gc=False, frozen=True):
+    """Ask a process what it has sealed and (unless `keep`) for its unused places; its answer is a ``give_back``."""
+
+    process: bytes
+    number: int
+    keep: bool
+
+
+class AwaitRecalls(msgspec.Struct, gc=False, frozen=True):
+    """Give processes a little time to answer, while the table ``awaits_recalls``; then ``recalls_overdue(last)``."""
+
+    last: int
+
+
+Action: TypeAlias = (
+    Created | Pinned | Done | Failed | Extend | Spill | Restore | MakeFile | DeleteFile | Warn
+    | Granted | Recall | AwaitRecalls
+)  # fmt: skip
 
 
 # --- records ----------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from moray.platform import process_control
-from moray.protocol.connection import Connection
+from moray.protocol.connection import Connection, encode_frame
 from moray.protocol.messages import Message
 from moray.protocol.reactor import READ, Reactor, Timer
 
@@ -43,10 +43,10 @@ class Client:
         #: What happens if it does not come back.
         self.timer: Timer | None = None
 
-    def send(self, message: Message) -> None:
-        """Send, or keep for later."""
+    def send(self, message: Message, frame: bytes = b"") -> None:
+        """Send, or keep for later. `frame`: the message, encoded."""
         if self.connection is not None:
-            self.connection.send(message)
+            self.connection.send_frame(frame or encode_frame(message))
         elif self._backlog is not None and not self.gone:
             self._backlog.append(message)
             if len(self._backlog) > self._limit:
@@ -128,6 +128,14 @@ class Clients:
         client = self._by_process.get(process)
         if client is not None:
             client.send(message)
+
+    def send_all(self, processes: Iterable[bytes], message: Message) -> None:
+        """The same to several."""
+        frame = encode_frame(message)
+        for process in processes:
+            client = self._by_process.get(process)
+            if client is not None:
+                client.send(message, frame)
 
 
 class PidWatch:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def cluster_state(node: Node) -> dict[str, Any]:
     """Resources are in units of 1/10000, ids in hex, times in seconds."""
     scheduler = node.leases.scheduler
+    pending = scheduler.explain(monotonic())
     return {
         "total": scheduler.total,
         "available": scheduler.available,
@@ -27,12 +28,14 @@ def cluster_state(node: Node) -> dict[str, Any]:
             }
         ],
         "store": node.store.stats(),
-        "pending": scheduler.explain(monotonic()),
+        "pending": pending,
+        "actors": _actors(node, pending),
         "jobs": [
             {
                 "job": job.number,
-                "pid": job.driver.pid,
-                "process": job.driver.process.hex(),
+                "pid": job.driver.pid if job.driver is not None else 0,
+                "process": job.driver.process.hex() if job.driver is not None else "",
+                "origin": job.origin,
                 "namespace": job.config.namespace,
                 "entrypoint": job.config.entrypoint,
                 "ended": job.ended,
@@ -51,3 +54,13 @@ def cluster_state(node: Node) -> dict[str, Any]:
             for worker in node.workers
         ],
     }
+
+
+def _actors(node: Node, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All living actors and the last dead ones; what waits says for what."""
+    waits = {story["owner"]: f"{story['cause']}: {story['reason']}" for story in pending}
+    actors = node.actors.table.describe()
+    for actor in actors:
+        if actor["state"] != "dead" and (why := waits.get(actor["actor"])):
+            actor["reason"] = f"{actor['reason']}; {why}" if actor["incarnation"] else why
+    return actors

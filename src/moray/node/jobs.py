@@ -1,8 +1,10 @@
-"""The drivers' jobs: what their workers look like, and how a job ends.
+"""Jobs: what their workers look like, and how a job ends.
 
 A job ends when its driver dies or says goodbye. Then everything that belongs to it goes: requests, leases, workers,
 templates, objects. The end is complete, and told to a driver that waits for it, when the last of its processes has been
 reaped.
+
+A detached actor has a job of its own, without a driver, made like its creator's: it ends when the actor is dead.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from moray.protocol.messages import JobConfig
 
 
 class Job:
-    """One driver's job, from its Hello until nothing of it is left."""
+    """One driver's (or detached actor's) job, from its beginning until nothing of it is left."""
 
-    __slots__ = ("config", "driver", "ended", "number", "on_gone", "owns_session", "templates", "watch")
+    __slots__ = ("config", "driver", "ended", "number", "on_gone", "origin", "owns_session", "templates", "watch")
 
-    def __init__(self, number: int, config: JobConfig, driver: Client, owns_session: bool) -> None:
+    def __init__(self, number: int, config: JobConfig, driver: Client | None, owns_session: bool, origin: int) -> None:
         self.number = number
         self.config = config
+        #: None: it is a detached actor's.
         self.driver = driver
+        #: The driver's job that it comes from; its own number if it has a driver.
+        self.origin = origin
         #: Its end is the session's.
         self.owns_session = owns_session
         #: Tells of the driver's death.

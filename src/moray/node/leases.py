@@ -17,6 +17,9 @@ from moray.node.clients import Client, Clients
 from moray.protocol import messages as m
 from moray.protocol.reactor import Reactor, Timer
 
+#: Owners with ids of this length are actors (see :mod:`moray.node.actors`); others are processes.
+_ACTOR_ID: Final = 16
+
 #: The scheduler is not called by its own wish more often than this, whatever it says.
 _TICK_S: Final = 0.001
 
@@ -27,6 +30,8 @@ class LeaseEvents(Protocol):
     def start_worker(self, job: int, runtime_env: str) -> None: ...
     def stop_worker(self, process: bytes, reason: str) -> None: ...
     def warn_job(self, job: int, text: str) -> None: ...
+    def actor_granted(self, grant: Grant, worker: Client) -> None: ...
+    def actor_refused(self, refusal: Refuse) -> None: ...
 
 
 class Leases:
@@ -51,9 +56,7 @@ class Leases:
             Grant: self._grant,
             Revoke: lambda action: clients.send(action.worker, m.RevokeLease(action.lease)),
             Revoked: lambda action: clients.send(action.owner, m.LeaseRevoked(action.lease)),
-            Refuse: lambda action: clients.send(
-                action.owner, m.LeaseRefused(action.key, action.reason, action.infeasible)
-            ),
+            Refuse: self._refuse,
             StartWorker: lambda action: events.start_worker(action.job, action.runtime_env),
             StopWorker: lambda action: events.stop_worker(action.worker, action.reason),
             Warn: lambda action: events.warn_job(action.job, action.text),
@@ -76,11 +79,21 @@ class Leases:
 
     def _grant(self, action: Grant) -> None:
         worker = self._clients.get(action.worker)
-        if worker is not None:  # Otherwise its death is about to be told to the scheduler.
+        if worker is None:
+            return  # Its death is about to be told to the scheduler.
+        if len(action.owner) == _ACTOR_ID:
+            self._events.actor_granted(action, worker)
+        else:
             granted = m.LeaseGranted(
                 action.key, action.lease, action.worker, worker.pid, worker.address, action.devices
             )
             self._clients.send(action.owner, granted)
+
+    def _refuse(self, action: Refuse) -> None:
+        if len(action.owner) == _ACTOR_ID:
+            self._events.actor_refused(action)
+        else:
+            self._clients.send(action.owner, m.LeaseRefused(action.key, action.reason, action.infeasible))
 
     # --- messages ---------------------------------------------------------------------------------
 

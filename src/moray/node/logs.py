@@ -1,5 +1,6 @@
 """The node's log, and the files that workers' output goes to.
 
+Workers rotate their files themselves (:mod:`moray.runtime.log_files`): what was ``worker-….err`` before is ``.err.1``.
 The node's log is descriptor 2, opened by whoever started it, so that even the interpreter's own last words are in it.
 """
 
@@ -34,12 +35,18 @@ def worker_paths(session_dir: str, process: bytes, pid: int) -> tuple[str, str]:
 
 
 def tail(path: str, lines: int = TAIL_LINES) -> str:
-    """The last lines of a file; "" if it cannot be read."""
+    """The last lines of a log file, some of which may be in the file before it; "" if it cannot be read."""
+    end = _end(path, _TAIL_BYTES)
+    if len(end) < _TAIL_BYTES and end.count(b"\n") < lines:
+        end = _end(f"{path}.1", _TAIL_BYTES - len(end)) + end
+    return "\n".join(end.decode(errors="replace").splitlines()[-lines:])
+
+
+def _end(path: str, size_bytes: int) -> bytes:
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, size - size_bytes))
+            return file.read(size_bytes)
     except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])
+        return b""  # There is none.

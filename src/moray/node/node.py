@@ -21,10 +21,14 @@ from socket import socket
 from time import monotonic
 from typing import Any, Final, NoReturn
 
+import msgspec
+
+from moray.core.scheduler_actions import Grant, Refuse
 from moray.launch.config import NodeConfig
 from moray.launch.resources import complete_devices, complete_resources, store_bytes
 from moray.launch.session_directory import NODE_SOCKET, SPILL_FOLDER
 from moray.node import session
+from moray.node.actors import Actors
 from moray.node.clients import Client, Clients, PidWatch, peer_pidfd
 from moray.node.cluster_state import cluster_state
 from moray.node.deaths import DeathReasons
@@ -74,9 +78,11 @@ class Node:
         total = complete_resources(config.resources, self._arena_bytes)
         devices = complete_devices(config.devices, total)
         self.leases = Leases(total, devices, self.reactor, self.clients, self)
+        self.actors = Actors(self.clients, self.leases, self.workers, self, settings)
         #: What becomes of a client's message.
         self._handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
             **self.leases.handlers,
+            **self.actors.handlers,
             **dict.fromkeys(
                 (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
                 lambda client, message: self._objects.handle(client.process, message),
@@ -147,17 +153,14 @@ class Node:
         client = Client("driver", hello.process, hello.pid, address, number, self._settings.backlog_messages)
         owner_is_here = any(job.owns_session for job in self.jobs.values())
         owns = hello.pid == self.config.driver_pid and not owner_is_here
-        job = Job(number, config, client, owns)
+        job = Job(number, config, client, owns, number)
         if not self._welcome(newcomer, "driver", job):
             os.close(pidfd)
             return
-        self.jobs[number] = job
         self.clients.add(client)
-        job.watch = PidWatch(pidfd, self.reactor, lambda: self._driver_died(job))
+        job.watch = PidWatch(pidfd, self.reactor, lambda: self._driver_died(job, client))
         log(f"job {number}: driver {hello.pid}, {config.entrypoint}")
-        # Its template is made now: it will be ready when the first worker is wanted.
-        self._templates.prepare((number, ""), self._template_configs.make(job, "", self._templates))
-        self.leases.perform(self.leases.scheduler.job_started(number))
+        self._begin_job(job)
         self._connect(newcomer, client)
 
     def _on_worker(self, newcomer: Newcomer, hello: m.Hello) -> None:
@@ -174,7 +177,7 @@ class Node:
         self.leases.perform(scheduler.worker_started(worker.process, worker.job, worker.runtime_env, monotonic()))
 
     def _welcome(self, newcomer: Newcomer, kind: str, job: Job) -> bool:
-        driver = job.driver
+        driver = self._driver_of(job)
         message = m.Welcome(
             version=m.PROTOCOL_VERSION,
             session=self.config.session,
@@ -187,7 +190,7 @@ class Node:
             namespace=job.config.namespace or self.config.namespace,
             # Workers send their output there.
             driver=(driver.process, driver.pid, driver.address)
-            if kind == "driver" or self.config.log_to_driver
+            if driver is not None and (kind == "driver" or self.config.log_to_driver)
             else (b"", 0, ""),
         )
         if newcomer.welcome(message, self.store.fd):
@@ -255,17 +258,27 @@ class Node:
             self.workers.kill(worker, reason)
         else:
             self.clients.send(process, m.Shutdown(reason))
-            self.workers.grant_grace(worker, reason)
+            self.workers.grant_grace(worker, reason, self._settings.worker_stop_grace_s)
 
     def warn_job(self, job: int, text: str) -> None:
         """Show a line to a job's user."""
         log(f"job {job}: {text}")
-        if job in self.jobs:
-            self.jobs[job].driver.send(m.LogLines("moray", os.getpid(), "err", text.splitlines()))
+        driver = self._driver_of(self.jobs[job]) if job in self.jobs else None
+        if driver is not None:
+            driver.send(m.LogLines("moray", os.getpid(), "err", text.splitlines()))
+
+    def actor_granted(self, grant: Grant, worker: Client) -> None:
+        """See Leases: an actor's request."""
+        self.actors.granted(grant, worker)
+
+    def actor_refused(self, refusal: Refuse) -> None:
+        """See Leases: an actor's request."""
+        self.actors.refused(refusal)
 
     def _warn_all(self, text: str) -> None:
-        for job in self.jobs:
-            self.warn_job(job, text)
+        for job in self.jobs.values():
+            if job.driver is not None:
+                self.warn_job(job.number, text)
 
     # --- workers: how they end (WorkerEvents, TemplateEvents) --------------------------------------------------------
 
@@ -275,11 +288,15 @@ class Node:
         if client is not None:
             client.drain()
             self.clients.remove(client)
+        reason = self._reasons.describe(status, worker.cause)
+        words = tail(self.workers.log_paths(worker)[1])
         if not job.ended:
-            self._tell_death(worker, status)
+            log(f"worker {worker.pid} of job {worker.job} {reason}")
+        self._tell_death(m.ProcessDied(worker.process, worker.pid, status, reason, words))
         self._release_process(worker.process)
         self.reactor.call_later(_FILES_KEPT_S, lambda: self._remove_files(worker.process))
         self.leases.perform(self.leases.scheduler.worker_died(worker.process, monotonic()))
+        self.actors.worker_died(worker.process, reason, words)
         self._look_whether_gone(job)
 
     def start_failed(self, worker: Worker, reason: str) -> None:
@@ -313,13 +330,10 @@ class Node:
     def _tell_start_failed(self, job: int, runtime_env: str, reason: str) -> None:
         self.leases.perform(self.leases.scheduler.worker_start_failed(job, runtime_env, reason, monotonic()))
 
-    def _tell_death(self, worker: Worker, status: int) -> None:
-        reason = self._reasons.describe(status, worker.cause)
-        words = tail(self.workers.log_paths(worker)[1])
-        log(f"worker {worker.pid} of job {worker.job} {reason}")
-        death = m.ProcessDied(worker.process, worker.pid, status, reason, words)
-        for other in self.clients.of_job(worker.job):
-            other.send(death)
+    def _tell_death(self, death: m.ProcessDied) -> None:
+        """Tell everybody whose job goes on: actors may be called across jobs."""
+        living = [client.process for client in self.clients if not self.jobs[client.job].ended]
+        self.clients.send_all(living, death)
 
     def _reap(self) -> None:
         for pid, status in self._orphans.reap():
@@ -340,8 +354,40 @@ class Node:
 
     # --- jobs and the session ---------------------------------------------------------------------
 
-    def _driver_died(self, job: Job) -> None:
-        client = job.driver
+    def _begin_job(self, job: Job) -> None:
+        """Its template is made now: it will be ready when the first worker is wanted."""
+        self.jobs[job.number] = job
+        self._templates.prepare((job.number, ""), self._template_configs.make(job, "", self._templates))
+        self.leases.perform(self.leases.scheduler.job_started(job.number))
+
+    def _driver_of(self, job: Job) -> Client | None:
+        """Who shows a job's output and warnings: its driver, or the one that it comes from, or the session's."""
+        if job.driver is not None:
+            return job.driver
+        origin = self.jobs.get(job.origin)
+        if origin is not None and not origin.ended:
+            return origin.driver
+        return next((job.driver for job in self.jobs.values() if job.owns_session), None)
+
+    def job_lives(self, job: int) -> bool:
+        """Whether a job goes on (ActorEvents)."""
+        return job in self.jobs and not self.jobs[job].ended
+
+    def begin_detached_job(self, origin: int, name: str) -> int:
+        """A job for a detached actor that somebody in the job `origin` has made (ActorEvents)."""
+        creators = self.jobs[origin]
+        namespace = creators.config.namespace or self.config.namespace
+        config = msgspec.structs.replace(creators.config, namespace=namespace, entrypoint=f"detached actor {name}")
+        job = Job(next(self._job_numbers), config, None, owns_session=False, origin=creators.origin)
+        log(f"job {job.number}: {config.entrypoint}, made in job {origin}")
+        self._begin_job(job)
+        return job.number
+
+    def end_detached_job(self, job: int) -> None:
+        """The actor is dead (ActorEvents)."""
+        self._end_job(self.jobs[job], None)
+
+    def _driver_died(self, job: Job, client: Client) -> None:
         if job.owns_session:
             self.end_session("its driver has ended")
         client.drain()
@@ -363,6 +409,10 @@ class Node:
         if job.watch is not None and on_gone is None:
             job.watch.close()
         self.leases.perform(self.leases.scheduler.job_ended(job.number))
+        if job.driver is not None:
+            driver, reason = job.driver, "ended" if on_gone is None else "ended its job"
+            self._tell_death(m.ProcessDied(driver.process, driver.pid, 0, reason))
+            self.actors.driver_left(driver.process, job.number)
         for worker in self.workers.of_job(job.number):
             self.workers.kill(worker, "its job has ended")
         job.templates.update(self._templates.end_job(job.number))
@@ -374,12 +424,13 @@ class Node:
         del self.jobs[job.number]
         if job.watch is not None:
             job.watch.close()
-        self._release_process(job.driver.process)
-        self.leases.perform(self.leases.scheduler.owner_left(job.driver.process))
+        if job.driver is not None:
+            self._release_process(job.driver.process)
+            self.leases.perform(self.leases.scheduler.owner_left(job.driver.process))
         log(f"job {job.number} has ended")
         if job.on_gone is not None:
             job.on_gone()
-        else:
+        elif job.driver is not None:
             self.clients.remove(job.driver)
 
     def _dismiss(self, client: Client) -> None:

@@ -36,9 +36,16 @@ class OwnedObjects:
         elif isinstance(message, FreeObjects):
             self._forget(message.objects)
         elif isinstance(message, AbortObject):
-            self._forget([message.object])
-        elif isinstance(message, SealObject) and message.object[_OWNER] in self._dead:
-            self._free(message.object[_OWNER])
+            # Its sender may have been interrupted before it knew that it had sealed the object.
+            if not self._store.holds(message.object):
+                self._forget([message.object])
+        elif isinstance(message, SealObject):
+            owner = message.object[_OWNER]
+            if message.place:
+                # It was written into space granted ahead: the first that is heard of it.
+                self._objects.setdefault(owner, set()).add(message.object)
+            if owner in self._dead:
+                self._free(owner)
 
     def owner_died(self, owner: bytes) -> None:
         """Free what it owned."""

@@ -134,14 +134,12 @@ class Workers:
 
     # --- ending -------------------------------------------------------------------------------------
 
-    def grant_grace(self, worker: Worker, cause: str) -> None:
+    def grant_grace(self, worker: Worker, cause: str, grace_s: float) -> None:
         """It has been asked to end: kill it if it has not done so in time."""
         if not worker.ended and not worker.cause:
             worker.cause = cause
             self._cancel_timer(worker)
-            worker.timer = self._reactor.call_later(
-                self._settings.worker_stop_grace_s, lambda: self.kill(worker, cause)
-            )
+            worker.timer = self._reactor.call_later(grace_s, lambda: self.kill(worker, cause))
 
     def kill(self, worker: Worker, cause: str) -> None:
         """End it now. Its end is told when it has come."""

@@ -7,12 +7,13 @@ names off the wire; a newer peer may append fields with defaults (PROTOCOL).
 User values (arguments, results, functions) travel as opaque ``bytes`` *blobs*
 (:mod:`moray.serialization`); daemons never look inside them.
 
-Three conversations use them:
+Four conversations use them:
 
 ==================  =====================================================================
 client ↔ node       registration, leases, the object store, deaths, blocked workers
-owner ↔ worker      tasks, results, recalls, cancels
-process ↔ process   values of objects, reference registrations (REF-*), log lines
+client ↔ head       actors: names, life, places (the node hosts the head of a local session)
+owner ↔ worker      tasks, calls, results, streams, recalls, cancels
+process ↔ process   values of objects, reference registrations (REF-*), log lines, explanations
 ==================  =====================================================================
 
 Identifiers: a *process* is 12 random bytes; an *object* is 28 bytes (:mod:`moray.ids`); inside its
@@ -22,24 +23,58 @@ Resources are integers in units of 1/10000 (:data:`RESOURCE_UNIT`), so that sums
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from moray.core.references_types import Changes
-
-#: Peers with another number are refused, naming both (PROTOCOL).
-PROTOCOL_VERSION: Final = 1
-
-#: One CPU (or GPU, or custom resource) in wire units.
-RESOURCE_UNIT: Final = 10_000
-
-Resources: TypeAlias = dict[str, int]
-
-
-class Message(msgspec.Struct, array_like=True, gc=False, tag=True):
-    """Base of all messages; each subclass has its own integer tag."""
-
+from moray.protocol.actor_messages import (
+    ActorExiting as ActorExiting,
+    ActorNames as ActorNames,
+    ActorPlaced as ActorPlaced,
+    ActorRegistered as ActorRegistered,
+    ActorSpec as ActorSpec,
+    ActorStarted as ActorStarted,
+    ActorState as ActorState,
+    CallerHello as CallerHello,
+    CallResults as CallResults,
+    Calls as Calls,
+    CallSpec as CallSpec,
+    Creation as Creation,
+    FindActor as FindActor,
+    KillActor as KillActor,
+    ListActors as ListActors,
+    PlaceActor as PlaceActor,
+    RegisterActor as RegisterActor,
+    ReleaseActor as ReleaseActor,
+    StartActor as StartActor,
+    WatchActor as WatchActor,
+)
+from moray.protocol.base import (
+    PROTOCOL_VERSION as PROTOCOL_VERSION,
+    RESOURCE_UNIT as RESOURCE_UNIT,
+    Message as Message,
+    Resources as Resources,
+)
+from moray.protocol.task_messages import (
+    Argument as Argument,
+    CancelAnswer as CancelAnswer,
+    CancelObject as CancelObject,
+    CancelTask as CancelTask,
+    FunctionDef as FunctionDef,
+    Recall as Recall,
+    Recalled as Recalled,
+    Result as Result,
+    ResultExtra as ResultExtra,
+    Results as Results,
+    StreamCredit as StreamCredit,
+    StreamItem as StreamItem,
+    StreamItems as StreamItems,
+    StreamSpec as StreamSpec,
+    TaskExtra as TaskExtra,
+    Tasks as Tasks,
+    TaskSpec as TaskSpec,
+)
 
 # --- registration -------------------------------------------------------------------------
 
@@ -233,10 +268,21 @@ class ObjectCreated(Message, tag=31):
 
 
 class SealObject(Message, tag=32):
-    """The bytes are complete. Answered by StoreDone if `request` is not 0 (STORE-SEAL)."""
+    """The bytes are complete. Answered by StoreDone or StoreError if `request` is not 0 (STORE-SEAL).
+
+    With `place`, this is the first that the node hears of the object: it was written into space granted ahead. If an
+    object of this id is there already ("exists"), the place stays the sender's. With `ahead`, the sender asks for
+    more places, and SpaceGranted answers that.
+    """
 
     request: int
     object: bytes
+    #: Number of the place that it was written to, and its size; 0: it has an ObjectCreated.
+    place: int = 0
+    size: int = 0
+    #: Places wished for, and how large each should be.
+    ahead: int = 0
+    ahead_size: int = 0
 
 
 class StoreDone(Message, tag=33):
@@ -276,135 +322,37 @@ class FreeObjects(Message, tag=38):
 
 
 class AbortObject(Message, tag=39):
-    """The creator gives an unsealed object up."""
+    """The creator gives up an unsealed object, or (with ``b""``) places that it holds and does not write to.
 
-    object: bytes
-
-
-# --- tasks: owner ↔ worker -------------------------------------------------------------------------
-
-
-class FunctionDef(msgspec.Struct, array_like=True, gc=False):
-    """A function, sent once per connection before the first task that names it (FUNCTIONS)."""
-
-    #: The owner's number for it, used by its tasks.
-    index: int
-    name: str
-    #: cloudpickle; several owners' equal blobs are loaded once.
-    blob: bytes
-    #: Worker exits after so many calls of it; 0 is never.
-    max_calls: int = 0
-
-
-class Argument(msgspec.Struct, array_like=True, gc=False):
-    """A top-level reference among a task's arguments, replaced by its value before the call.
-
-    Exactly one of `blob` (inlined), `stored` (in the node's store) or neither (ask the owner).
+    With `recall` it answers RecallSpace: all seals that the process had to tell of by then came before this.
     """
 
-    #: Position, or the keyword's name.
-    where: int | str
-    #: The 28-byte object id.
     object: bytes
-    blob: bytes | None = None
-    stored: bool = False
+    #: Numbers of the places; what the node does not know as held by the sender is ignored.
+    places: list[int] = []
+    recall: int = 0
 
 
-class TaskExtra(msgspec.Struct, array_like=True, gc=False):
-    """What most tasks do not have."""
+class SpaceGranted(Message, tag=100):
+    """Space for objects that are still to come, so that each costs no round trip (node → client).
 
-    arguments: list[Argument] = []
-    #: Number of return values when it is not 1.
-    num_returns: int = 1
-    #: 0 for the first try.
-    attempt: int = 0
-    name: str = ""
-    #: Device indices of the lease, e.g. {"GPU": [0]}.
-    devices: dict[str, list[int]] = {}
-    #: None, True (every exception), or a pickled tuple of types: which exceptions the owner retries.
-    retry: bool | bytes | None = None
-    #: Options that the worker acts on, such as the resources asked for (OMP_NUM_THREADS, context).
-    resources: Resources = {}
+    The process may write one object of up to `size` bytes into each place and seal it there.
+    """
+
+    size: int
+    #: (number, offset in the arena), the warmest first; none if space is scarce. Numbers are never used again.
+    places: list[tuple[int, int]]
 
 
-class TaskSpec(msgspec.Struct, array_like=True, gc=False):
-    """One task. The hot message: four fields, one of them usually absent."""
+class RecallSpace(Message, tag=101):
+    """Node → client: answer by AbortObject with all places that are not being written to.
 
-    seq: int
-    function: int
-    #: Blob of (args, kwargs); b"" when there are none.
-    payload: bytes
-    extra: TaskExtra | None = None
+    With `keep`, answer only: somebody asks for an object of yours, and if no seal of it comes before the answer, it
+    is gone (STORE-SEAL).
+    """
 
-
-class Tasks(Message, tag=40):
-    lease: int
-    tasks: list[TaskSpec]
-    functions: list[FunctionDef] = []
-
-
-class ResultExtra(msgspec.Struct, array_like=True, gc=False):
-    #: Blobs of the return values when there are several (None: in the store).
-    blobs: list[bytes | None] = []
-    #: Per return: its size in the store, or 0.
-    stored: list[int] = []
-    #: Per return: 28-byte ids of the references contained in its value.
-    contained: list[list[bytes]] = []
-    #: The worker's number of this hand-over if any `contained` is not empty, else 0 (REF-SEND); the
-    #: receiver's References answers it (`consume` to owners, `accepted` to the worker).
-    handover: int = 0
-    #: Whether the blob is an error, and whether the owner may retry it.
-    error: bool = False
-    retriable: bool = False
-
-
-class Result(msgspec.Struct, array_like=True, gc=False):
-    """The answer to one task. The hot message."""
-
-    seq: int
-    #: Run time of the user's function, for adaptive pipelining.
-    duration_us: int
-    #: The single return value, inline; b"" with `extra` when it is anything else.
-    blob: bytes
-    extra: ResultExtra | None = None
-
-
-class Results(Message, tag=41):
-    results: list[Result]
-    #: Registrations of this owner's references that the worker still holds; carried out before the holds on the
-    #: tasks' arguments end, in the same step (REF-COVER). Answered by ReferencesDone.
-    borrows: Changes | None = None
-
-
-class Recall(Message, tag=42):
-    """Owner → worker: give back queued tasks of this lease, newest first, but leave `keep` of them."""
-
-    lease: int
-    keep: int
-
-
-class Recalled(Message, tag=43):
-    """Worker → owner: these will not run here (LEASE: the worker decides what has started)."""
-
-    lease: int
-    seqs: list[int]
-    #: "recalled", "blocked" or "revoked".
-    cause: str = "recalled"
-
-
-class CancelTask(Message, tag=44):
-    seq: int
-    attempt: int
-    force: bool
-    recursive: bool
-
-
-class CancelAnswer(Message, tag=45):
-    """Worker → owner: "unstarted" (gone from the queue), "interrupting", "finished"."""
-
-    seq: int
-    attempt: int
-    answer: str
+    recall: int
+    keep: bool = False
 
 
 # --- references and values: process ↔ process ------------------------------------------------------------
@@ -451,6 +399,64 @@ class LogLines(Message, tag=60):
     pid: int
     stream: str
     lines: list[str]
+    #: Who printed it, and how far its output has been sent with this; 0: it does not count.
+    process: bytes = b""
+    position: int = 0
+
+
+class BarState(Message, tag=61):
+    """Worker → driver: a progress bar of a worker is new, has changed, or is closed."""
+
+    #: The process that has it, and the bar's number there.
+    process: bytes
+    bar: int
+    #: What runs there, for the prefix.
+    name: str
+    pid: int
+    desc: str
+    #: None: unknown.
+    total: float | None
+    done: float
+    unit: str
+    position: int
+    elapsed_s: float
+    closed: bool = False
+
+
+# --- explanations: process ↔ process ---------------------------------------------------------------------------
+
+
+class Why(Message, tag=90):
+    """What does this object wait for? Passed on along the chain of waits; the last one answers `asker` by Because."""
+
+    request: int
+    asker: bytes
+    #: Where the asker accepts peers.
+    address: str
+    #: 28 bytes; the receiver owns it, or runs its task.
+    object: bytes
+    #: One sentence per step so far.
+    story: list[str]
+    #: Objects on the way: to meet one again is a deadlock.
+    seen: list[bytes]
+
+
+class Because(Message, tag=91):
+    request: int
+    story: list[str]
+    deadlock: bool = False
+
+
+class GetEvents(Message, tag=92):
+    """Send your record of finished tasks; answered by TaskEvents."""
+
+    request: int
+
+
+class TaskEvents(Message, tag=93):
+    request: int
+    #: (name, task id, start in ns of the monotonic clock, duration in ns, thread) each.
+    events: list[tuple[str, bytes, int, int, int]]
 
 
 AnyMessage: TypeAlias = (
@@ -459,8 +465,13 @@ AnyMessage: TypeAlias = (
     | Blocked | Unblocked | WorkerBusy
     | ProcessDied | Shutdown | ShutdownDone | ClusterInfo | ClusterState
     | CreateObject | ObjectCreated | SealObject | StoreDone | StoreError | PinObject | ObjectPinned
-    | UnpinObjects | FreeObjects | AbortObject
-    | Tasks | Results | Recall | Recalled | CancelTask | CancelAnswer
+    | UnpinObjects | FreeObjects | AbortObject | SpaceGranted | RecallSpace
+    | Tasks | Results | Recall | Recalled | CancelTask | CancelAnswer | CancelObject
+    | StreamItems | StreamCredit
+    | RegisterActor | ActorRegistered | FindActor | ListActors | ActorNames | WatchActor | ActorState | ActorPlaced
+    | PlaceActor | KillActor | ReleaseActor | ActorStarted | ActorExiting
+    | StartActor | CallerHello | Calls | CallResults
+    | Why | Because | GetEvents | TaskEvents
     | Fetch | ObjectValue | References | ReferencesDone
-    | LogLines
+    | LogLines | BarState
 )  # fmt: skip

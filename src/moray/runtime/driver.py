@@ -16,15 +16,19 @@ from moray.launch.local import NodeHandle, find_sessions, start_node
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, receive_blocking, send_blocking
 from moray.runtime import state
+from moray.runtime.job_logging import JobLogging
+from moray.runtime.log_files import rotation_settings
+from moray.runtime.output_prints import print_settings
 from moray.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
 #: Parameters of init that have no meaning here and are accepted with any value.
 _WITHOUT_MEANING: Final = frozenset({
-    "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_level", "logging_format",
-    "logging_config", "enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory",
+    "include_dashboard", "dashboard_host", "dashboard_port",
+    "enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory",
     "proxy_server_url", "_redis_password", "_redis_username", "_node_ip_address", "_driver_object_store_memory",
     "_memory",
     "_metrics_export_port", "_tracing_startup_hook", "_node_name", "_enable_object_reconstruction", "_plasma_directory",
@@ -33,6 +37,7 @@ _WITHOUT_MEANING: Final = frozenset({
 _MEANINGFUL: Final = frozenset({
     "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "ignore_reinit_error",
     "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
+    "configure_logging", "logging_config", "logging_format", "logging_level",
 })  # fmt: skip
 #: How long shutdown waits for the node to finish before it ends it by force.
 _SHUTDOWN_S: Final = 10.0
@@ -94,6 +99,8 @@ class Driver(Runtime):
         self.node_address = node_address
         #: The node that this process started; None if it connected to a running session.
         self.handle: NodeHandle | None = None
+        #: Gives the program's loggers back as they were.
+        self.undo_logging: Callable[[], None] = lambda: None
         self._stop = False
         self._thread = threading.Thread(target=self._io_thread, name="moray-io", daemon=True)
 
@@ -130,6 +137,7 @@ class Driver(Runtime):
         if self.handle is not None and (node_died or not self.handle.wait_ended(_SHUTDOWN_S)):
             self.handle.kill()  # A node that died by force could not end what tasks had started.
         self.close()
+        self.undo_logging()
 
 
 def init(address: str | None, **options: Any) -> Context:
@@ -150,7 +158,11 @@ def init(address: str | None, **options: Any) -> Context:
         raise NotImplementedError("local_mode=True is not part of this version")
     if address is None:
         address = config.env_str("ADDRESS") or None
+    logging = JobLogging(options)
+    rotation_settings()  # A wrong variable is an error here, not one of every worker's.
+    print_settings()
     job = _job_config(options)
+    logging.add_to(job.environ)
     handle: NodeHandle | None = None
     if address is None or address == "local":
         handle = start_node(_node_config(options), str(options.get("_temp_dir") or ""))
@@ -165,7 +177,8 @@ def init(address: str | None, **options: Any) -> Context:
             handle.kill()
         raise
     driver.handle = handle
-    driver.output.to_driver = options.get("log_to_driver") is not False
+    driver.output.configure(logging.to_driver)
+    driver.undo_logging = logging.install()
     _install(driver)
     return Context(driver)
 

@@ -1,12 +1,16 @@
 """A worker's side of a task: find the function, take the arguments, call, answer.
 
-Tasks run one after another in the main thread, in the order in which they arrived. Answers are gathered and
-sent together: when the queue is empty, when :data:`REPLY_AFTER_NS` have passed since the last sending, and
-by the I/O thread when a task turns out to be long. Output that the tasks printed goes first.
+Tasks run one after another in the main thread, in the order in which they arrived; so do the calls of an ordinary
+actor (:mod:`moray.runtime.actor_host` has the other kinds). Answers are gathered and sent together: when the queue is
+empty, when :data:`REPLY_AFTER_NS` have passed since the last sending, and by the I/O thread when a task turns out to be
+long. Output that the tasks printed goes first.
 
 **What has started** (LEASE). Before each task its lease and number are written to a small shared page, the
 *mark*; when a worker dies its owners read there which of their tasks had begun, so that those which
 had not run elsewhere at no cost, and those which had count as tried.
+
+**Functions** (FUNCTIONS) come with the first task that uses them on a connection. The least recently used are
+forgotten when there are many; a task that names such a one is sent back, and comes again with its function.
 """
 
 from __future__ import annotations
@@ -22,29 +26,29 @@ import msgspec
 
 from moray import config, exceptions
 from moray.protocol import messages as m
+from moray.runtime import stream_producer
+from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
 from moray.runtime.values import unpicklable
+from moray.runtime.work import Called, Queued, Work
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
+    from moray.runtime.actor_host import ActorHost
     from moray.runtime.runtime import Peer
     from moray.runtime.worker import Worker
 
 #: Answers wait at most so long for others to share a message with.
 REPLY_AFTER_NS: Final = 300_000
+#: Functions of one owner that are kept.
+FUNCTIONS_KEPT: Final = 1000
+#: Finished tasks that are remembered for the timeline.
+_EVENTS_KEPT: Final = 10_000
 
 _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
-
-
-class Queued(msgspec.Struct, gc=False, eq=False):
-    """A task in the worker's queue."""
-
-    connection: Any
-    lease: int
-    spec: m.TaskSpec
 
 
 class Loaded(msgspec.Struct, eq=False):
@@ -56,14 +60,14 @@ class Loaded(msgspec.Struct, eq=False):
 
 
 class Executor:
-    """Runs tasks for whichever owner has the lease."""
+    """Runs tasks for whichever owner has the lease, and the calls of an actor in the main thread."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        #: Tasks to run, oldest first. The loop appends and takes back; the main thread takes.
-        self.queue: deque[Queued] = deque()
-        #: (owner's process, function index) → the function.
-        self._functions: dict[tuple[bytes, int], Loaded] = {}
+        #: What to run, oldest first. The loop appends and takes back; the main thread takes.
+        self.queue: deque[Any] = deque()
+        #: Owner's process → function index → the function, least recently sent first. Loop only, but for reads.
+        self._functions: dict[bytes, dict[int, Loaded]] = {}
         #: Blob → function: equal blobs of several owners are loaded once.
         self._loaded: dict[bytes, Callable[..., Any]] = {}
         #: Results not yet sent: (connection, result). Main thread appends; whoever flushes takes.
@@ -74,8 +78,10 @@ class Executor:
         self._flushed_ns = 0
         #: Leases up to this one are over here: their tasks are bounced.
         self.revoked = 0
-        #: What runs now.
-        self.current: Queued | None = None
+        #: What runs now in the main thread.
+        self.current: Work | None = None
+        #: The actor that this process is.
+        self.host: ActorHost | None = None
         #: The name of the task that runs, or ran last, and of its function.
         self.name = ""
         self.function_name = ""
@@ -83,6 +89,8 @@ class Executor:
         self.owner: Connection | None = None
         #: How many tasks have been begun: tells the I/O thread whether the main thread gets on.
         self.begun = 0
+        #: What ran, for the timeline: (name, seq, owner's connection, begin, duration), in ns.
+        self.events: deque[tuple[str, int, Any, int, int]] = deque(maxlen=_EVENTS_KEPT)
         self.mark = MarkWriter(worker.session_dir, worker.process)
         self._begin = self.mark.begin
 
@@ -91,16 +99,35 @@ class Executor:
     def on_tasks(self, connection: Connection, message: m.Tasks) -> None:
         """Tasks arrived. Loop only."""
         peer: Peer = connection.peer
-        owner = peer.origin.process
+        known = self._functions.setdefault(peer.origin.process, {})
         for definition in message.functions:
-            self._functions[owner, definition.index] = Loaded(definition)
+            known[definition.index] = Loaded(definition)
+        if len(known) > FUNCTIONS_KEPT and message.functions:
+            self._forget_functions(known, message)
         lease = message.lease
         if lease <= self.revoked or self._worker.bounces():
             cause = "revoked" if lease <= self.revoked else self._worker.bounces()
             connection.send(m.Recalled(lease, [spec.seq for spec in message.tasks], cause))
             return
+        forgotten = []
         for spec in message.tasks:
-            self.queue.append(Queued(connection, lease, spec))
+            if spec.function in known:
+                self.queue.append(Queued(connection, lease, spec))
+            else:
+                forgotten.append(spec.seq)
+        if forgotten:
+            connection.send(m.Recalled(lease, forgotten, "forgotten"))
+
+    def _forget_functions(self, known: dict[int, Loaded], message: m.Tasks) -> None:
+        """Half of an owner's functions go, those that came first; what is queued keeps its own."""
+        needed = {spec.function for spec in message.tasks}
+        needed |= {each.spec.function for each in list(self.queue) if type(each) is Queued}
+        current = self.current
+        if type(current) is Queued:
+            needed.add(current.spec.function)
+        for index in list(known)[: FUNCTIONS_KEPT // 2]:
+            if index not in needed:
+                self._loaded.pop(known.pop(index).definition.blob, None)
 
     def on_recall(self, connection: Connection, message: m.Recall) -> None:
         """The owner asks for queued tasks back: the newest go, `keep` stay (the running one counts). Loop only."""
@@ -111,17 +138,19 @@ class Executor:
 
     def return_queue(self, cause: str, upto_lease: int | None = None) -> None:
         """Give all queued tasks back to their owners (of leases up to `upto_lease`, if given)."""
-        taken = self._take_back(lambda queued: upto_lease is None or queued.lease <= upto_lease, 0)
+        taken = self._take_back(
+            lambda queued: type(queued) is Queued and (upto_lease is None or queued.lease <= upto_lease), 0
+        )
         by_lease: dict[tuple[Connection, int], list[int]] = {}
         for queued in taken:
             by_lease.setdefault((queued.connection, queued.lease), []).append(queued.spec.seq)
         for (connection, lease), seqs in by_lease.items():
             connection.send(m.Recalled(lease, seqs, cause))
 
-    def _take_back(self, wanted: Callable[[Queued], bool], keep: int) -> list[Queued]:
+    def _take_back(self, wanted: Callable[[Any], bool], keep: int) -> list[Any]:
         """Remove queued tasks from the newest end, but leave `keep`. What the main thread takes first, it has."""
-        taken: list[Queued] = []
-        others: list[Queued] = []
+        taken: list[Any] = []
+        others: list[Any] = []
         while len(self.queue) > keep:
             try:
                 queued = self.queue.pop()
@@ -144,15 +173,19 @@ class Executor:
 
     def forget_owner(self, process: bytes) -> None:
         """An owner died: drop its tasks and functions. Loop only."""
-        self._take_back(lambda queued: queued.connection.peer.origin.process == process, 0)
-        for key in [key for key in self._functions if key[0] == process]:
-            del self._functions[key]
+        self._take_back(
+            lambda work: isinstance(work, (Queued, Called)) and work.connection.peer.origin.process == process, 0
+        )
+        self._functions.pop(process, None)
+        if self.host is not None:
+            self.host.forget_caller(process)
 
     # --- the main thread: running ---------------------------------------------------------------------------
 
     def run_queue(self) -> None:
         """Run tasks until the queue is empty."""
         queue = self.queue
+        worker = self._worker
         while True:
             try:
                 queued = queue.popleft()
@@ -160,28 +193,34 @@ class Executor:
                 break
             self.current = queued
             self.begun += 1
-            self.run(queued)
-            self.current = None
-            if self._worker.waits:
-                self._worker.end_waits()
+            worker.work = queued
+            if type(queued) is Queued:
+                self.run(queued)
+            elif type(queued) is Called and self.host is not None:
+                self.host.run_in_main(queued)
+            else:
+                queued()  # What the loop wants done by this thread, such as becoming an actor.
+            self.current = worker.work = None
+            if worker.waits:
+                worker.end_waits()
             if perf_counter_ns() - self._flushed_ns > REPLY_AFTER_NS or not queue:
                 self.flush()
-            if self._worker.revocation:
-                self._worker.answer_revocation()
+            if worker.revocation:
+                worker.answer_revocation()
         self.flush()
 
+    @base
     def run(self, queued: Queued) -> None:
         """One task, to its result."""
         spec = queued.spec
-        seq = spec.seq
         self._begin(queued.lease)
-        loaded = self._functions.get((queued.connection.peer.origin.process, spec.function))
+        functions = self._functions.get(queued.connection.peer.origin.process)
+        loaded = functions.get(spec.function) if functions is not None else None
         if loaded is None:
             return  # Its owner has died meanwhile: nobody wants the result.
-        call = loaded.call
         self.name = self.function_name = loaded.definition.name
         self.owner = queued.connection
-        if spec.extra is not None or call is None:
+        if spec.extra is not None or loaded.call is None or queued.cancelled:
             self._run_special(queued, loaded, spec.extra or _NO_EXTRA)
             return
         if self._worker.task_extra is not None:
@@ -190,49 +229,67 @@ class Executor:
         try:
             if spec.payload:
                 args, kwargs = loads(spec.payload)
-                value = call(*args, **kwargs)
+                value = loaded.call(*args, **kwargs)
             else:
-                value = call()
+                value = loaded.call()
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
-            self._failed(queued, loaded, error, begin, None, _NO_EXTRA)
+            self.failed(queued, loaded.definition.name, error, begin, None, _NO_EXTRA, loaded)
             return
-        took = (perf_counter_ns() - begin) // 1000
+        took = perf_counter_ns() - begin
+        self.events.append((self.name, spec.seq, queued.connection, begin, took))
         if value is None:
             blob = NONE_BLOB
         elif type(value) in _PLAIN:
             blob = serialize(value).blob  # type: ignore[assignment]
         else:
-            self._answer(queued, loaded, [value], took, None)
+            self.answer(queued, loaded.definition.name, [value], took // 1000, None, loaded)
             return
-        self._results.append((queued.connection, m.Result(seq, took, blob)))
+        self._results.append((queued.connection, m.Result(spec.seq, took // 1000, blob)))
         if loaded.definition.max_calls:
             self._count_call(loaded, queued.lease)
 
+    @base
     def _run_special(self, queued: Queued, loaded: Loaded, extra: m.TaskExtra) -> None:
         """A task with references, several returns, devices, retries …, or the first call of a function."""
         spec = queued.spec
+        name = loaded.definition.name
         if extra.name:
             self.name = extra.name
         token = context.cover = TaskToken(queued.connection.peer.origin.process, spec.seq)
         begin = perf_counter_ns()
         try:
             self._worker.enter_task(extra)
+            self.check_cancelled(queued)
             call = loaded.call or self._load(loaded, token)
             args, kwargs = loads(spec.payload) if spec.payload else ((), {})
             if extra.arguments:
-                args, kwargs = self._fill_in(args, kwargs, extra.arguments, token)
+                args, kwargs = self.fill_in(args, kwargs, extra.arguments, token)
             begin = perf_counter_ns()
             value = call(*args, **kwargs)
-            took = (perf_counter_ns() - begin) // 1000
             del args, kwargs, call
-            values = _split_returns(value, extra.num_returns, loaded.definition.name)
+            if extra.stream is not None:
+                stream_producer.answer(self, queued, name, extra, value, token, begin, loaded)
+                return
+            took = perf_counter_ns() - begin
+            self.events.append((self.name, spec.seq, queued.connection, begin, took))
+            values = split_returns(value, extra.num_returns, name)
             del value
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
-            self._failed(queued, loaded, error, begin, token, extra)
+            self.failed(queued, name, error, begin, token, extra, loaded)
             return
-        self._answer(queued, loaded, values, took, token)
+        self.answer(queued, name, values, took // 1000, token, loaded)
 
-    def _fill_in(
+    def check_cancelled(self, work: Work) -> None:
+        """Raise TaskCancelledError if it must not begin any more."""
+        if work.cancelled:
+            raise self.cancelled(work, "it had not begun")
+
+    def cancelled(self, work: Work, how: str) -> exceptions.TaskCancelledError:
+        """The error of a cancelled task."""
+        task_id = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail
+        return exceptions.TaskCancelledError(task_id.hex(), how)
+
+    def fill_in(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: list[m.Argument], token: TaskToken
     ) -> tuple[list[Any], dict[str, Any]]:
         """Put the values of top-level references in their places."""
@@ -256,23 +313,31 @@ class Executor:
             if token.touched:
                 return fresh
             token.touched = touched
-            call = self._loaded[blob] = fresh
+            call = self._loaded[blob] = interruptible(fresh)
         loaded.call = call
         return call
 
-    # --- the main thread: answering -----------------------------------------------------------------------------
+    # --- answering: the thread that ran it ------------------------------------------------------------------------
 
-    def _answer(self, queued: Queued, loaded: Loaded, values: list[Any], took_us: int, token: TaskToken | None) -> None:
+    def answer(
+        self,
+        work: Work,
+        name: str,
+        values: list[Any],
+        took_us: int,
+        token: TaskToken | None,
+        loaded: Loaded | None = None,
+    ) -> None:
         """Serialise and answer; what does not pickle becomes the task's error."""
-        seq = queued.spec.seq
+        seq = work.spec.seq
         try:
             packed = [serialize(value) for value in values]
-            blobs, stored = self._place(queued, packed)
+            blobs, stored = self.place(work, packed)
         except BaseException as error:  # noqa: BLE001 - pickling runs the user's code.
             if isinstance(error, Exception) and not isinstance(error, exceptions.MorayError):
                 whole = values[0] if len(values) == 1 else values
-                error = unpicklable(whole, f"the result of {loaded.definition.name}()", error)
-            self._failed(queued, loaded, error, perf_counter_ns(), token, _NO_EXTRA)
+                error = unpicklable(whole, f"the result of {name}()", error)
+            self.failed(work, name, error, perf_counter_ns(), token, _NO_EXTRA, loaded)
             return
         contained = [ref for each in packed for ref in each.contained]
         if len(values) == 1 and not stored and not contained:
@@ -281,23 +346,29 @@ class Executor:
             ids = [[ref.binary() for ref in each.contained] for each in packed] if contained else []
             result = m.Result(seq, took_us, b"", m.ResultExtra(blobs, stored, ids))
         del values, packed
-        if contained or (token is not None and token.touched):
-            owner = queued.connection.peer.origin.process
-            self.passing[id(result)] = (result, queued.connection)
-            self._worker.references.finish(queued.connection, result, token or TaskToken(owner, seq), contained)
-        else:
-            self._results.append((queued.connection, result))
-        if loaded.definition.max_calls:
-            self._count_call(loaded, queued.lease)
+        self.respond(work, result, token, contained)
+        if loaded is not None and loaded.definition.max_calls:
+            self._count_call(loaded, work.lease)
 
-    def _place(self, queued: Queued, packed: list[Serialized]) -> tuple[list[bytes | None], list[int]]:
+    def respond(self, work: Work, result: m.Result, token: TaskToken | None, contained: list[Any]) -> None:
+        """Have a result sent, through the reference protocol if references are concerned."""
+        if contained or (token is not None and token.touched):
+            owner = work.connection.peer.origin.process
+            self.passing[id(result)] = (result, work.connection)
+            self._worker.references.finish(work, result, token or TaskToken(owner, work.spec.seq), contained)
+        elif type(work) is Queued:
+            self._results.append((work.connection, result))
+        elif self.host is not None:
+            self.host.results.append((work, result))  # type: ignore[arg-type]
+
+    def place(self, work: Work, packed: list[Serialized], first_index: int = 0) -> tuple[list[bytes | None], list[int]]:
         """Where each value goes: (inline blobs, sizes in the store or [] if all are inline)."""
         if all(each.size <= config.INLINE_MAX_BYTES for each in packed):
             return [each.to_bytes() for each in packed], []
         blobs: list[bytes | None] = []
         sizes: list[int] = []
-        prefix = queued.spec.seq.to_bytes(8, "big") + queued.connection.peer.origin.tail
-        for index, each in enumerate(packed):
+        prefix = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail
+        for index, each in enumerate(packed, first_index):
             if each.size <= config.INLINE_MAX_BYTES:
                 blobs.append(each.to_bytes())
                 sizes.append(0)
@@ -307,39 +378,40 @@ class Executor:
                 sizes.append(each.size)
         return blobs, sizes
 
-    def _failed(
+    def failed(
         self,
-        queued: Queued,
-        loaded: Loaded,
+        work: Work,
+        name: str,
         error: BaseException,
         begin: int,
         token: TaskToken | None,
         extra: m.TaskExtra,
+        loaded: Loaded | None = None,
+        items: int = -1,
     ) -> None:
-        """The task's result is an error."""
-        if isinstance(error, SystemExit):
-            self._exit(error, loaded)
-        name = extra.name or loaded.definition.name
-        retriable = _wants_retry(extra.retry, error)
-        packed = serialize(self._worker.task_error(name, error, queued))
-        took = (perf_counter_ns() - begin) // 1000
+        """The task's result is an error. `items`: of a stream, those before it."""
+        if isinstance(error, SystemExit) and type(work) is Queued:
+            self._exit(error, name)
+        if isinstance(error, TaskInterrupt):
+            error = self.cancelled(work, "it was interrupted")
+        took = perf_counter_ns() - begin
+        self.events.append((extra.name or name, work.spec.seq, work.connection, begin, took))
+        cancelled = isinstance(error, exceptions.TaskCancelledError)
+        retriable = not cancelled and _wants_retry(extra.retry, error)
+        shown = error if cancelled else self._worker.task_error(extra.name or name, error, work)
+        packed = serialize(shown)
         contained = packed.contained
         ids = [[ref.binary() for ref in contained]] if contained else []
-        answer = m.ResultExtra(contained=ids, error=True, retriable=retriable)
-        result = m.Result(queued.spec.seq, took, packed.to_bytes(), answer)
-        if contained or (token is not None and token.touched):
-            token = token or TaskToken(queued.connection.peer.origin.process, queued.spec.seq)
-            self.passing[id(result)] = (result, queued.connection)
-            self._worker.references.finish(queued.connection, result, token, contained)
-        else:
-            self._results.append((queued.connection, result))
-        if loaded.definition.max_calls:
-            self._count_call(loaded, queued.lease)
+        answer = m.ResultExtra(contained=ids, error=True, retriable=retriable, items=items, cancelled=cancelled)
+        result = m.Result(work.spec.seq, took // 1000, packed.to_bytes(), answer)
+        self.respond(work, result, token, contained)
+        if loaded is not None and loaded.definition.max_calls:
+            self._count_call(loaded, work.lease)
 
-    def _exit(self, error: SystemExit, loaded: Loaded) -> None:
+    def _exit(self, error: SystemExit, name: str) -> None:
         """The user called sys.exit(): the worker ends, and the owner is told by the node."""
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        sys.stderr.write(f"task {loaded.definition.name}() called sys.exit({error.code!r})\n")
+        sys.stderr.write(f"task {name}() called sys.exit({error.code!r})\n")
         self._worker.exit(code)
 
     def _count_call(self, loaded: Loaded, lease: int) -> None:
@@ -348,13 +420,15 @@ class Executor:
             self._worker.retire(lease)
 
     def flush(self) -> None:
-        """Send the gathered results, output first. Main and I/O thread."""
+        """Send the gathered results, output first. Any thread that runs tasks, and the I/O thread."""
         self._flushed_ns = perf_counter_ns()
-        if not self._results:
+        host = self.host
+        if not self._results and (host is None or not host.results):
             return
         with self._flush_lock:
             # What is added from here on may have printed after the pump: it is for the next flush.
             count = len(self._results)
+            calls = len(host.results) if host is not None else 0
             self._worker.output.pump(last=self.current is None)
             batch: list[m.Result] = []
             connection: Connection | None = None
@@ -367,9 +441,11 @@ class Executor:
                 batch.append(result)
             if batch and connection is not None:
                 connection.send(m.Results(batch))
+            if calls and host is not None:
+                host.send_results(calls)
 
 
-def _split_returns(value: Any, num_returns: int, name: str) -> list[Any]:
+def split_returns(value: Any, num_returns: int, name: str) -> list[Any]:
     """The values of a task with several returns. ValueError on a mismatch."""
     if num_returns == 1:
         return [value]

@@ -22,6 +22,7 @@ class Mark(NamedTuple):
     lease: int = 0
     #: How many tasks of that lease have begun.
     begun: int = 0
+    #: How far stdout and stderr have been sent: positions of :mod:`moray.runtime.log_files`.
     out_bytes: int = 0
     err_bytes: int = 0
 

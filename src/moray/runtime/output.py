@@ -1,12 +1,13 @@
 """What workers print, on its way to the driver's terminal.
 
-A worker's file descriptors 1 and 2 are its log files, so nothing that is printed gets lost, by C code or
-subprocesses either. :meth:`Output.pump` looks whether a file has grown and sends the new lines to the
-driver; it runs before each sending of results, so that a line is at the driver before the result of the
-task that printed it, and ``get`` prints what has arrived before it returns.
+A worker's file descriptors 1 and 2 are its log files (:mod:`~moray.runtime.log_files`), so nothing that is printed
+gets lost, by C code or subprocesses either. :meth:`Output.pump` looks whether a file has grown and sends the new lines
+to the driver; it runs before each sending of results, so that a line is at the driver before the result of the
+task that printed it, and ``get`` prints what has arrived before it returns. An idle worker looks twice a second,
+for what its children and threads print.
 
-In the driver, lines are printed by the thread that is in ``get``, or else by a thread of its own a moment later;
-never by the loop, because ``sys.stdout`` may be anybody's object.
+A progress bar's state goes the same way, after the lines that were printed before it. The driver's side is
+:mod:`~moray.runtime.output_prints`.
 """
 
 from __future__ import annotations
@@ -14,54 +15,22 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
 from _thread import allocate_lock
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 from moray.protocol import messages as m
+from moray.runtime import job_logging
+from moray.runtime.log_files import LogStream, Send, rotation_settings, unsent
+from moray.runtime.output_prints import RUNTIME, Prints
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
     from moray.runtime.runtime import Runtime
+    from moray.runtime.screen import Bar
 
-#: How long lines may wait for a thread in `get` to print them.
-PRINT_AFTER_S: Final = 0.05
-#: At most so much of a dead worker's unsent output is printed; the file has it all.
-_LAST_WORDS: Final = 1 << 20
-_CHUNK: Final = 1 << 20
-
-
-class Stream:
-    """One of a worker's two log files, as far as it has been sent."""
-
-    __slots__ = ("_partial", "_read_fd", "_write_fd", "name", "offset")
-
-    def __init__(self, name: str, write_fd: int, path: str) -> None:
-        self.name = name
-        self._write_fd = write_fd
-        self._read_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.offset = 0
-        self._partial = b""
-
-    def new_lines(self) -> list[str]:
-        """Complete lines that came since the last call."""
-        if os.fstat(self._write_fd).st_size <= self.offset:
-            return []
-        data = os.pread(self._read_fd, _CHUNK, self.offset)
-        self.offset += len(data)
-        lines = (self._partial + data).split(b"\n")
-        self._partial = lines.pop()
-        return [line.decode(errors="replace") for line in lines]
-
-    def has_more(self) -> bool:
-        """Whether the last call left complete chunks unread."""
-        return os.fstat(self._write_fd).st_size > self.offset
-
-    def rest(self) -> list[str]:
-        """The last, unfinished line."""
-        partial, self._partial = self._partial, b""
-        return [partial.decode(errors="replace")] if partial else []
+#: How often the loop of a worker looks, beside the looks before results.
+IDLE_LOOK_S: Final = 0.5
 
 
 class Output:
@@ -69,16 +38,22 @@ class Output:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        #: Lines to print here; the loop adds.
-        self.pending: deque[m.LogLines] = deque()
+        self._prints = Prints(runtime)
+        #: What is to be printed here; the loop adds.
+        self.pending = self._prints.ready
+        #: Workers' output is wanted at the driver's.
         self.to_driver = True
-        self._streams: list[Stream] = []
+        self._streams: list[LogStream] = []
+        #: Stream → what sends lines of it.
+        self._senders: dict[str, Send] = {"out": self._sender("out"), "err": self._sender("err")}
+        #: In a driver: how far (process, stream) has arrived.
+        self._received: dict[tuple[bytes, str], int] = {}
         self._pump_lock = allocate_lock()
-        self._print_lock = threading.RLock()
-        self._printer: threading.Thread | None = None
-        self._arrived = threading.Event()
-        self._closed = False
+        self._looked_at = 0.0
+        #: The loop has been asked to rotate the files.
+        self._rotating = False
         runtime.handlers[m.LogLines] = self._on_lines
+        runtime.handlers[m.BarState] = self._on_bar
 
     # --- a worker ------------------------------------------------------------------------------------
 
@@ -86,26 +61,66 @@ class Output:
         """Start following this process's log files; descriptors 1 and 2 are those files already."""
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), errors="replace", write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), errors="replace", write_through=True)
-        self._streams = [Stream("out", 1, log_paths[0]), Stream("err", 2, log_paths[1])]
+        self.to_driver = job_logging.configure_worker()
+        settings = rotation_settings()
+        self._streams = [
+            LogStream("out", 1, log_paths[0], *settings),
+            LogStream("err", 2, log_paths[1], *settings),
+        ]
+        self._runtime.reactor.hooks.append(self._look)
 
     def pump(self, last: bool = False) -> None:
         """Send new lines toward the driver; with `last` also an unfinished one. Any thread."""
         with self._pump_lock:
             grown = False
             for stream in self._streams:
-                while lines := stream.new_lines():
-                    grown = True
-                    self._send(m.LogLines(self._runtime.task_name(), os.getpid(), stream.name, lines))
-                    if not stream.has_more():
-                        break
-                if last and (rest := stream.rest()):
-                    grown = True
-                    self._send(m.LogLines(self._runtime.task_name(), os.getpid(), stream.name, rest))
+                if self.to_driver:
+                    grown |= stream.pump(self._senders[stream.name], last)
+                else:
+                    stream.skip()
+                if stream.is_full() and not self._rotating:
+                    self._rotating = True
+                    self._runtime.call_soon(self._rotate)
             if grown:
-                self._runtime.output_sent(self._streams[0].offset, self._streams[1].offset)
+                self._runtime.output_sent(*(stream.position() for stream in self._streams))
 
-    def _send(self, message: m.LogLines) -> None:
-        """Pass lines on toward the driver: the way that the result will take, so that they come before it."""
+    def _look(self) -> None:
+        """Once a turn. Loop only."""
+        now = monotonic()
+        if now - self._looked_at > IDLE_LOOK_S:
+            self._looked_at = now
+            self.pump()
+
+    def _rotate(self) -> None:
+        """Loop only: nothing interrupts it halfway."""
+        with self._pump_lock:
+            self._rotating = False
+            for index, stream in enumerate(self._streams):
+
+                def mark(position: int, index: int = index) -> None:
+                    positions = [each.position() for each in self._streams]
+                    positions[index] = position
+                    self._runtime.output_sent(*positions)
+
+                stream.rotate(self._senders[stream.name], mark)
+
+    def send_bar(self, state: m.BarState) -> None:
+        """Tell the driver of a progress bar of this worker, after what was printed before. Any thread."""
+        if self.to_driver:
+            self.pump()
+            self._send(state)
+
+    def _sender(self, stream: str) -> Send:
+        process, pid = self._runtime.process, os.getpid()
+
+        def send(lines: list[str], position: int) -> None:
+            if self.to_driver:
+                self._send(m.LogLines(self._runtime.task_name(), pid, stream, lines, process, position))
+
+        return send
+
+    def _send(self, message: m.LogLines | m.BarState) -> None:
+        """Pass it on toward the driver: the way that the result will take, so that it comes before it."""
         runtime = self._runtime
         target = runtime.log_target()
         if target is not None:
@@ -119,71 +134,52 @@ class Output:
         """In the driver: print what a dead worker had not sent. Loop only."""
         if self._streams:
             return
-        for name, offset in (("out", mark.out_bytes), ("err", mark.err_bytes)):
-            try:
-                with open(f"{self._runtime.session_dir}/logs/worker-{process.hex()[:8]}-{pid}.{name}", "rb") as file:
-                    file.seek(offset)
-                    lines = file.read(_LAST_WORDS).decode(errors="replace").splitlines()
-            except OSError:
-                continue
-            if lines:
-                self._on_lines(self._runtime.node, m.LogLines("worker", pid, name, lines))
+        if self.to_driver:
+            for name, position in (("out", mark.out_bytes), ("err", mark.err_bytes)):
+                path = f"{self._runtime.session_dir}/logs/worker-{process.hex()[:8]}-{pid}.{name}"
+                if lines := unsent(path, max(position, self._received.pop((process, name), 0))):
+                    self._prints.add(m.LogLines("worker", pid, name, lines))
+        self._prints.process_died(process)
 
     # --- the driver -------------------------------------------------------------------------------------
+
+    def configure(self, to_driver: bool) -> None:
+        """Whether and how to print what workers print; before the loop turns."""
+        self.to_driver = to_driver
+        self._prints.configure()
 
     def _on_lines(self, _connection: Connection, message: m.LogLines) -> None:
         if self._streams:
             self._send(message)  # This is a worker: its task submitted the one that printed.
-            return
-        if not self.to_driver and message.name != "moray":
-            return
-        self.pending.append(message)
-        if self._printer is None and not self._closed:
-            self._printer = threading.Thread(target=self._print_late, name="moray-output", daemon=True)
-            self._printer.start()
-        self._arrived.set()
+        elif self.to_driver or message.name == RUNTIME:
+            if message.position and not self._prints.is_dead(message.process):
+                self._received[message.process, message.stream] = message.position
+            self._prints.add(message)
+
+    def _on_bar(self, _connection: Connection, message: m.BarState) -> None:
+        if self._streams:
+            self._send(message)
+        elif self.to_driver:
+            self._prints.update_bar(message)
+
+    def end_bar(self, bar: Bar) -> None:
+        """A bar of this driver's own was dropped. Loop only."""
+        self._prints.end_bar(bar)
 
     def warn(self, text: str) -> None:
         """Tell the driver's user something about the runtime itself. Loop only."""
-        self._on_lines(self._runtime.node, m.LogLines("moray", os.getpid(), "err", text.splitlines()))
-
-    def _print_late(self) -> None:
-        while not self._closed:
-            self._arrived.wait()
-            self._arrived.clear()
-            if not self._closed:
-                threading.Event().wait(PRINT_AFTER_S)
-            self.drain()
+        if self._streams:
+            self._send(m.LogLines(RUNTIME, os.getpid(), "err", text.splitlines()))
+        else:
+            self._prints.warn(text)
 
     def drain(self) -> None:
         """Print what has arrived. Not in the loop."""
-        with self._print_lock:
-            while self.pending:
-                try:
-                    message = self.pending.popleft()
-                except IndexError:
-                    return
-                target = sys.stdout if message.stream == "out" else sys.stderr
-                prefix = "(moray) " if message.name == "moray" else f"({message.name} pid={message.pid}) "
-                _write(target, "".join(f"{prefix}{line}\n" for line in message.lines))
+        self._prints.drain()
 
     def close(self) -> None:
         """Print what is left and end the printing thread."""
-        self._closed = True
-        self._arrived.set()
-        if self._printer is not None and self._printer is not threading.current_thread():
-            self._printer.join(timeout=2)
-        self.drain()
-
-
-def _write(target: TextIO | None, text: str) -> None:
-    if target is None:
-        return
-    try:
-        target.write(text)
-        target.flush()
-    except ValueError:
-        pass  # The user closed sys.stdout; the log files have it all.
+        self._prints.close()
 
 
 def void(_value: Any) -> None:

@@ -13,7 +13,7 @@ holding ObjectRefs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,6 +22,7 @@ from moray import exceptions
 from moray.core.references import Changes, Foreign, Gate, Owned, References, TaskCover
 from moray.error_transport import carry_outside
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
+from moray.object_ref_generator import Dropped
 from moray.protocol import messages as m
 from moray.serialization import context
 
@@ -59,6 +60,8 @@ class TaskToken(msgspec.Struct, eq=False):
     core: TaskCover | None = None
     #: Something arrived: the reply must pass the core. Set by the thread that runs the task.
     touched: bool = False
+    #: Some of it belongs to a third process.
+    foreign: bool = False
 
 
 class Arrived(msgspec.Struct, gc=False, eq=False):
@@ -86,10 +89,30 @@ class Contains(msgspec.Struct, gc=False, eq=False):
 class Finished(msgspec.Struct, eq=False):
     """A task here is done, and its result or its arguments had references in them."""
 
-    connection: Any
+    work: Any
     result: m.Result
     token: TaskToken
     contained: list[ObjectRef[Any]]
+
+
+class Secured(msgspec.Struct, eq=False):
+    """What came in a call's arguments shall be registered with its owners before the method starts (REF-SEND)."""
+
+    token: TaskToken
+    #: Called in the loop once it is.
+    done: Callable[[], None]
+    passed: bool = False
+
+
+class ItemMade(msgspec.Struct, eq=False):
+    """An item of a stream has references in it, and waits for its place behind the protocol (REF-SEND)."""
+
+    submitter: bytes
+    item: m.StreamItem
+    contained: list[ObjectRef[Any]]
+    #: Called in the loop once it may be sent.
+    done: Callable[[], None]
+    passed: bool = False
 
 
 class _Core(References):
@@ -112,7 +135,7 @@ class ReferenceShell:
         self.core = _Core(runtime.process, ForeignBook)
         self.core.ended = []
         #: Replies that wait for acknowledgements.
-        self._gated: dict[Gate, Finished] = {}
+        self._gated: dict[Gate, Finished | Secured | ItemMade] = {}
         runtime.handlers |= {
             m.References: self._on_references,
             m.ReferencesDone: self._on_done,
@@ -160,6 +183,8 @@ class ReferenceShell:
             alive.counted = False
             if type(cover) is TaskToken:
                 cover.touched = True
+                if process != cover.submitter and origin is not runtime.origin:
+                    cover.foreign = True
             self.events.append(Arrived(alive, cover))
         return ref
 
@@ -207,6 +232,14 @@ class ReferenceShell:
                 container = self.book(event.entry)
                 assert isinstance(container, Owned)
                 self.core.contain(container, [self.book(ref._entry) for ref in event.refs])
+            elif kind is Secured:
+                self._secured(event)
+            elif kind is ItemMade:
+                self._item_made(event)
+            elif kind is Dropped:
+                task, event.task = event.task, None
+                if task is not None:
+                    self._runtime.cancels.drop_stream(task)
             else:
                 self._finished(event)
         if ended:
@@ -284,17 +317,60 @@ class ReferenceShell:
         """A worker's reply registers what it still holds of ours."""
         self.core.receive(peer.origin.process, changes)
 
-    def finish(
-        self, connection: Connection, result: m.Result, token: TaskToken, contained: list[ObjectRef[Any]]
-    ) -> None:
-        """The worker's side: a result whose reply must pass the core. The task's thread."""
-        self.events.append(Finished(connection, result, token, contained))
+    def secure_soon(self, token: TaskToken, done: Callable[[], None]) -> None:
+        """Have `done` called in the loop when what came under `token` is registered. The thread that runs the call."""
+        self.events.append(Secured(token, done))
         self._runtime.wake()
+
+    def secure(self, token: TaskToken) -> None:
+        """Wait for that."""
+        if not token.foreign:
+            return
+        runtime = self._runtime
+        waiter = runtime.new_waiter()
+        done: list[None] = []
+
+        def secured() -> None:
+            done.append(None)
+            waiter.notify()
+
+        self.secure_soon(token, secured)
+        while not done:
+            runtime.block(waiter, None)
+
+    def _secured(self, event: Secured) -> None:
+        cover = event.token.core
+        if cover is None or cover.submitter in self.core.dead:
+            event.done()
+            return
+        self._gated[cover] = event
+        self.core.secure(cover)
+
+    def finish(self, work: Any, result: m.Result, token: TaskToken, contained: list[ObjectRef[Any]]) -> None:
+        """The worker's side: a result whose reply must pass the core. The task's thread."""
+        self.events.append(Finished(work, result, token, contained))
+        self._runtime.wake()
+
+    def finish_item(self, event: ItemMade) -> None:
+        """The worker's side: an item of a stream with references in it. The task's thread."""
+        self.events.append(event)
+        self._runtime.wake()
+
+    def _item_made(self, event: ItemMade) -> None:
+        books = [self.book(ref._entry) for ref in event.contained]
+        reply = self.core.finish_task(event.submitter, books)
+        event.item.handover = reply.handover
+        event.contained = []
+        if event.submitter in self.core.dead:
+            event.passed = True  # Nobody will get it.
+            event.done()
+            return
+        self._gated[reply] = event
 
     def _finished(self, event: Finished) -> None:
         token = event.token
         if token.core is None and not event.contained:
-            self._runtime.post_result(event.connection, event.result, None)
+            self._runtime.post_result(event.work, event.result, None)
             return
         books = [self.book(ref._entry) for ref in event.contained]
         reply = self.core.finish_task(token.submitter, books, token.core)
@@ -327,15 +403,22 @@ class ReferenceShell:
             # It died before this process began, so nobody will tell of its death: what waits for it must not.
             self.owner_unreachable(runtime.peer(process))
         for gate in out.ready:
-            finished = self._gated.pop(gate, None)
-            if finished is not None:
-                borrows = core.depart(gate.submitter, (gate,))  # type: ignore[arg-type]
-                runtime.post_result(finished.connection, finished.result, borrows)
+            self._pass(gate)
         for foreign in out.lost:
             self._lost(foreign)
         for owned in out.freed:
             self._freed(owned)
         self.flush()
+
+    def _pass(self, gate: Gate) -> None:
+        """What waited for acknowledgements goes on."""
+        gated = self._gated.pop(gate, None)
+        if type(gated) is Finished:
+            borrows = self.core.depart(gate.submitter, (gate,))  # type: ignore[arg-type]
+            self._runtime.post_result(gated.work, gated.result, borrows)
+        elif isinstance(gated, (Secured, ItemMade)):
+            gated.passed = True
+            gated.done()
 
     def _freed(self, owned: Owned) -> None:
         entry: Entry = owned.entry  # type: ignore[attr-defined]
@@ -403,6 +486,12 @@ class ReferenceShell:
         """A process is dead and all that it had sent was handled."""
         self.drain()
         self.core.process_died(peer.origin.process)
+        for gate, gated in list(self._gated.items()):
+            if gate.submitter == peer.origin.process and not isinstance(gated, Finished):
+                # Nobody waits for the result, but the actor goes on with what comes next.
+                del self._gated[gate]
+                gated.passed = True
+                gated.done()
         self.flush()
 
     def owner_unreachable(self, peer: Peer) -> None:

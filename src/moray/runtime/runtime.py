@@ -24,6 +24,8 @@ from moray.protocol.connection import Connection
 from moray.protocol.handshake import connect, listen, peer_pid
 from moray.protocol.reactor import HEARTBEAT_S, READ, Reactor
 from moray.runtime import state
+from moray.runtime.actors import ActorClient
+from moray.runtime.cancels import Cancels
 from moray.runtime.marks import read_mark
 from moray.runtime.output import Output
 from moray.runtime.references import ReferenceShell
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 class Peer:
     """Another process of the session, as far as this one talks to it. Owned by the loop."""
 
-    __slots__ = ("address", "connection", "dead", "functions", "origin", "pid", "slots")
+    __slots__ = ("address", "callee", "caller", "connection", "dead", "functions", "origin", "pid", "slots")
 
     def __init__(self, origin: Origin, address: str, pid: int = 0) -> None:
         self.origin = origin
@@ -51,6 +53,10 @@ class Peer:
         self.functions: set[int] = set()
         #: Leases of ours at this worker: lease → (pool, slot).
         self.slots: dict[int, Any] = {}
+        #: The actor that it is, if we call it (:class:`~moray.runtime.actors.Callee`).
+        self.callee: Any = None
+        #: Its side of the conversation with the actor that we are (:class:`~moray.runtime.work.Caller`).
+        self.caller: Any = None
 
 
 class Waiter:
@@ -128,6 +134,10 @@ class Runtime:
     kind = "driver"
     #: See :class:`Forked`.
     forked = False
+    #: Several tasks run here at once: which one a thread belongs to must be looked up.
+    concurrent = False
+    #: What runs here, if it is one at a time: set by a worker for each task.
+    work: Any = None
 
     def __init__(
         self,
@@ -171,11 +181,11 @@ class Runtime:
         self.handlers: dict[type, Callable[[Connection, Any], None]] = {
             m.Hello: self._on_hello,
             m.ProcessDied: self._on_process_died,
-            m.ObjectCreated: self._on_answer,
-            m.ObjectPinned: self._on_answer,
-            m.StoreDone: self._on_answer,
-            m.StoreError: self._on_answer,
-            m.ClusterState: self._on_answer,
+            m.ObjectCreated: self.on_answer,
+            m.ObjectPinned: self.on_answer,
+            m.StoreDone: self.on_answer,
+            m.StoreError: self.on_answer,
+            m.ClusterState: self.on_answer,
             m.ShutdownDone: self._on_shutdown_done,
         }
         self.shutdown_done = Waiter()
@@ -183,11 +193,14 @@ class Runtime:
         self.values = Values(self, arena)
         self.references = ReferenceShell(self)
         self.submitter = Submitter(self)
+        self.actors = ActorClient(self)
+        self.cancels = Cancels(self)
         self.address = socket_path(self.session_dir, process)
         self._listener = listener if listener is not None else listen(self.address)
         self.reactor.register(self._listener.fileno(), READ, self._accept)
         self.node = Connection(node_socket, self.reactor, self.on_message, self._on_node_closed, leftover)
-        self.reactor.hooks += [self._run_calls, self.references.flush, self.submitter.dispatch, self.values.flush]
+        self.reactor.hooks += [self._run_calls, self.references.flush, self.cancels.run]
+        self.reactor.hooks += [self.submitter.dispatch, self.actors.dispatch, self.values.flush]
         object_ref.importer = self.references.import_ref
         _register_fork_hook()
 
@@ -208,7 +221,11 @@ class Runtime:
             return waiter.wait()
         return waiter.wait(max(0.0, deadline - monotonic()))
 
-    def post_result(self, connection: Connection, result: m.Result, borrows: Any) -> None:
+    def current_work(self) -> Any:
+        """What the calling thread or coroutine runs, in a worker; None in a driver."""
+        return self.work
+
+    def post_result(self, work: Any, result: m.Result, borrows: Any) -> None:
         """Send a task's result that had to pass the reference protocol. Loop only; workers override it."""
         raise NotImplementedError
 
@@ -321,7 +338,7 @@ class Runtime:
             raise answers[0]
         return answers[0]
 
-    def _on_answer(self, _connection: Connection, message: Any) -> None:
+    def on_answer(self, _connection: Connection, message: Any) -> None:
         on_answer = self.pending.pop(message.request, None)
         if on_answer is not None:
             on_answer(message)
@@ -364,17 +381,18 @@ class Runtime:
         self._on_hello(connection, message)
 
     def _on_hello(self, connection: Connection, hello: m.Hello) -> None:
-        peer = self.peer(hello.process, hello.address, hello.pid)
+        job = hello.job_id.to_bytes(4, "big") if hello.job_id else None
+        peer = self.peer(hello.process, hello.address, hello.pid, job)
         connection.peer = peer
         if peer.connection is None:
             peer.connection = connection
         self.references.reconnected(peer)
 
-    def peer(self, process: bytes, address: str = "", pid: int = 0) -> Peer:
+    def peer(self, process: bytes, address: str = "", pid: int = 0, job: bytes | None = None) -> Peer:
         """The peer with this id, known from now on. Loop only."""
         peer = self.peers.get(process)
         if peer is None:
-            origin = self.origin_of(process, self.job)
+            origin = self.origin_of(process, job or self.job)
             peer = self.peers[process] = Peer(origin, address or socket_path(self.session_dir, process), pid)
         return peer
 
@@ -398,7 +416,8 @@ class Runtime:
         connection = Connection(sock, self.reactor, self.on_message, self._on_peer_closed)
         connection.peer = peer
         peer.connection = connection
-        connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.process, self.pid, self.address))
+        job = self.welcome.job_id
+        connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.process, self.pid, self.address, None, job))
         return connection
 
     def send(self, peer: Peer, message: m.Message) -> bool:
@@ -417,6 +436,7 @@ class Runtime:
             peer.connection = None
             peer.functions.clear()
         self.submitter.connection_closed(connection, peer)
+        self.actors.connection_closed(connection, peer)
         self.references.disconnected(peer)
 
     def _on_process_died(self, _connection: Connection, message: m.ProcessDied) -> None:
@@ -457,6 +477,7 @@ class Runtime:
             self.ended = reason
             self._fail_requests()
             self.submitter.session_ended(reason)
+            self.actors.session_ended()
             self.values.session_ended(reason)
         self.shutdown_done.notify()
 

@@ -29,7 +29,8 @@ from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
-from moray.runtime.tasks import Function, KeyPool, Task, TaskSettings
+from moray.runtime.streams import Streams, make_stream
+from moray.runtime.tasks import Call, Function, KeyPool, Task, TaskSettings
 from moray.runtime.values import dump_error
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Submitter:
         self._pools_lock = allocate_lock()
         #: seq → task of those that wait for arguments.
         self._waiting_tasks: dict[int, Task] = {}
+        self.streams = Streams(runtime)
         runtime.handlers |= {
             m.Results: self._on_results,
             m.Recalled: self._on_recalled,
@@ -83,8 +85,10 @@ class Submitter:
         amounts = [total.get(name, 0) // amount for name, amount in resources.items() if amount]
         return max(1, min(amounts, default=1000))
 
-    def submit(self, function: Function, settings: TaskSettings, prepared: Prepared | None) -> Any:
-        """Submit a task; returns its ObjectRef, a list of them, or None."""
+    def submit(  # noqa: C901, PLR0912 - the hottest path there is: calls cost more than branches.
+        self, function: Function, settings: TaskSettings, prepared: Prepared | None
+    ) -> Any:
+        """Submit a task; returns its ObjectRef, a list of them, None, or an ObjectRefGenerator."""
         runtime = self._runtime
         seq = next(runtime.sequence)
         entries: list[Entry] | None = None
@@ -103,6 +107,8 @@ class Submitter:
         task = Task(
             seq, function, function.durations, b"", entry, entries, settings, settings.max_retries, settings.extra
         )
+        if runtime.kind == "worker":
+            task.parent = runtime.current_work() if runtime.concurrent else runtime.work
         if prepared is not None:
             task.payload = prepared.payload
             if prepared.held is not None:
@@ -110,6 +116,8 @@ class Submitter:
                 task.arguments = prepared.arguments
                 if task.extra is None:
                     task.extra = _REFERENCES
+        if settings.streaming:
+            returned = make_stream(runtime, task, returned)
         if entry is not None:
             entry.task = task
         else:
@@ -181,7 +189,7 @@ class Submitter:
             for entry in task.entries if task.entries is not None else [task.entry]:
                 if entry is not None:
                     self._runtime.references.inherit(entry, failed)
-            self._finish_with(task, failed._entry.blob or b"", False)
+            self.finish_with(task, failed._entry.blob or b"", False)
             return
         extra = task.options.extra or m.TaskExtra()
         task.extra = msgspec.structs.replace(extra, arguments=arguments, attempt=task.attempt)
@@ -235,7 +243,10 @@ class Submitter:
             connection.flush()
         settled = connection.settled
         while settled:
-            slot, task = settled.popleft()[2]
+            slot, task = record = settled.popleft()[2]
+            if type(slot) is not Slot:
+                self._runtime.actors.settle(record)
+                continue
             pool = task.options.pool
             pool.sent_directly(slot, task)
             if slot in pool.idle:
@@ -287,7 +298,7 @@ class Submitter:
                     values.notify(entry)
             else:
                 durations.update()
-                self._take_special(peer, task, result)
+                self.take_special(peer, task, result)
         if slot is None or touched is None or durations is None:
             return
         durations.update()
@@ -302,6 +313,40 @@ class Submitter:
         if pool.queue:
             # The others have what they shall have: they were filled when the queue grew, or answered themselves.
             self._fill(pool, slot)
+
+    # --- the loop: what cancels need to know -------------------------------------------------------------------
+
+    def stop_waiting(self, task: Task) -> bool:
+        """Whether the task waited for arguments; it does not any more."""
+        return self._waiting_tasks.pop(task.seq, None) is not None
+
+    def find_running(self, pool: KeyPool, task: Task) -> tuple[Connection, Peer, int] | None:
+        """Where the task was sent, if it was: (connection, peer, lease)."""
+        for slot in pool.slots.values():
+            self.settle(slot.worker[0])
+            if task.seq in slot.running:
+                return slot.worker[0], slot.worker[1], slot.lease
+        return None
+
+    def find_sent(self, connection: Connection, seq: int) -> Task | None:
+        """The task that was sent on this connection and is not answered."""
+        self.settle(connection)
+        peer: Peer = connection.peer
+        if peer.callee is not None:
+            call: Task | None = peer.callee.calls.unanswered.get(seq)
+            return call
+        slot = self._slot_of(peer, seq)
+        return slot.running[seq] if slot is not None else None
+
+    def pending_tasks(self) -> list[Task]:
+        """All that are not answered."""
+        tasks = [*self.intake, *self._waiting_tasks.values()]
+        for pool in self._by_key.values():
+            tasks += list(pool.queue)
+            for slot in pool.slots.values():
+                self.settle(slot.worker[0])
+                tasks += slot.running.values()
+        return tasks
 
     def _slot_of(self, peer: Peer, seq: int) -> Slot | None:
         for _pool, slot in peer.slots.values():
@@ -336,6 +381,8 @@ class Submitter:
         for task in pool.recalled(slot, message.seqs):
             task.waiting = 0
         slot.blocked = message.cause == "blocked"
+        if message.cause == "forgotten":
+            connection.peer.functions.clear()  # They travel again with their next tasks.
         if message.cause in ("revoked", "retired"):
             slot.draining = True
             slot.discard = slot.discard or message.cause == "retired"
@@ -343,11 +390,13 @@ class Submitter:
             self._became_idle(pool, slot)
         self._fill(pool)
 
-    def _take_special(self, peer: Peer, task: Task, result: m.Result) -> None:
+    def take_special(self, peer: Peer, task: Task, result: m.Result) -> None:
         """A result that is an error, has several values, is in the store, or contains references."""
         extra = result.extra or m.ResultExtra()
         runtime = self._runtime
-        entries = task.entries if task.entries is not None else [task.entry]
+        entries: list[Entry | None] = list(task.entries) if task.entries is not None else [task.entry]
+        if task.cancelled and all(entry is None or entry.ready for entry in entries):
+            entries = [None for _ in entries]  # Their waiters have been told (CANCEL).
         if extra.handover:
             runtime.references.drain()
             # An error is one value, which all entries get.
@@ -355,7 +404,12 @@ class Submitter:
             pairs = list(zip(entries, contained, strict=True)) or [(None, extra.contained[0])]
             runtime.references.result_arrived(peer, extra.handover, pairs)
         if extra.error:
-            self._finish_with(task, result.blob, extra.retriable)
+            self.finish_with(task, result.blob, extra.retriable)
+            return
+        if task.stream is not None:
+            task.stream.finish(task, extra.items)
+            task.held = None
+            task.arguments = None
             return
         blobs = extra.blobs or [result.blob]
         stored = False
@@ -381,17 +435,19 @@ class Submitter:
         if entry.alive is None and (entry.book is None or entry.book.freed):
             self._runtime.values.release(entry)
 
-    def _finish_with(self, task: Task, error: bytes, retriable: bool) -> None:
+    def finish_with(self, task: Task, error: bytes, retriable: bool) -> None:
         """The task raised (or its arguments did): retry it if it asked for that, or publish the error."""
         settings = task.options
         if retriable and settings.retries_errors and task.retries_left and not task.cancelled:
             self._retry(task)
             return
         for entry in task.entries if task.entries is not None else [task.entry]:
-            if entry is not None:
+            if entry is not None and not entry.ready:
                 entry.blob = error
                 entry.error = True
                 self._publish(entry)
+        if task.stream is not None:
+            task.stream.fail(task)
         task.held = None
         task.arguments = None
 
@@ -401,6 +457,11 @@ class Submitter:
         task.attempt += 1
         extra = task.extra or m.TaskExtra()
         task.extra = msgspec.structs.replace(extra, attempt=task.attempt)
+        if task.stream is not None:
+            task.stream.replay(task)
+        if isinstance(task, Call):
+            self._runtime.actors.retry(task)
+            return
         pool = task.options.pool
         pool.queue.append(task)
         self._fill(pool)
@@ -438,7 +499,7 @@ class Submitter:
         blob = dump_error(error)
         pool.requested = 0
         while pool.queue:
-            self._finish_with(pool.queue.popleft(), blob, False)
+            self.finish_with(pool.queue.popleft(), blob, False)
 
     def _on_revoked(self, _connection: Connection, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
@@ -494,6 +555,8 @@ class Submitter:
 
     def connection_closed(self, connection: Connection, peer: Peer) -> None:
         """A worker's connection is gone. Its death, if it is that, comes from the node (LIVENESS)."""
+        if peer.callee is not None:
+            return
         for pool, slot in list(peer.slots.values()):
             self.settle(connection)
             # What user threads committed and nobody sent runs elsewhere.
@@ -531,6 +594,12 @@ class Submitter:
         if task.retries_left and not task.cancelled:
             self._retry(task)
             return
+        if task.cancelled:
+            for entry in task.entries if task.entries is not None else [task.entry]:
+                if entry is not None:
+                    self._runtime.values.forget_stored(entry)
+            self.finish_with(task, self._runtime.cancels.error_blob(task, "its worker was ended"), False)
+            return
         error = exceptions.WorkerCrashedError(
             f"the worker (pid {death.pid}) that ran task {task.options.name}() has died: {death.reason}"
             + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),
@@ -542,7 +611,7 @@ class Submitter:
         for entry in task.entries if task.entries is not None else [task.entry]:
             if entry is not None:
                 self._runtime.values.forget_stored(entry)
-        self._finish_with(task, dump_error(error), False)
+        self.finish_with(task, dump_error(error), False)
 
     def session_ended(self, reason: str) -> None:
         """Nothing will run any more."""
@@ -559,7 +628,7 @@ class Submitter:
             while pool.queue:
                 tasks.append(pool.queue.popleft())
         for task in tasks:
-            self._finish_with(task, blob, False)
+            self.finish_with(task, blob, False)
 
     # --- explanations -------------------------------------------------------------------------------------------
 
@@ -571,6 +640,8 @@ class Submitter:
         if task is None:
             return "It has just become ready."
         name = task.options.name
+        if isinstance(task, Call):
+            return self._runtime.actors.why(task.callee, task)
         if task.waiting:
             return f"Task {name}() waits for {task.waiting} of its arguments."
         pool = task.options.pool

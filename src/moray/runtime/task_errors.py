@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moray import exceptions
 
 if TYPE_CHECKING:
-    from moray.runtime.executor import Queued
-    from moray.runtime.runtime import Runtime
+    from moray.runtime.worker import Worker
 
 
-def make(runtime: Runtime, name: str, error: BaseException, queued: Queued) -> exceptions.MorayError:
+def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> exceptions.MorayError:
     """A TaskError that carries `error`, its traceback, and where it happened."""
-    spec: Any = queued.spec
-    task_id = spec.seq.to_bytes(8, "big") + queued.connection.peer.origin.tail
+    host = runtime.executor.host
     return exceptions.make_task_error(
         name,
         error,
@@ -25,4 +23,5 @@ def make(runtime: Runtime, name: str, error: BaseException, queued: Queued) -> e
         node_id=runtime.welcome.node_id.hex(),
         worker_id=runtime.process.hex(),
         task_id=task_id.hex(),
+        actor_id=host.actor.hex() if host is not None else None,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from moray.core.leases import Durations, Pool, Slot
 from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
+
+if TYPE_CHECKING:
+    from moray.runtime.streams import Stream
 
 
 class Function(msgspec.Struct, gc=False):
@@ -49,12 +52,32 @@ class Task(msgspec.Struct, gc=False, eq=False):
     attempt: int = 0
     #: Being cancelled: not retried.
     cancelled: bool = False
+    #: What receives its items, if it is a generator (STREAM).
+    stream: Stream | None = None
+    #: The task that submitted it, in a worker: cancelled with it (CANCEL).
+    parent: Any = None
+
+
+class Call(Task, gc=False, eq=False):
+    """A call of an actor's method, on its way to :class:`~moray.runtime.actors.Callee`."""
+
+    #: Its number in the conversation with the present incarnation; -1: not sent (CALL-ORDER).
+    number: int = -1
+    callee: Any = None
+    #: The reference that keeps the actor alive while the call is open; None for weak handles.
+    handle: ObjectRef[Any] | None = None
+
+
+class Life(msgspec.Struct, gc=False):
+    """`Entry.task` of an actor's hidden object: what ends with it."""
+
+    actor: bytes
 
 
 class TaskSettings(msgspec.Struct, gc=False, eq=False):
     """What all tasks of one function with one set of options share."""
 
-    pool: KeyPool
+    pool: Any
     name: str
     max_retries: int
     num_returns: int
@@ -62,6 +85,14 @@ class TaskSettings(msgspec.Struct, gc=False, eq=False):
     extra: m.TaskExtra | None
     #: Errors may be retried; the worker says which (TaskExtra.retry).
     retries_errors: bool = False
+    #: Items travel one by one; the submitter gets an ObjectRefGenerator (STREAM).
+    streaming: bool = False
+    #: Of calls: the method's name.
+    method: str = ""
+
+
+class CallSettings(TaskSettings, gc=False, eq=False):
+    """What all calls of one method with one set of options share. `pool` is not used: calls go to their actor."""
 
 
 class KeyPool(Pool):

@@ -21,6 +21,8 @@ from moray.object_ref import Entry, ObjectRef, Origin
 from moray.protocol import messages as m
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.references import Contains, TaskToken
+from moray.runtime.space import Place, Space
+from moray.runtime.tasks import Life
 from moray.serialization import Serialized, loads, loads_covered, serialize
 from moray.store.client import StoreClient
 
@@ -36,6 +38,8 @@ class Values:
     def __init__(self, runtime: Runtime, arena: int) -> None:
         self._runtime = runtime
         self.store = StoreClient(arena, runtime.welcome.arena_bytes)
+        #: Where the next objects can be written without asking.
+        self.space = Space(runtime)
         #: Ids whose last view has gone; filled by finalizers in any thread (DEL).
         self._unpinned: deque[bytes] = deque()
         #: Keys of our objects in the store. Threads add, the loop removes.
@@ -82,30 +86,59 @@ class Values:
         return ref
 
     def write(self, object_id: bytes, serialized: Serialized, acknowledged: bool = False) -> None:
-        """Create, write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
+        """Write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
         (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
+        place = self.space.take(serialized.size)
+        if place is not None:
+            # Interrupted anywhere here, the place goes back by itself.
+            self._runtime.check_usable()
+            self._fill(place.offset, "", serialized)
+            self._seal(object_id, serialized.size, place, acknowledged)
+            return
+        try:
+            self._create(object_id, serialized)
+            self._seal(object_id, serialized.size, None, acknowledged)
+        except BaseException:
+            self._runtime.node.send(m.AbortObject(object_id))  # If it was sealed, this changes nothing.
+            raise
+
+    def _create(self, object_id: bytes, serialized: Serialized) -> None:
+        """Ask for space for one object, and write it there."""
         runtime = self._runtime
         # What is not needed any more makes room first.
         before = self._book_drops if runtime.events else None
-        try:
-            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), before=before)
-            if isinstance(answer, m.StoreError) and answer.code == "exists":
-                # An earlier attempt of this task died between its seal and its answer: this one takes its place.
-                runtime.node.send(m.FreeObjects([object_id]))
-                answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
-            if not isinstance(answer, m.StoreError):
-                view = self.store.view(answer.offset, serialized.size, answer.path)
-                serialized.write_into(view, self.store.copy_into)
-                view.release()
-        except BaseException:
-            runtime.node.send(m.AbortObject(object_id))
-            raise
+        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), before=before)
+        if isinstance(answer, m.StoreError) and answer.code == "exists":
+            # An earlier attempt of this task died between its seal and its answer: this one takes its place.
+            runtime.node.send(m.FreeObjects([object_id]))
+            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
         if isinstance(answer, m.StoreError):
             raise _store_error(answer)
-        if acknowledged:
-            runtime.ask(lambda number: m.SealObject(number, object_id))
+        self._fill(answer.offset, answer.path, serialized)
+
+    def _fill(self, offset: int, path: str, serialized: Serialized) -> None:
+        view = self.store.view(offset, serialized.size, path)
+        serialized.write_into(view, self.store.copy_into)
+        view.release()
+
+    def _seal(self, object_id: bytes, size: int, place: Place | None, acknowledged: bool) -> None:
+        """Tell the node that an object is complete, and, if it lies in a place, that it is there."""
+        runtime = self._runtime
+        ahead, ahead_size = self.space.wish(size)
+        number = place.number if place is not None else 0
+        if not acknowledged:
+            runtime.node.send(m.SealObject(0, object_id, number, size, ahead, ahead_size))
         else:
-            runtime.node.send(m.SealObject(0, object_id))
+            seal = lambda request: m.SealObject(request, object_id, number, size, ahead, ahead_size)  # noqa: E731
+            answer = runtime.ask(seal)
+            if isinstance(answer, m.StoreError) and answer.code == "exists":
+                # As in `_create`; only here is it found out.
+                runtime.node.send(m.FreeObjects([object_id]))
+                answer = runtime.ask(seal)
+            if isinstance(answer, m.StoreError):
+                raise _store_error(answer, object_id)
+        if place is not None:
+            self.space.sealed(place)
 
     def _book_drops(self) -> None:
         """Tell the node of all objects that were dropped before this call. Loop only."""
@@ -206,6 +239,7 @@ class Values:
         if blob is None:
             blob = self._map(entry.id)
         if entry.error:
+            entry.seen = True
             raise load_error(blob, entry if entry.contained is not None else None)
         if entry.contained is not None:
             return loads_covered(blob, entry)
@@ -404,6 +438,8 @@ class Values:
     def release(self, entry: Entry) -> None:
         """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
         entry.contained = None
+        if type(entry.task) is Life:
+            self._runtime.actors.released(entry.task)
         entry.task = None
         if entry.size and entry.origin is self._runtime.origin:
             self._stored.discard(entry.key)
@@ -427,6 +463,7 @@ class Values:
             self._send_value(entry, peer)
 
     def _send_value(self, entry: Entry, peer: Any) -> None:
+        entry.seen = True
         contained = [each if isinstance(each, bytes) else each.binary() for each in entry.contained or ()]
         self._runtime.send(peer, m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained))
 
@@ -478,6 +515,7 @@ class Values:
         if self._free:
             free, self._free = self._free, []
             self._runtime.node.send(m.FreeObjects(free))
+        self.space.flush()
         if self._wanted:
             self._fetch()
 

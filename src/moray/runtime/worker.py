@@ -26,9 +26,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from moray import config, exceptions
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, listen, receive_blocking, send_blocking
+from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime import state
-from moray.runtime.executor import Executor, Queued
-from moray.runtime.runtime import Runtime, Waiter, socket_path
+from moray.runtime.actor_host import start_now
+from moray.runtime.executor import Executor
+from moray.runtime.interrupts import Interrupts, TaskInterrupt
+from moray.runtime.runtime import Peer, Runtime, Waiter, socket_path
+from moray.runtime.work import Called, Caller, Queued, Work, current_call
 
 if TYPE_CHECKING:
     import socket
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 WATCH_S: Final = 0.005
 #: Looks that find the main thread idle before the I/O thread parks.
 IDLE_LOOKS: Final = 10
+#: How a worker ends whose task is cancelled by force.
+FORCED_EXIT: Final = 130
 
 
 class Worker(Runtime):
@@ -62,7 +68,13 @@ class Worker(Runtime):
             m.Recall: self.executor.on_recall,
             m.RevokeLease: self._on_revoke,
             m.Shutdown: self._on_shutdown,
+            m.StartActor: lambda connection, start: start_now(self, start, _peer_connection(connection, self)),
+            m.CallerHello: self._on_caller,
+            m.Calls: self._on_calls,
+            m.CancelTask: self._on_cancel,
         }
+        self.main_ident = threading.main_thread().ident or 0
+        self.interrupts = Interrupts(self)
         #: The main thread runs tasks (or user code waits in moray).
         self._busy = False
         #: The I/O thread holds the lead.
@@ -97,6 +109,7 @@ class Worker(Runtime):
 
     def serve(self) -> NoReturn:
         """Run tasks until told to end."""
+        self.interrupts.install()
         threading.Thread(target=self._io_thread, name="moray-io", daemon=True).start()
         queue = self.executor.queue
         while self._exit_code is None:
@@ -177,10 +190,13 @@ class Worker(Runtime):
             self._io_wanted = True
             self._kick()
 
-    def post_result(self, connection: Connection, result: m.Result, borrows: Any) -> None:
+    def post_result(self, work: Work, result: m.Result, borrows: Any) -> None:
         """See Runtime.post_result."""
         self.output.pump()
-        connection.send(m.Results([result], borrows))
+        if type(work) is Called and self.executor.host is not None:
+            self.executor.host.post(work, result, borrows)
+        else:
+            work.connection.send(m.Results([result], borrows))
         self.executor.passing.pop(id(result), None)
         if self.revocation and not self._busy:
             self.answer_revocation()
@@ -190,13 +206,19 @@ class Worker(Runtime):
     def blocked(self) -> None:
         """The task waits: give queued tasks back, lend the CPUs, and let the I/O thread lead."""
         thread = get_ident()
+        host = self.executor.host
+        if host is not None:
+            host.warn_blocking()
         with self._wait_lock:
             first = not self.waits
             self.waits[thread] = self.waits.get(thread, 0) + 1
-            if first:  # Under the lock: the node must hear of several threads' waits in the order of the counts.
+            # Actors lend nothing. Under the lock: the node must hear of several threads' waits in the order of counts.
+            if first and host is None:
                 self.executor.return_queue("blocked")
                 self.executor.flush()
                 self.node.send(m.Blocked())
+        if host is not None:
+            self.executor.flush()  # Its callers may be what it waits for.
 
     def unblocked(self) -> None:
         """The task goes on."""
@@ -205,14 +227,14 @@ class Worker(Runtime):
             depth = self.waits.get(thread, 0)
             if depth > 1:
                 self.waits[thread] = depth - 1
-            elif self.waits.pop(thread, None) is not None and not self.waits:
+            elif self.waits.pop(thread, None) is not None and not self.waits and self.executor.host is None:
                 self.node.send(m.Unblocked())
 
     def end_waits(self) -> None:
         """The task of this thread is over. A signal handler of the user's may have raised out of a wait, which then was
         never ended."""
         with self._wait_lock:
-            if self.waits.pop(get_ident(), None) is not None and not self.waits:
+            if self.waits.pop(get_ident(), None) is not None and not self.waits and self.executor.host is None:
                 self.node.send(m.Unblocked())
 
     def block(self, waiter: Waiter, deadline: float | None) -> bool:
@@ -220,13 +242,102 @@ class Worker(Runtime):
         if not self._io_leads:
             self._io_wanted = True
             self._kick()
-        return super().block(waiter, deadline)
+        if get_ident() != self.main_ident:
+            return super().block(waiter, deadline)
+        interrupts = self.interrupts
+        interrupts.waiting = waiter
+        try:
+            if interrupts.target is not None and interrupts.due():
+                raise TaskInterrupt
+            done = super().block(waiter, deadline)
+        finally:
+            interrupts.waiting = None
+        if interrupts.target is not None and interrupts.due():
+            raise TaskInterrupt
+        return done
 
     def bounces(self) -> str:
         """Why arriving tasks must go elsewhere: this process waits, or is about to end; "" if they need not."""
         if self._retiring:
             return "retired"
         return "blocked" if self.waits and self.executor.current is not None else ""
+
+    # --- being an actor (CALL-ORDER) ---------------------------------------------------------------------------
+
+    def _on_caller(self, connection: Connection, message: m.CallerHello) -> None:
+        peer: Peer = connection.peer
+        if peer.caller is None:
+            peer.caller = Caller(peer.origin.process, connection)
+        peer.caller.connection = connection
+        peer.caller.hello(message.number)
+
+    def _on_calls(self, connection: Connection, message: m.Calls) -> None:
+        host = self.executor.host
+        if host is None:
+            connection.close("calls for a process that is no actor")
+        else:
+            host.on_calls(connection, message)
+
+    def turn_for_event_loop(self, timeout_s: float | None) -> None:
+        """The main thread's event loop has nothing to do for so long (None: until something happens)."""
+        waits = timeout_s is None or timeout_s > 0
+        if waits:
+            self._busy = False
+            if self._io_leads:
+                self._main_wants = True
+                self.reactor.interrupt()
+        elif self._io_leads:
+            return  # It reads what comes.
+        with self.reactor.lead:
+            self._main_wants = False
+            self.reactor.turn(HEARTBEAT_S if timeout_s is None else max(0.0, timeout_s))
+        if waits:
+            self.executor.begun += 1
+            self._busy = True
+            if self._parked:
+                self._kick()
+
+    # --- cancels (CANCEL) ----------------------------------------------------------------------------------------
+
+    def _on_cancel(self, connection: Connection, message: m.CancelTask) -> None:
+        """The owner wants a task or call of its own to end."""
+        owner = connection.peer.origin.process
+        work = self._find_work(owner, message.seq)
+        if work is None:
+            connection.send(m.CancelAnswer(message.seq, message.attempt, "finished"))
+            return
+        begun = work is self.executor.current
+        host = self.executor.host
+        running = host.running.get((owner, message.seq)) if host is not None else None
+        work.cancelled = True
+        if not begun and running is None:
+            connection.send(m.CancelAnswer(message.seq, message.attempt, "unstarted"))
+            return
+        connection.send(m.CancelAnswer(message.seq, message.attempt, "interrupting"))
+        if message.force:
+            self.exit(FORCED_EXIT)
+        if message.recursive:
+            self.cancels.cancel_children(work)
+        if begun:
+            self.interrupts.request(work)
+        elif host is not None:
+            host.cancel_running(owner, message.seq)
+
+    def _find_work(self, owner: bytes, seq: int) -> Work | None:
+        """What is queued or runs here for this owner under this number."""
+        current = self.executor.current
+        host = self.executor.host
+        here: list[Any] = [current, *self.executor.queue]
+        if host is not None:
+            here += host.pending()
+        for work in here:
+            if isinstance(work, (Queued, Called)) and work.spec.seq == seq and _owner(work) == owner:
+                return work
+        return None
+
+    def current_work(self) -> Any:
+        """See Runtime.current_work."""
+        return current_call.get() if self.concurrent else self.work
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
@@ -286,11 +397,17 @@ class Worker(Runtime):
             os.environ["OMP_NUM_THREADS"] = "1"
         self.task_extra = None
 
-    def task_error(self, name: str, error: BaseException, queued: Queued) -> exceptions.MorayError:
+    def task_error(self, name: str, error: BaseException, work: Work) -> exceptions.MorayError:
         """What the owner shall see of an error that a task raised."""
         from moray.runtime.task_errors import make
 
-        return make(self, name, error, queued)
+        return make(self, name, error, work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail)
+
+    def constructor_error(self, name: str, error: BaseException, start: m.StartActor) -> exceptions.MorayError:
+        """What callers shall see of an error that an actor's constructor raised."""
+        from moray.runtime.task_errors import make
+
+        return make(self, name, error, start.seq.to_bytes(8, "big") + start.creator + self.job)
 
     def task_name(self) -> str:
         """The name of the task that runs, or ran last."""
@@ -311,8 +428,8 @@ class Worker(Runtime):
 
     def current_task_id(self) -> bytes | None:
         """See Runtime.current_task_id."""
-        queued = self.executor.current
-        if queued is None:
+        queued = self.current_work()
+        if not isinstance(queued, (Queued, Called)):
             return None
         seq: int = queued.spec.seq
         tail: bytes = queued.connection.peer.origin.tail
@@ -326,7 +443,11 @@ class Worker(Runtime):
 
     # --- the end ----------------------------------------------------------------------
 
-    def _on_shutdown(self, _connection: Connection, _message: m.Shutdown) -> None:
+    def _on_shutdown(self, _connection: Connection, message: m.Shutdown) -> None:
+        host = self.executor.host
+        if host is not None and message.reason:
+            host.end_in_peace()
+            return
         self._exit_code = 0
         if self._busy:
             self.exit(0)
@@ -352,6 +473,16 @@ class Worker(Runtime):
                     break
         finally:
             os._exit(code)
+
+
+def _peer_connection(connection: Connection, worker: Worker) -> Connection | None:
+    """The connection to the creator; None if the node itself (of a detached actor) sent the message."""
+    return None if connection is worker.node else connection
+
+
+def _owner(work: Work) -> bytes:
+    process: bytes = work.connection.peer.origin.process
+    return process
 
 
 def main(node_address: str, process: bytes, job_id: int, session_dir: str, log_paths: tuple[str, str]) -> NoReturn:

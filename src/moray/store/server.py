@@ -13,6 +13,7 @@ calls :meth:`StoreServer.process_died`, and only then.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,13 +22,16 @@ from moray.core.object_table import ObjectTable
 from moray.core.object_table_state import SPILL_FILE_BYTES
 from moray.core.object_table_types import (
     Action,
+    AwaitRecalls,
     Created,
     DeleteFile,
     Done,
     Extend,
     Failed,
+    Granted,
     MakeFile,
     Pinned,
+    Recall,
     Restore,
     Spill,
     Warn,
@@ -40,7 +44,9 @@ from moray.protocol.messages import (
     ObjectCreated,
     ObjectPinned,
     PinObject,
+    RecallSpace,
     SealObject,
+    SpaceGranted,
     StoreDone,
     StoreError,
     UnpinObjects,
@@ -49,6 +55,9 @@ from moray.store import disk
 
 #: The arena grows by as much at once in the loop itself (0.2 ms a MiB); more is left to the disk thread.
 _GROW_IN_LOOP: Final = 4 << 20
+#: How long a creation that finds no room waits for space that was granted ahead. An I/O thread that is not
+#: kept from running answers within a millisecond, behind Python code within a few.
+_RECALL_S: Final = 0.05
 
 
 class StoreServer:
@@ -85,14 +94,16 @@ class StoreServer:
         #: Actions not yet carried out, and whether somebody up the stack is at it.
         self._todo: deque[Action] = deque()
         self._performing = False
+        #: Set when nobody waits for recalls, so that the disk thread goes on.
+        self._recalls_over = threading.Event()
         self._closed = False
         self._handlers: dict[type[Message], Callable[[bytes, Any], list[Action]]] = {
             CreateObject: lambda process, m: self._table.create(process, m.request, m.object, m.size),
-            SealObject: lambda process, m: self._table.seal(process, m.request, m.object),
+            SealObject: self._seal,
             PinObject: lambda process, m: self._table.pin(process, m.request, m.object),
             UnpinObjects: lambda process, m: self._table.unpin(process, m.objects),
             FreeObjects: lambda _, m: self._table.free(m.objects),
-            AbortObject: lambda process, m: self._table.abort(process, m.object),
+            AbortObject: self._abort,
         }
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             Created: self._created,
@@ -105,15 +116,23 @@ class StoreServer:
             MakeFile: self._make_file,
             DeleteFile: self._delete_file,
             Warn: lambda action: self._warn(action.text),
+            Granted: lambda action: self._send(action.process, SpaceGranted(action.size, action.places)),
+            Recall: lambda action: self._send(action.process, RecallSpace(action.number, action.keep)),
+            AwaitRecalls: self._await_recalls,
         }
 
     def handle(self, process: bytes, message: Message) -> None:
         """Act on one of the store's messages from a process of this machine."""
         self._perform(self._handlers[type(message)](process, message))
 
+    def holds(self, name: bytes) -> bool:
+        """Whether there is such an object, complete or not."""
+        return self._table.state_of(name) is not None
+
     def process_died(self, process: bytes) -> None:
         """A process of this machine is gone; so are its pins and what it was writing."""
         self._perform(self._table.process_died(process))
+        self._look_for_recalls()
 
     def stats(self) -> dict[str, Any]:
         """Sums in bytes and counts, and per process (in hex) what it pins and writes."""
@@ -128,6 +147,7 @@ class StoreServer:
         if self._closed:
             return
         self._closed = True
+        self._recalls_over.set()
         self._disk.close()
         for number in self._files:
             _unlink(self._path(number))
@@ -148,6 +168,35 @@ class StoreServer:
                 self._performers[type(action)](action)
         finally:
             self._performing = False
+
+    def _seal(self, process: bytes, message: SealObject) -> list[Action]:
+        table, request, name = self._table, message.request, message.object
+        if message.place:
+            actions = table.seal_place(process, request, name, message.place, message.size)
+        else:
+            actions = table.seal(process, request, name)
+        if message.ahead:
+            actions += table.grant_ahead(process, message.ahead, message.ahead_size)
+        return actions
+
+    def _abort(self, process: bytes, message: AbortObject) -> list[Action]:
+        actions = self._table.abort(process, message.object) if message.object else []
+        if message.places or message.recall:
+            actions += self._table.give_back(process, message.places, message.recall)
+            self._look_for_recalls()
+        return actions
+
+    def _await_recalls(self, action: AwaitRecalls) -> None:
+        def job() -> None:
+            # The disk thread has nothing better to do: what it does next depends on the room that comes back.
+            self._recalls_over.wait(_RECALL_S)
+
+        self._recalls_over.clear()
+        self._submit(job, lambda _: self._table.recalls_overdue(action.last))
+
+    def _look_for_recalls(self) -> None:
+        if not self._table.awaits_recalls():
+            self._recalls_over.set()
 
     def _created(self, action: Created) -> None:
         self._send(action.process, ObjectCreated(action.request, action.offset, self._path(action.file)))

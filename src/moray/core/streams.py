@@ -1,0 +1,127 @@
+"""One generator's items between the worker that makes them and their owner (STREAM, FLOW).
+
+Items are numbered from 0; what identifies one is its index, whichever attempt of the task has made it. A task that
+is run again makes all its items anew, but sends only those that the owner did not have when the attempt began
+(``skip``).
+
+- :class:`Arriving`, at the owner: which items it has, and whether an attempt's end agrees with them.
+- :class:`Making`, at the worker: which items are to be sent, and when the generator must pause.
+
+Backpressure: with a limit of `ahead` the generator is not resumed while that many items are made and not
+consumed. The worker reckons with what the owner has *told* it, beginning with 0 in each attempt; when it pauses it
+says how far it is, in an empty message if need be, and the owner answers as soon as more was consumed than told.
+
+Invariants:
+
+- STREAM-1: the consumer sees each index once, in ascending order, whatever is repeated or lost.
+- STREAM-2: at most `ahead` items are with the owner and not consumed, or as many as there were when an attempt began.
+- STREAM-3: the end is believed only if it comes after exactly the items that the owner has; it is final.
+- STREAM-4: a generator that pauses is resumed once the consumer has taken enough.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class End(Enum):
+    """What an attempt's end means for the owner."""
+
+    #: After all its items: the stream is over.
+    COMPLETE = "complete"
+    #: This attempt made fewer items than an earlier one, or ended elsewhere than the end that was believed.
+    INCONSISTENT = "inconsistent"
+    #: Items before it never arrived.
+    LOST = "lost"
+    #: Of an attempt that does not count any more, or known already: nothing changes.
+    STALE = "stale"
+
+
+class Arriving:
+    """The owner's side of one stream. Owned by its loop."""
+
+    __slots__ = ("ahead", "attempt", "length", "received", "told")
+
+    def __init__(self, ahead: int = -1) -> None:
+        #: The attempt whose messages count.
+        self.attempt = 0
+        #: Items below this index are here, or were.
+        self.received = 0
+        #: Items in all, once the end is believed; -1: open.
+        self.length = -1
+        #: How many items may be unread; -1: any number.
+        self.ahead = ahead
+        #: How many consumed items the worker of this attempt knows of.
+        self.told = 0
+
+    def accept(self, attempt: int, first: int, count: int) -> range:
+        """Items `first` … `first + count - 1` arrived: the indices of those that are new here."""
+        end = first + count
+        if attempt != self.attempt or self.length >= 0 or first > self.received or end <= self.received:
+            return range(0)
+        begin, self.received = self.received, end
+        return range(begin, end)
+
+    def credit(self, taken: int) -> bool:
+        """`taken` items were consumed, or something arrived: whether the worker is to be told `taken` now."""
+        if self.ahead < 0 or self.length >= 0 or taken <= self.told:
+            return False
+        # As far as it knows it must pause; otherwise half the limit is worth a message.
+        if self.received - self.told < self.ahead and taken - self.told < self.ahead // 2:
+            return False
+        self.told = taken
+        return True
+
+    def replay(self, attempt: int) -> int:
+        """The task is run again: how many items the new attempt need not send."""
+        assert attempt > self.attempt
+        self.attempt = attempt
+        self.told = 0
+        return self.received
+
+    def finish(self, attempt: int, items: int) -> End:
+        """An attempt has ended after this many items (those of earlier attempts included). INCONSISTENT and LOST are
+        errors of the task: :meth:`fail` follows."""
+        if self.length >= 0:
+            return End.STALE if items == self.length else End.INCONSISTENT
+        if attempt != self.attempt:
+            return End.STALE
+        if items == self.received:
+            self.length = items
+            return End.COMPLETE
+        return End.INCONSISTENT if items < self.received else End.LOST
+
+    def fail(self) -> bool:
+        """The task failed: the error comes after what is here. False: the stream was over already."""
+        if self.length >= 0:
+            return False
+        self.length = self.received
+        return True
+
+
+class Making:
+    """The worker's side of one attempt. Owned by the thread that runs the generator; `consumed` is the loop's."""
+
+    __slots__ = ("ahead", "consumed", "made", "skip")
+
+    def __init__(self, skip: int = 0, ahead: int = -1) -> None:
+        #: Items below this are not sent.
+        self.skip = skip
+        #: How many items may be made and not consumed; -1: any number.
+        self.ahead = ahead
+        #: Items made so far.
+        self.made = 0
+        #: Items that the owner's consumer has taken, as it told.
+        self.consumed = 0
+
+    def wanted(self) -> bool:
+        """Whether the next item is to be sent."""
+        return self.made >= self.skip
+
+    def credit(self, consumed: int) -> None:
+        """The owner tells how many items were consumed; messages of a replaced connection may come late."""
+        self.consumed = max(self.consumed, consumed)
+
+    def must_pause(self) -> bool:
+        """Whether the generator may not be resumed now. What it makes only to be skipped costs nobody anything."""
+        return 0 <= self.ahead <= self.made - self.consumed and self.made >= self.skip

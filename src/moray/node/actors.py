@@ -1,0 +1,261 @@
+"""The head's service for actors: carries out what the table of actors decides.
+
+The table (:class:`~moray.core.actors.ActorTable`, ACTORS-1 to 6) hears what creators, workers, callers and the
+scheduler say, and of every death. What it decides is carried out here, in order, even when one step makes the scheduler
+answer at once.
+
+A worker for an actor is asked of the scheduler by a permanent request, whose owner is the actor's id and whose key is
+the incarnation: so the lease does not depend on any process's life, and is over when the worker is dead. A *detached*
+actor gets a job of its own, without a driver, when it is registered, and keeps its creation here, opaque, because the
+node starts it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from moray.core.actor_actions import (
+    ActorAction,
+    Names,
+    Over,
+    Place,
+    Placed,
+    Registered,
+    Registration,
+    Site,
+    Start,
+    Stop,
+    Tell,
+    WarnJob,
+    Withdraw,
+)
+from moray.core.actors import ActorTable
+from moray.core.scheduler_actions import Grant, Refuse
+from moray.node.clients import Client, Clients
+from moray.node.leases import Leases
+from moray.node.settings import Settings
+from moray.node.workers import Workers
+from moray.protocol import messages as m
+
+#: Bytes of an actor's id.
+_ACTOR_ID: Final = 16
+
+_decode_creation: Final = msgspec.msgpack.Decoder(m.Creation).decode
+
+
+class ActorEvents(Protocol):
+    """What concerns the node's other parts."""
+
+    def job_lives(self, job: int) -> bool: ...
+    def begin_detached_job(self, origin: int, name: str) -> int: ...
+    def end_detached_job(self, job: int) -> None: ...
+    def warn_job(self, job: int, text: str) -> None: ...
+
+
+class Actors:
+    """The table's hands."""
+
+    def __init__(
+        self, clients: Clients, leases: Leases, workers: Workers, events: ActorEvents, settings: Settings
+    ) -> None:
+        self.table = ActorTable()
+        self._clients = clients
+        self._leases = leases
+        self._workers = workers
+        self._events = events
+        self._settings = settings
+        #: The jobs of detached actors.
+        self._detached: dict[bytes, int] = {}
+        #: Decided and not carried out; whether somebody is about it.
+        self._todo: deque[ActorAction] = deque()
+        self._performing = False
+        self._performers: dict[type[Any], Callable[[Any], None]] = {
+            Place: self._place,
+            Withdraw: lambda action: self._request(action, 0),
+            Registered: self._registered,
+            Names: lambda action: clients.send(action.process, m.ActorNames(action.request, action.names)),
+            Placed: self._placed,
+            Start: self._start,
+            Tell: self._tell,
+            Stop: self._stop,
+            WarnJob: lambda action: events.warn_job(action.job, action.text),
+            Over: self._over,
+        }
+        #: Messages of clients → what becomes of them.
+        self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
+            m.RegisterActor: self._on_register,
+            m.FindActor: lambda client, message: self._perform(
+                self.table.find(client.process, message.request, message.name, message.namespace)
+            ),
+            m.ListActors: lambda client, message: self._perform(
+                self.table.names(client.process, message.request, message.namespace)
+            ),
+            m.WatchActor: self._on_watch,
+            m.KillActor: lambda _client, message: self._perform(self.table.kill(message.actor, message.no_restart)),
+            m.ReleaseActor: lambda client, message: self._perform(self.table.release(client.process, message.actor)),
+            m.ActorStarted: lambda client, message: self._perform(
+                self.table.started(client.process, message.actor, message.incarnation, message.error)
+            ),
+            m.ActorExiting: lambda client, message: self._perform(
+                self.table.exiting(client.process, message.actor, message.incarnation, message.reason)
+            ),
+        }
+
+    # --- what happens elsewhere in the node -------------------------------------------------------
+
+    def granted(self, grant: Grant, worker: Client) -> None:
+        """The scheduler has a worker."""
+        site = Site(worker.process, worker.pid, worker.address, worker.job, grant.devices)
+        self._perform(self.table.granted(grant.owner, grant.key, site))
+
+    def refused(self, refusal: Refuse) -> None:
+        """The scheduler has none for now."""
+        self._perform(self.table.refused(refusal.owner, refusal.key, refusal.reason, refusal.infeasible))
+
+    def worker_died(self, process: bytes, reason: str, stderr: str) -> None:
+        """A worker is dead, and its owners have been told."""
+        self._perform(self.table.worker_died(process, reason, stderr))
+        self._perform(self.table.process_died(process))
+
+    def driver_left(self, process: bytes, job: int) -> None:
+        """A driver is dead, or has said goodbye; its job ends."""
+        self._perform(self.table.process_died(process))
+        self._perform(self.table.job_ended(job))
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _on_register(self, client: Client, message: m.RegisterActor) -> None:
+        spec = message.spec
+        problem = self._register_problem(client, spec)
+        if problem:
+            if message.request:
+                client.send(m.ActorRegistered(message.request, b"", reason=problem))
+            else:
+                client.send(m.ActorState(spec.actor, "dead", 0, reason=problem))
+            return
+        made = Registration(
+            actor=spec.actor,
+            creator=client.process,
+            creator_pid=client.pid,
+            job=client.job,
+            class_name=spec.class_name,
+            name=spec.name,
+            namespace=spec.namespace,
+            detached=spec.detached,
+            max_restarts=spec.max_restarts,
+            get_if_exists=spec.get_if_exists,
+            resources=spec.resources,
+            placement=spec.placement,
+            runtime_env=spec.runtime_env,
+            meta=spec.meta,
+            creation=spec.creation if spec.detached else b"",
+        )
+        self._perform(self.table.register(made, message.request))
+
+    def _register_problem(self, client: Client, spec: m.ActorSpec) -> str:
+        """Why this cannot be registered; "" if it can."""
+        if len(spec.actor) != _ACTOR_ID:
+            return f"an actor's id has {_ACTOR_ID} bytes, not {len(spec.actor)}"
+        if not self._events.job_lives(client.job):
+            return f"its job {client.job} has ended"
+        if spec.detached:
+            try:
+                _decode_creation(spec.creation)
+            except msgspec.DecodeError as error:
+                return f"what makes the detached actor cannot be read: {error}"
+        return ""
+
+    def _on_watch(self, client: Client, message: m.WatchActor) -> None:
+        creator_lives = self._clients.get(message.creator) is not None
+        self._perform(self.table.watch(client.process, message.actor, message.creator, creator_lives))
+
+    # --- carrying out -------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[ActorAction]) -> None:
+        """Carry out; what one step leads to comes after the steps that were decided before."""
+        self._todo.extend(actions)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._todo:
+                action = self._todo.popleft()
+                self._performers[type(action)](action)
+        finally:
+            self._performing = False
+
+    def _place(self, action: Place) -> None:
+        made = action.made
+        if made.detached and made.actor not in self._detached:
+            self._detached[made.actor] = self._events.begin_detached_job(made.job, made.label)
+        self._request(action, 1)
+
+    def _request(self, action: Place | Withdraw, count: int) -> None:
+        made = action.made
+        actions = self._leases.scheduler.request(
+            made.actor,
+            self._detached.get(made.actor, made.job),
+            action.incarnation,
+            count,
+            0,
+            made.resources,
+            made.runtime_env,
+            made.label,
+            monotonic(),
+            permanent=True,
+            placement=made.placement,
+        )
+        self._leases.perform(actions)
+
+    def _registered(self, action: Registered) -> None:
+        answer = m.ActorRegistered(action.request, action.actor, action.meta, action.creator, action.reason)
+        self._clients.send(action.process, answer)
+
+    def _placed(self, action: Placed) -> None:
+        site = action.site
+        self._clients.send(
+            action.creator,
+            m.ActorPlaced(action.actor, action.incarnation, site.process, site.pid, site.address, site.devices),
+        )
+
+    def _start(self, action: Start) -> None:
+        site, creation = action.site, _decode_creation(action.creation)
+        self._clients.send(
+            site.process, m.StartActor(action.actor, action.incarnation, 0, creation, devices=site.devices)
+        )
+
+    def _tell(self, action: Tell) -> None:
+        site = action.site
+        state = m.ActorState(
+            actor=action.actor,
+            state=action.state,
+            incarnation=action.incarnation,
+            process=site.process,
+            pid=site.pid,
+            address=site.address,
+            job_id=site.job,
+            reason=action.reason,
+            error=action.error,
+            restarts_left=action.restarts_left,
+        )
+        self._clients.send_all(action.processes, state)
+
+    def _stop(self, action: Stop) -> None:
+        worker = self._workers.get(action.process)
+        if worker is None:
+            return  # It is dead, which is about to be told or was.
+        if action.graceful:
+            self._clients.send(action.process, m.Shutdown(action.reason))
+            self._workers.grant_grace(worker, action.reason, self._settings.actor_stop_grace_s)
+        else:
+            self._workers.kill(worker, action.reason)
+
+    def _over(self, action: Over) -> None:
+        job = self._detached.pop(action.actor, None)
+        if job is not None:
+            self._events.end_detached_job(job)

@@ -1,0 +1,643 @@
+"""The actor that a worker process is: its instance, its callers, and how its calls are run (CALL-ORDER).
+
+Four kinds, by what the class and its options say:
+
+===========  ============================================================================================
+ordinary     one call at a time, in the main thread, by the executor's queue
+threaded     ``max_concurrency`` threads, or some of its concurrency groups' own; calls begin in order
+async        coroutines in an event loop in the main thread, as many at once as each group allows
+===========  ============================================================================================
+
+In an async actor the main thread's event loop *is* the reactor's leader: its selector turns the reactor while it has
+nothing else to do (:class:`LoopSelector`), so that a call costs no change of thread. The I/O thread steps in as with
+tasks when the main thread is busy.
+
+**Replies** are kept until the caller has said that it has them, and sent on the caller's present connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import selectors
+import sys
+import threading
+import warnings
+from _thread import get_ident
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from moray.protocol import messages as m
+from moray.protocol.reactor import READ
+from moray.runtime import stream_producer
+from moray.runtime.executor import split_returns
+from moray.runtime.interrupts import base, interruptible
+from moray.runtime.output import void
+from moray.runtime.references import TaskToken
+from moray.runtime.work import Called, Caller, current_call
+from moray.serialization import NONE_BLOB, context, loads, serialize
+
+if TYPE_CHECKING:
+    from moray.protocol.connection import Connection
+    from moray.runtime.worker import Worker
+
+_PLAIN: Final = frozenset({int, float, bool, complex})
+_NO_EXTRA: Final = m.TaskExtra()
+
+
+class ActorExit(SystemExit):
+    """Raised by exit_actor(): the actor ends by its own will."""
+
+
+class ActorHost:
+    """The actor of this process."""
+
+    def __init__(self, worker: Worker, start: m.StartActor, connection: Connection | None) -> None:
+        self._worker = worker
+        self._executor = worker.executor
+        self.actor = start.actor
+        self.incarnation = start.incarnation
+        self.creator = start.creator
+        self.creation = start.creation
+        self.devices = start.devices
+        self._start = start
+        self._creator_connection = connection
+        self.instance: Any = None
+        #: Calls run in several threads or coroutines.
+        self.concurrent = False
+        #: Results of calls that wait to be sent. Whoever runs calls appends; whoever flushes takes.
+        self.results: deque[tuple[Called, m.Result]] = deque()
+        #: Method → what to call.
+        self._methods: dict[str, Callable[..., Any]] = {}
+        #: (caller's process, seq) → what runs it: an asyncio task, or None for threads.
+        self.running: dict[tuple[bytes, int], tuple[Called, Any]] = {}
+        #: What arrived before the constructor returned. Loop only.
+        self._early: deque[Called] | None = deque()
+        #: Group → wake-ups of its threads, one per call, and the calls themselves, oldest first.
+        self._queues: dict[str, SimpleQueue[None]] = {}
+        self._waiting: dict[str, deque[Called]] = {}
+        self._threads: dict[str, list[threading.Thread]] = {}
+        #: Group → what its threads run now. Each thread adds and removes its own.
+        self._busy: dict[str, dict[int, None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._semaphores: dict[str, asyncio.Semaphore] = {}
+        self._flush_due = False
+        self._warned = False
+        self.exiting = False
+
+    # --- the loop: calls arrive ----------------------------------------------------------------------
+
+    def on_calls(self, connection: Connection, message: m.Calls) -> None:
+        """Calls of one caller."""
+        caller: Caller | None = connection.peer.caller
+        if caller is None:
+            connection.close("calls before CallerHello")
+            return
+        caller.forget(message.answered)
+        again = []
+        for spec in message.calls:
+            number, fresh = caller.accept()
+            if fresh:
+                self._dispatch(Called(connection, caller, number, spec))
+            elif (reply := caller.replies.get(number)) is not None:
+                again.append(reply)
+        if again:
+            connection.send(m.CallResults(again))
+
+    def _dispatch(self, call: Called) -> None:
+        if self._early is not None:
+            self._early.append(call)
+        elif self._loop is not None:
+            self._spawn(call)
+        else:
+            self._enqueue(call)
+
+    def _enqueue(self, call: Called) -> None:
+        """Into the queue of its group: the main thread's, or threads'."""
+        group = self._group_of(call) if self._queues else ""
+        queue = self._queues.get(group)
+        if queue is None:
+            self._executor.queue.append(call)
+            return
+        threads = self._threads[group]
+        if len(threads) < self._size_of(group) and self._open_calls(group) >= len(threads):
+            thread = threading.Thread(target=self._run_group, args=(group,), name=f"moray-actor-{group}", daemon=True)
+            threads.append(thread)
+            thread.start()
+        self._waiting[group].append(call)
+        queue.put(None)
+
+    def _group_of(self, call: Called) -> str:
+        extra = call.spec.extra
+        if extra is not None and extra.group:
+            return extra.group
+        method = getattr(type(self.instance), call.spec.method, None)
+        group: str = getattr(method, "__moray_group__", "")
+        return group if group in self.creation.groups else ""
+
+    def _open_calls(self, group: str) -> int:
+        return len(self._waiting[group]) + len(self._busy[group])
+
+    def _size_of(self, group: str) -> int:
+        return self.creation.groups.get(group) or self.creation.max_concurrency
+
+    # --- becoming the actor: the main thread ------------------------------------------------------------
+
+    def become(self) -> None:
+        """Make the instance, tell the head, and let calls begin. An async actor's main thread stays in here."""
+        self._executor.name = self._executor.function_name = self.creation.class_name
+        self._executor.owner = self._creator_connection
+        if self.creation.asynchronous:
+            self._run_event_loop()
+            return
+        if self._construct():
+            self._worker.call_soon(self._open)
+
+    def _open(self) -> None:
+        """Calls may begin. Loop only."""
+        creation = self.creation
+        if creation.max_concurrency > 1:
+            self._make_group("")
+        for group in creation.groups:
+            self._make_group(group)
+        self.concurrent = bool(self._queues)
+        self._worker.concurrent = self.concurrent
+        early, self._early = self._early or deque(), None
+        self._worker.node.send(m.ActorStarted(self.actor, self.incarnation))
+        for call in early:
+            self._dispatch(call)
+
+    def _make_group(self, group: str) -> None:
+        self._queues[group] = SimpleQueue()
+        self._waiting[group] = deque()
+        self._threads[group] = []
+        self._busy[group] = {}
+
+    @base
+    def _construct(self) -> bool:
+        """Run the constructor; the creator and the head are told how it went."""
+        creation, worker = self.creation, self._worker
+        token = context.cover = TaskToken(self.creator or worker.process, self._start.seq)
+        extra = m.TaskExtra(resources=creation.resources, devices=self.devices)
+        begin = perf_counter_ns()
+        error: BaseException | None = None
+        try:
+            worker.enter_task(extra)
+            kind = loads(creation.blob)
+            args, kwargs = loads(creation.payload) if creation.payload else ((), {})
+            if creation.arguments:
+                args, kwargs = self._executor.fill_in(args, kwargs, creation.arguments, token)
+            self._secure(token)
+            self.instance = kind(*args, **kwargs)
+            del args, kwargs
+        except SystemExit as wish:
+            self._exit_by(wish, "__init__")
+        except BaseException as raised:  # noqa: BLE001 - every error of the user's is the actor's cause of death.
+            error = raised
+        self._executor.events.append(
+            (
+                f"{creation.class_name}.__init__",
+                self._start.seq,
+                self._creator_connection,
+                begin,
+                perf_counter_ns() - begin,
+            )
+        )
+        self._answer_creation(token, error)
+        return error is None
+
+    def _answer_creation(self, token: TaskToken, error: BaseException | None) -> None:
+        worker, start = self._worker, self._start
+        blob = b""
+        if error is not None:
+            name = f"{self.creation.class_name}.__init__"
+            packed = serialize(worker.constructor_error(name, error, start))
+            blob = packed.to_bytes()
+        worker.output.pump(last=True)
+        if self._creator_connection is not None and start.seq:
+            result = m.Result(start.seq, 0, NONE_BLOB, m.ResultExtra(error=True) if error is not None else None)
+            creation_call = Called(
+                self._creator_connection,
+                Caller(self.creator, self._creator_connection),
+                0,
+                m.CallSpec(start.seq, "", b""),
+            )
+            self._executor.respond(creation_call, result, token, [])
+            self._executor.flush()
+        if error is not None:
+            worker.node.send(m.ActorStarted(self.actor, self.incarnation, blob))
+
+    # --- running a call: the main thread or a group's --------------------------------------------------------
+
+    @base
+    def run_in_main(self, call: Called) -> None:
+        """A call of an ordinary actor."""
+        executor = self._executor
+        spec = call.spec
+        executor.name = executor.function_name = spec.method
+        executor.owner = call.connection
+        method = self._methods.get(spec.method)
+        if method is None or spec.extra is not None or call.cancelled:
+            self._run_special(call)
+            return
+        begin = perf_counter_ns()
+        try:
+            if spec.payload:
+                args, kwargs = loads(spec.payload)
+                value = method(*args, **kwargs)
+            else:
+                value = method()
+        except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
+            self._failed(call, error, begin, None, _NO_EXTRA)
+            return
+        took = perf_counter_ns() - begin
+        executor.events.append((spec.method, spec.seq, call.connection, begin, took))
+        if value is None:
+            blob = NONE_BLOB
+        elif type(value) in _PLAIN:
+            blob = serialize(value).blob  # type: ignore[assignment]
+        else:
+            executor.answer(call, self._name(call), [value], took // 1000, None)
+            return
+        self.results.append((call, m.Result(spec.seq, took // 1000, blob)))
+
+    @base
+    def _run_special(self, call: Called) -> None:
+        """A call with references, several returns, a stream …, or the first of its method."""
+        spec, executor = call.spec, self._executor
+        extra = spec.extra or _NO_EXTRA
+        if extra.name:
+            executor.name = extra.name
+        token = context.cover = TaskToken(call.caller.process, spec.seq)
+        begin = perf_counter_ns()
+        try:
+            executor.check_cancelled(call)
+            method = self._find(spec.method)
+            args, kwargs = self._arguments(call, extra, token)
+            begin = perf_counter_ns()
+            value = method(*args, **kwargs)
+            del args, kwargs
+            if extra.stream is not None:
+                stream_producer.answer(executor, call, self._name(call), extra, value, token, begin)
+                return
+            took = perf_counter_ns() - begin
+            executor.events.append((spec.method, spec.seq, call.connection, begin, took))
+            values = split_returns(value, extra.num_returns, self._name(call))
+            del value
+        except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
+            self._failed(call, error, begin, token, extra)
+            return
+        executor.answer(call, self._name(call), values, took // 1000, token)
+
+    def _arguments(self, call: Called, extra: m.TaskExtra, token: TaskToken) -> tuple[Any, dict[str, Any]]:
+        args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
+        if extra.arguments:
+            args, kwargs = self._executor.fill_in(args, kwargs, extra.arguments, token)
+        self._secure(token)
+        return args, kwargs
+
+    def _secure(self, token: TaskToken) -> None:
+        """What came in the arguments and the caller does not own is registered before the method starts (REF-SEND): it
+        may outlive the call, and the caller."""
+        if token.touched:
+            self._worker.references.secure(token)
+
+    def _failed(
+        self,
+        call: Called,
+        error: BaseException,
+        begin: int,
+        token: TaskToken | None,
+        extra: m.TaskExtra,
+        items: int = -1,
+    ) -> None:
+        if isinstance(error, SystemExit):
+            self._exit_by(error, call.spec.method)
+        self._executor.failed(call, self._name(call), error, begin, token, extra, items=items)
+
+    def _name(self, call: Called) -> str:
+        return f"{self.creation.class_name}.{call.spec.method}"
+
+    def _find(self, name: str) -> Callable[..., Any]:
+        """The bound method; three names mean something in every actor."""
+        method = self._methods.get(name)
+        if method is None:
+            special: Any = {
+                "__ray_ready__": _ready, "__ray_call__": self._call_with_self, "__ray_terminate__": self._terminate,
+            }.get(name)  # fmt: skip
+            method = self._methods[name] = interruptible(special or getattr(self.instance, name))
+        return method
+
+    def _call_with_self(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.instance, *args, **kwargs)
+
+    def _terminate(self) -> NoReturn:
+        raise ActorExit(0)
+
+    # --- threads ----------------------------------------------------------------------------------------------
+
+    def _run_group(self, group: str) -> None:
+        queue, waiting = self._queues[group], self._waiting[group]
+        while True:
+            queue.get()
+            call = waiting.popleft()
+            key = (call.caller.process, call.spec.seq)
+            current_call.set(call)
+            self._busy[group][get_ident()] = None
+            self.running[key] = (call, None)
+            try:
+                self._executor.owner = call.connection
+                self._executor.name = self._executor.function_name = call.spec.method
+                self._run_special(call)
+            finally:
+                self.running.pop(key, None)
+                self._busy[group].pop(get_ident(), None)
+                current_call.set(None)
+            if self._worker.waits:
+                self._worker.end_waits()
+            self._executor.flush()
+
+    # --- coroutines: the main thread ------------------------------------------------------------------------------
+
+    def _run_event_loop(self) -> None:
+        loop = asyncio.SelectorEventLoop(LoopSelector(self._worker))
+        asyncio.set_event_loop(loop)
+        self._loop = loop
+        self.concurrent = self._worker.concurrent = True
+        loop.create_task(self._construct_async())
+        try:
+            loop.run_forever()
+        finally:
+            # Only the process's end leads here.
+            self._leave("its event loop was stopped", 1)
+
+    async def _construct_async(self) -> None:
+        """The constructor runs where asyncio.get_running_loop() works."""
+        if not self._construct():
+            return
+        creation = self.creation
+        self._semaphores = {group: asyncio.Semaphore(self._size_of(group)) for group in ["", *creation.groups]}
+        self._worker.call_soon(self._open_async)
+
+    def _open_async(self) -> None:
+        """Calls may begin. Loop only."""
+        early, self._early = self._early or deque(), None
+        self._worker.node.send(m.ActorStarted(self.actor, self.incarnation))
+        for call in early:
+            self._spawn(call)
+
+    def _spawn(self, call: Called) -> None:
+        """Have the event loop run a call. Loop only: in the main thread, or the I/O thread."""
+        loop = self._loop
+        assert loop is not None
+        if get_ident() == self._worker.main_ident:
+            self._start_task(call)
+        else:
+            loop.call_soon_threadsafe(self._start_task, call)
+
+    def _start_task(self, call: Called) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(self._run_async(call))
+        self.running[call.caller.process, call.spec.seq] = (call, task)
+
+    async def _run_async(self, call: Called) -> None:
+        current_call.set(call)
+        begin = perf_counter_ns()
+        token: TaskToken | None = None
+        extra = call.spec.extra or _NO_EXTRA
+        executor = self._executor
+        group = self._group_of(call) if self.creation.groups else ""
+        semaphore = self._semaphores[group]
+        try:
+            async with semaphore:
+                executor.check_cancelled(call)
+                executor.owner = call.connection
+                executor.name = executor.function_name = extra.name or call.spec.method
+                method = self._methods.get(call.spec.method) or self._find(call.spec.method)
+                if call.spec.extra is None:
+                    args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
+                else:
+                    token = TaskToken(call.caller.process, call.spec.seq)
+                    args, kwargs = await self._arguments_async(call, extra, token)
+                begin = perf_counter_ns()
+                value = method(*args, **kwargs)
+                del args, kwargs
+                if extra.stream is not None:
+                    items = value if hasattr(value, "__aiter__") else _as_async(value)
+                    await stream_producer.answer_async(executor, call, self._name(call), extra, items, token, begin)
+                    return
+                if inspect.isawaitable(value):
+                    value = await value
+        except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
+            self._failed_async(call, error, begin, token, extra)
+            return
+        finally:
+            self.running.pop((call.caller.process, call.spec.seq), None)
+            if not self._flush_due:
+                self._flush_due = True
+                assert self._loop is not None
+                self._loop.call_soon(self._flush_async)
+        took = perf_counter_ns() - begin
+        executor.events.append((call.spec.method, call.spec.seq, call.connection, begin, took))
+        if extra.num_returns == 1 and value is None and token is None:
+            self.results.append((call, m.Result(call.spec.seq, took // 1000, NONE_BLOB)))
+            return
+        try:
+            values = split_returns(value, extra.num_returns, self._name(call))
+        except ValueError as error:
+            self._failed_async(call, error, begin, token, extra)
+            return
+        executor.answer(call, self._name(call), values, took // 1000, token)
+
+    def _failed_async(
+        self, call: Called, error: BaseException, begin: int, token: TaskToken | None, extra: m.TaskExtra
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError) and call.cancelled:
+            error = self._executor.cancelled(call, "its coroutine was cancelled")
+        self._failed(call, error, begin, token, extra)
+
+    async def _arguments_async(self, call: Called, extra: m.TaskExtra, token: TaskToken) -> tuple[Any, dict[str, Any]]:
+        """Like `_arguments`, for a thread that must not wait for long: large ones are pinned quickly."""
+        outer, context.cover = context.cover, token
+        try:
+            args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
+            if extra.arguments:
+                args, kwargs = self._executor.fill_in(args, kwargs, extra.arguments, token)
+        finally:
+            context.cover = outer
+        if token.touched:
+            secured = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            self._worker.references.secure_soon(token, lambda: void(loop.call_soon_threadsafe(secured.set)))
+            await secured.wait()
+        return args, kwargs
+
+    def _flush_async(self) -> None:
+        """Once for all calls that ended in this round of the event loop."""
+        self._flush_due = False
+        self._executor.flush()
+
+    # --- cancels and deaths: the loop --------------------------------------------------------------------------
+
+    def pending(self) -> list[Called]:
+        """Calls that are not in the executor's queue: early ones, those of groups, and what runs."""
+        calls = [call for call, _task in list(self.running.values())]
+        calls += self._early or ()
+        for waiting in self._waiting.values():
+            calls += list(waiting)
+        return calls
+
+    def cancel_running(self, process: bytes, seq: int) -> None:
+        """A coroutine is cancelled; a thread can only ask whether it is (``is_canceled()``)."""
+        _call, task = self.running.get((process, seq), (None, None))
+        if task is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    def forget_caller(self, process: bytes) -> None:
+        """A caller died: what it still wanted is not begun."""
+        for call in self.pending():
+            if call.caller.process == process:
+                call.cancelled = True
+
+    def warn_blocking(self) -> None:
+        """The main thread of an async actor is about to wait."""
+        if self._loop is not None and not self._warned and get_ident() == self._worker.main_ident:
+            self._warned = True
+            warnings.warn(
+                f"a blocking moray.get() or wait() in the async actor {self.creation.class_name} stops its event loop, "
+                "and all its other calls, until it returns: write `await ref` instead",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    # --- replies --------------------------------------------------------------------------------------------------
+
+    def send_results(self, count: int) -> None:
+        """Send the oldest `count` results. Under the executor's flush lock."""
+        batch: list[m.Result] = []
+        caller: Caller | None = None
+        results = self.results
+        for _ in range(count):
+            call, result = results.popleft()
+            if call.caller is not caller:
+                if batch and caller is not None:
+                    caller.connection.send(m.CallResults(batch))
+                    batch = []
+                caller = call.caller
+            caller.keep(call.number, result)
+            batch.append(result)
+        if batch and caller is not None:
+            caller.connection.send(m.CallResults(batch))
+
+    def post(self, call: Called, result: m.Result, borrows: Any) -> None:
+        """Send a result that has passed the reference protocol. Loop only."""
+        call.caller.keep(call.number, result)
+        call.caller.connection.send(m.CallResults([result], borrows))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _exit_by(self, wish: SystemExit, method: str) -> NoReturn:
+        """exit_actor() or sys.exit() in a method: the process ends; with code 0 by its own will."""
+        code = wish.code if isinstance(wish.code, int) else int(wish.code is not None)
+        if isinstance(wish, ActorExit) or code == 0:
+            how = "exit_actor() was called" if isinstance(wish, ActorExit) else "sys.exit(0) was called"
+            if method == "__ray_terminate__":
+                how = "it was asked to terminate (__ray_terminate__)"
+                self._leave(how, 0)
+            self._leave(f"{how} in {self.creation.class_name}.{method}", 0)
+        sys.stderr.write(f"actor {self.creation.class_name}.{method}() called sys.exit({wish.code!r})\n")
+        self._leave("", code)
+
+    def _leave(self, reason: str, code: int) -> NoReturn:
+        """End the process in peace; with a reason the head does not restart it."""
+        self.exiting = True
+        if reason:
+            self._worker.node.send(m.ActorExiting(self.actor, self.incarnation, reason))
+        self.farewell()
+        self._worker.exit(code)
+
+    def end_in_peace(self) -> None:
+        """Nobody refers to the actor any more. Loop only."""
+        if self.exiting:
+            return
+        self.exiting = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: self._leave("", 0))
+        else:
+            self._executor.queue.append(_Farewell(self))
+            self._worker.wake()
+
+    def farewell(self) -> None:
+        """The user's last code: ``__ray_shutdown__`` of the instance, then atexit handlers."""
+        shutdown = getattr(self.instance, "__ray_shutdown__", None)
+        try:
+            if shutdown is not None:
+                shutdown()
+            atexit._run_exitfuncs()
+        except BaseException:  # noqa: BLE001 - the process ends anyway; its stderr says why it was not in peace.
+            import traceback
+
+            traceback.print_exc()
+
+
+async def _as_async(items: Any) -> Any:
+    """The items of an ordinary generator, in an event loop that others use too."""
+    for item in items:
+        yield item
+        await asyncio.sleep(0)
+
+
+class _Farewell:
+    """In the executor's queue: the end, when the main thread gets to it."""
+
+    def __init__(self, host: ActorHost) -> None:
+        self._host = host
+        self.lease = 0
+
+    def __call__(self) -> NoReturn:
+        self._host._leave("", 0)
+
+
+class LoopSelector(selectors.EpollSelector):
+    """Turns the reactor while the event loop has nothing to do."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+        worker.reactor.register(self.fileno(), READ, self._noted)
+
+    def _noted(self, _events: int) -> None:
+        """Some descriptor of asyncio's is ready: it will be found."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready for asyncio, after a turn of the reactor."""
+        self._worker.turn_for_event_loop(timeout)
+        return super().select(0)
+
+
+def _ready() -> bool:
+    return True
+
+
+def start_now(worker: Worker, start: m.StartActor, connection: Connection | None) -> None:
+    """This worker becomes an actor. Loop only."""
+    if worker.executor.host is not None:
+        return  # Told twice, after a reconnect.
+    host = worker.executor.host = ActorHost(worker, start, connection)
+    worker.executor.queue.append(_Become(host))
+    worker.wake()
+
+
+class _Become:
+    """In the executor's queue: the construction."""
+
+    def __init__(self, host: ActorHost) -> None:
+        self._host = host
+        self.lease = 0
+
+    def __call__(self) -> None:
+        self._host.become()

@@ -1,0 +1,196 @@
+"""Space of the store that this process holds ahead, so that a put of a large value costs no round trip.
+
+Theory of operation. Objects of like size are one *kind*. When several were made within a short while, the seal of the
+next one says how many *places* are wished for; the node grants what it can spare. From then on a put takes a
+place, writes there, and its seal tells the node of the object. Each seal that leaves few places asks for more, so
+that they come before the last is taken. Unused ones go back when no more objects of the kind are made, or when the
+node asks.
+
+INTERRUPT. A place is one object with one owner at a time: the deque of its kind, then the frame of the thread that
+took it. If that frame ends without a seal, for whatever reason, so does the place, and C code appends its weak
+reference to a deque (DEL), from which the loop gives it back. Numbers of places are never used again, so that the
+node ignores a place that comes back although it was sealed.
+
+STORE-SEAL. The node asks for places, or after objects that it does not know (RecallSpace); the answer is sent at the
+end of the loop's turn, over the connection that all seals go over. So what was sealed before is known when it arrives.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from moray.protocol import messages as m
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moray.protocol.connection import Connection
+    from moray.runtime.runtime import Runtime
+
+#: Places that a process holds of one kind at most. A grant comes within the time of one or two puts of a megabyte;
+#: more places would only spread the writes over more memory than the caches hold.
+_PLACES: Final = 8
+#: Bytes that it holds of one kind at most. Larger objects take so long to copy that a round trip hardly counts.
+_BYTES: Final = 32 << 20
+#: So many objects of a kind in a row, each within _LATELY_S of the last, are the beginning of many.
+_SEVERAL: Final = 3
+_LATELY_S: Final = 0.1
+#: An unused place goes back after this: long enough for a step of the user's own work between puts.
+_IDLE_S: Final = 0.5
+#: The node had nothing to spare: it is asked again after this, when its arena may have grown.
+_REFUSED_S: Final = 0.01
+#: An answer that takes longer was never asked for: the thread was interrupted before it sent its seal.
+_ANSWER_S: Final = 1.0
+
+
+class Place:
+    """A part of the arena that the next object may be written to."""
+
+    __slots__ = ("__weakref__", "number", "offset", "size")
+
+    def __init__(self, number: int, offset: int, size: int) -> None:
+        self.number = number
+        self.offset = offset
+        self.size = size
+
+
+class _Watch(weakref.ref[Place]):
+    """Tells the end of a place that was not sealed."""
+
+    __slots__ = ("number",)
+    number: int
+
+
+class _Kind:
+    """Objects whose sizes have the same power of two above them. Its numbers are hints: threads may overwrite them."""
+
+    __slots__ = ("ask_after", "made", "places", "recent", "size")
+
+    def __init__(self) -> None:
+        #: The loop adds, the warmest last; threads and the loop take.
+        self.places: deque[Place] = deque()
+        #: When the latest object was made, and how many in a row.
+        self.made = 0.0
+        self.recent = 0
+        #: How large places should be: follows the largest of late.
+        self.size = 0
+        #: Not before this are more places asked for.
+        self.ask_after = 0.0
+
+
+class Space:
+    """The places of this process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        #: Bits of the size → kind.
+        self._kinds: dict[int, _Kind] = {}
+        #: Place → its watch, while it is not sealed. The loop adds, threads and the loop remove.
+        self._watches: dict[int, _Watch] = {}
+        #: Watches whose places have ended, in any thread (DEL).
+        self._ended: deque[_Watch] = deque()
+        self._note_end: Callable[[_Watch], None] = self._ended.append
+        #: What the node asked and is not answered yet. Loop only.
+        self._recalls: list[m.RecallSpace] = []
+        #: A look for idle places is due. Loop only.
+        self._looking = False
+        runtime.handlers[m.SpaceGranted] = self._on_granted
+        runtime.handlers[m.RecallSpace] = self._on_recall
+
+    # --- any thread -----------------------------------------------------------------------------------
+
+    def take(self, size: int) -> Place | None:
+        """A place for an object of `size` bytes, which is the caller's now; None if there is none."""
+        kind = self._kinds.get(_kind_of(size))
+        while kind is not None and kind.places:
+            try:
+                place = kind.places.pop()
+            except IndexError:
+                break  # Another thread was quicker.
+            if place.size >= size:
+                return place
+            # Sizes have grown: it goes back, and larger ones are wished for.
+        return None
+
+    def sealed(self, place: Place) -> None:
+        """The node was told what lies there."""
+        self._watches.pop(place.number, None)
+
+    def wish(self, size: int) -> tuple[int, int]:
+        """How many places the seal of an object should ask for, and how large; (0, 0): none."""
+        if size > _BYTES // 2:
+            return 0, 0
+        now = monotonic()
+        kind = self._kinds.get(_kind_of(size))
+        if kind is None:
+            kind = self._kinds.setdefault(_kind_of(size), _Kind())
+        kind.recent = kind.recent + 1 if now - kind.made < _LATELY_S else 1
+        kind.made = now
+        kind.size = max(size, kind.size - ((kind.size - size) >> 3))
+        held, most = len(kind.places), min(_PLACES, _BYTES // kind.size)
+        if kind.recent < _SEVERAL or held > most // 2 or now < kind.ask_after:
+            return 0, 0
+        kind.ask_after = now + _ANSWER_S
+        return most - held, kind.size
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    def _on_granted(self, _connection: Connection, message: m.SpaceGranted) -> None:
+        kind = self._kinds.get(_kind_of(message.size))
+        if kind is None:
+            kind = self._kinds.setdefault(_kind_of(message.size), _Kind())
+        for number, offset in reversed(message.places):
+            place = Place(number, offset, message.size)
+            watch = self._watches[number] = _Watch(place, self._note_end)
+            watch.number = number
+            kind.places.append(place)
+            del place  # The deque's alone.
+        kind.ask_after = 0.0 if message.places else monotonic() + _REFUSED_S
+        if not self._looking:
+            self._looking = True
+            self._runtime.reactor.call_later(_IDLE_S, self._look)
+
+    def _on_recall(self, _connection: Connection, message: m.RecallSpace) -> None:
+        self._recalls.append(message)
+
+    def _look(self) -> None:
+        """Give back what was not used for a while."""
+        late = monotonic() - _IDLE_S
+        for number, kind in list(self._kinds.items()):
+            if kind.made < late:
+                del self._kinds[number]
+                kind.places.clear()
+        self._looking = bool(self._kinds)
+        if self._looking:
+            self._runtime.reactor.call_later(_IDLE_S, self._look)
+
+    def flush(self) -> None:
+        """Once a turn, after frees were told: give back what is not needed, and answer the node."""
+        if self._recalls:
+            self._answer()
+        if self._ended:
+            self._runtime.node.send(m.AbortObject(b"", self._take_ended()))
+
+    def _answer(self) -> None:
+        recalls, self._recalls = self._recalls, []
+        if not all(recall.keep for recall in recalls):
+            for kind in list(self._kinds.values()):
+                kind.places.clear()
+        for recall in recalls:
+            self._runtime.node.send(m.AbortObject(b"", self._take_ended(), recall.recall))
+
+    def _take_ended(self) -> list[int]:
+        ended = self._ended
+        numbers = []
+        while ended:
+            number = ended.popleft().number
+            if self._watches.pop(number, None) is not None:
+                numbers.append(number)
+        return numbers
+
+
+def _kind_of(size: int) -> int:
+    return (size - 1).bit_length()

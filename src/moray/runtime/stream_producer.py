@@ -1,0 +1,372 @@
+"""Streams of a generator's items: the worker's side (STREAM). The owner's is :mod:`moray.runtime.streams`.
+
+The thread that runs the task drives the generator: it serialises each item, writes large ones into the store, and
+appends it to :attr:`Producer.out`. Items are sent at once if the last sending is :data:`SEND_AFTER_NS` ago; if they
+come quicker they share messages, and a timer of the loop sends what the generator leaves behind when it computes for
+long. What it printed before an item goes before it.
+
+An item with references in it waits in `out` until the reference protocol lets it go (REF-SEND), and with it those
+behind it: items keep their order, and the result, which ends the stream, is made after all of them were sent.
+
+**Pauses** (FLOW). The generator is not resumed while its consumer is too far behind (:mod:`moray.core.streams`), nor
+while more than :data:`MOST_FRAMES` frames have not left this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from itertools import islice
+from time import monotonic, perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from moray import config
+from moray.core.streams import Making
+from moray.protocol import messages as m
+from moray.protocol.reactor import HEARTBEAT_S
+from moray.runtime.interrupts import TaskInterrupt, base
+from moray.runtime.references import ItemMade
+from moray.runtime.values import unpicklable
+from moray.serialization import NONE_BLOB, serialize
+
+if TYPE_CHECKING:
+    from moray.protocol.connection import Connection
+    from moray.protocol.reactor import Timer
+    from moray.runtime.executor import Executor, Loaded
+    from moray.runtime.references import TaskToken
+    from moray.runtime.work import Work
+
+#: Items wait at most so long for others to share a message with.
+SEND_AFTER_NS: Final = 300_000
+#: The same for the loop's timer, whose clock has milliseconds.
+TICK_S: Final = 0.001
+#: Items are sent when they have so many bytes together.
+MESSAGE_BYTES: Final = 1 << 18
+#: The generator pauses while so many frames have not been sent, until there are fewer than a quarter of them.
+MOST_FRAMES: Final = 32
+
+#: (owner's process, seq) → what makes its items here. Threads add, credits look.
+_producers: dict[tuple[bytes, int], Producer] = {}
+
+
+class Producer:
+    """One generator that runs here."""
+
+    def __init__(self, executor: Executor, work: Work, extra: m.TaskExtra, name: str) -> None:
+        spec = extra.stream or m.StreamSpec()
+        self._executor = executor
+        self._worker = executor._worker
+        self._work = work
+        self._name = name
+        self._attempt = extra.attempt
+        self.making = Making(spec.skip, spec.ahead)
+        #: (index, item) not yet sent, oldest first. The generator's thread appends; whoever flushes takes.
+        self.out: deque[tuple[int, m.StreamItem | ItemMade]] = deque()
+        self._out_bytes = 0
+        self._flush_lock = allocate_lock()
+        self._flushed_ns = 0
+        #: The loop will look after `out` within :data:`TICK_S`.
+        self._armed = False
+        #: Loop only.
+        self._timer: Timer | None = None
+        #: Ends the pause of the generator's thread or coroutine. Any thread may call it.
+        self._resume: Callable[[], None] = lambda: None
+        #: The generator waits for the socket, or for the reference protocol.
+        self._waits_for_sending = False
+        self._worker.handlers.setdefault(m.StreamCredit, _on_credit)
+        self._key = (work.connection.peer.origin.process, work.spec.seq)
+        _producers[self._key] = self
+
+    # --- the generator's thread ------------------------------------------------------------------------
+
+    @base
+    def run(self, iterator: Iterator[Any]) -> None:
+        """Send all items. Raises what the generator raises, or what a cancel makes of it."""
+        waiter = self._worker.new_waiter()
+        self._resume = waiter.notify
+        making, work = self.making, self._work
+        interrupts = self._worker.interrupts
+        for item in iterator:
+            self._put(item)
+            del item
+            if making.must_pause() or self._is_congested():
+                self._pause(waiter)
+            if interrupts.target is work:
+                raise TaskInterrupt  # The signal finds code of ours here most of the time, and leaves it alone.
+            if work.cancelled:
+                raise self._executor.cancelled(work, "it was interrupted")
+            if self._is_orphan():
+                break
+
+    @base
+    async def run_async(self, iterator: AsyncIterator[Any]) -> None:
+        """As :meth:`run`, in the event loop of an async actor."""
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+        self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
+        async for item in iterator:
+            self._put(item)
+            del item
+            while self.making.must_pause() or self._is_congested():
+                event.clear()
+                self._announce()
+                self._waits_for_sending = True
+                self._worker.call_soon(self._arm)
+                if self.making.must_pause() or self._is_congested():
+                    await event.wait()
+                if self._is_orphan():
+                    return
+            self._waits_for_sending = False
+
+    def _put(self, item: Any) -> None:
+        """Serialise an item and have it sent, unless the owner has it from an earlier attempt."""
+        making = self.making
+        index = making.made
+        if not making.wanted():
+            making.made += 1
+            return
+        try:
+            packed = serialize(item)
+        except Exception as error:  # Pickling runs the user's code.
+            raise unpicklable(item, f"item {index} of {self._name}()", error) from error
+        if packed.size <= config.INLINE_MAX_BYTES:
+            made = m.StreamItem(packed.to_bytes())
+            self._out_bytes += packed.size
+        else:
+            _blobs, sizes = self._executor.place(self._work, [packed], index + 1)
+            made = m.StreamItem(b"", sizes[0])
+            self._out_bytes += MESSAGE_BYTES  # It is not to be left behind when this process dies.
+        if packed.contained:
+            made.contained = [ref.binary() for ref in packed.contained]
+            gated = ItemMade(self._key[0], made, packed.contained, self._passed)
+            self.out.append((index, gated))
+            self._worker.references.finish_item(gated)
+        else:
+            self.out.append((index, made))
+        making.made = index + 1
+        if self._out_bytes >= MESSAGE_BYTES or perf_counter_ns() - self._flushed_ns > SEND_AFTER_NS:
+            self.flush()
+        elif not self._armed:
+            self._armed = True
+            self._worker.call_soon(self._arm)
+
+    def _connection(self) -> Connection:
+        """Where to send: an actor's caller may have a new connection."""
+        caller = getattr(self._work, "caller", None)
+        connection: Connection = self._work.connection if caller is None else caller.connection
+        return connection
+
+    def _is_congested(self) -> bool:
+        return len(self._connection().out) >= MOST_FRAMES
+
+    def _is_orphan(self) -> bool:
+        """Nobody is there any more who could want the items."""
+        return self._work.connection.peer.dead is not None
+
+    def _pause(self, waiter: Any) -> None:
+        """Wait until the generator may be resumed; a cancel ends that, too."""
+        worker = self._worker
+        if self._is_congested():
+            self._waits_for_sending = True
+            worker.call_soon(self._arm)
+            while self._is_congested() and not self._is_orphan():
+                worker.block(waiter, monotonic() + HEARTBEAT_S)
+            self._waits_for_sending = False
+        if not self.making.must_pause():
+            return
+        self._announce()
+        worker.blocked()
+        try:
+            while self.making.must_pause() and not self._is_orphan():
+                worker.block(waiter, monotonic() + HEARTBEAT_S)
+        finally:
+            worker.unblocked()
+
+    def _announce(self) -> None:
+        """Before a pause: send what is there; if there is nothing, at least how far the generator is."""
+        if not self.flush() and self.making.must_pause():
+            work = self._work
+            self._connection().send(m.StreamItems(work.spec.seq, self._attempt, self.making.made, []))
+
+    def finish(self) -> None:
+        """Return when all items were sent. Not in an event loop."""
+        waiter = self._worker.new_waiter()
+        self._resume = waiter.notify
+        self._waits_for_sending = True
+        self.flush()
+        while self.out and not self._is_orphan():
+            # Not `block`: what is done already cannot be cancelled.
+            self._worker.wake()
+            waiter.wait(HEARTBEAT_S)
+        _producers.pop(self._key, None)
+
+    async def finish_async(self) -> None:
+        """Return when all items were sent."""
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+        self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
+        self._waits_for_sending = True
+        self.flush()
+        while self.out and not self._is_orphan():
+            event.clear()
+            if self.out:
+                await event.wait()
+        _producers.pop(self._key, None)
+
+    # --- any thread --------------------------------------------------------------------------------------
+
+    def flush(self) -> bool:
+        """Send the items that may go, output first; whether there were any."""
+        out = self.out
+        if not out:
+            return False
+        with self._flush_lock:
+            # What is added from here on may have printed after the pump: it is for the next flush.
+            count = len(out)
+            self._worker.output.pump()
+            ready: list[m.StreamItem] = []
+            first = out[0][0] if out else 0
+            for _index, item in islice(out, count):
+                if isinstance(item, m.StreamItem):
+                    ready.append(item)
+                elif item.passed:
+                    ready.append(item.item)
+                else:
+                    break
+            if ready:
+                # Sent before taken: an interrupt in between leads to a repetition, which the owner knows by the index.
+                self._connection().send(m.StreamItems(self._work.spec.seq, self._attempt, first, ready))
+                for _ in ready:
+                    out.popleft()
+            self._out_bytes = 0
+            self._flushed_ns = perf_counter_ns()
+        return bool(ready)
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._worker.reactor.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        """Look after what the generator has left behind, until there is nothing."""
+        self._timer = None
+        if perf_counter_ns() - self._flushed_ns > SEND_AFTER_NS:
+            self.flush()
+        waits = self._waits_for_sending
+        if waits and len(self._connection().out) < MOST_FRAMES // 4:
+            waits = False
+            self._resume()
+        self._armed = False
+        # Looked at after that: an item that was added before it was added by a thread that relied on us.
+        if waits or (self.out and type(self.out[0][1]) is m.StreamItem):
+            self._armed = True
+            self._arm()
+
+    def _passed(self) -> None:
+        """An item has passed the reference protocol."""
+        self.flush()
+        if not self.out:
+            self._resume()
+
+    def credit(self, attempt: int, consumed: int) -> None:
+        """The owner tells how much its consumer has taken."""
+        if attempt == self._attempt:
+            self.making.credit(consumed)
+            self._resume()
+
+
+def answer(
+    executor: Executor,
+    work: Work,
+    name: str,
+    extra: m.TaskExtra,
+    value: Any,
+    token: TaskToken | None,
+    begin_ns: int,
+    loaded: Loaded | None = None,
+) -> None:
+    """Drive what a generator function returned, and answer the task. The thread that runs it."""
+    producer = Producer(executor, work, extra, name)
+    try:
+        if hasattr(value, "__aiter__"):
+            asyncio.run(producer.run_async(value))
+        else:
+            iterator = _iterator(value, name)
+            try:
+                producer.run(iterator)
+            finally:
+                if isinstance(iterator, Generator):
+                    iterator.close()  # It may stand at an item; its `finally` blocks belong to the task.
+    except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
+        producer.finish()
+        executor.failed(work, name, error, begin_ns, token, extra, loaded, items=producer.making.made)
+        return
+    producer.finish()
+    _respond(executor, work, name, begin_ns, token, producer.making.made, loaded)
+
+
+async def answer_async(
+    executor: Executor,
+    work: Work,
+    name: str,
+    extra: m.TaskExtra,
+    value: AsyncIterator[Any],
+    token: TaskToken | None,
+    begin_ns: int,
+) -> None:
+    """As :func:`answer`, for an async generator in the event loop of its actor."""
+    producer = Producer(executor, work, extra, name)
+    try:
+        try:
+            await producer.run_async(value)
+        finally:
+            if isinstance(value, AsyncGenerator):
+                await value.aclose()
+    except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
+        cancelled = isinstance(error, asyncio.CancelledError)
+        await producer.finish_async()
+        shown = executor.cancelled(work, "it was interrupted") if cancelled else error
+        executor.failed(work, name, shown, begin_ns, token, extra, items=producer.making.made)
+        return
+    await producer.finish_async()
+    _respond(executor, work, name, begin_ns, token, producer.making.made, None)
+
+
+def _respond(
+    executor: Executor,
+    work: Work,
+    name: str,
+    begin_ns: int,
+    token: TaskToken | None,
+    items: int,
+    loaded: Loaded | None,
+) -> None:
+    took_ns = perf_counter_ns() - begin_ns
+    executor.events.append((name, work.spec.seq, work.connection, begin_ns, took_ns))
+    result = m.Result(work.spec.seq, took_ns // 1000, NONE_BLOB, m.ResultExtra(items=items))
+    executor.respond(work, result, token, [])
+    if loaded is not None and loaded.definition.max_calls:
+        executor._count_call(loaded, work.lease)
+
+
+def _iterator(value: Any, name: str) -> Iterator[Any]:
+    try:
+        return iter(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}() has num_returns='streaming' or 'dynamic', but returned a {type(value).__name__}, "
+            "which is not iterable"
+        ) from None
+
+
+def _on_credit(connection: Connection, message: m.StreamCredit) -> None:
+    producer = _producers.get((connection.peer.origin.process, message.seq))
+    if producer is not None:
+        producer.credit(message.attempt, message.consumed)
+
+
+def void(_value: Any) -> None:
+    """Turn an expression's value into None."""
