@@ -8,6 +8,7 @@ time; its module is, when it ends.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
@@ -20,14 +21,21 @@ from tests.support.leaks import leaks_since, mark_run, take_snapshot
 
 mark_run()
 
+# A shell that runs pytest in the background has it ignore SIGINT, and every driver program that a test starts would
+# inherit that: no Ctrl-C would reach it. A handler is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+
 #: CPUs of the sessions that fixtures start.
 SESSION_CPUS = 2
 
 # Deadlines would measure the load of the machine; the whole test has a timeout.
 settings.register_profile("default", max_examples=100, deadline=None, print_blob=True)
 settings.register_profile("dev", max_examples=10, deadline=None, print_blob=True)
+# Twenty times the default: about five minutes for all machines together, so that
+# `make test-long` ends in less than half an hour.
 settings.register_profile(
-    "long", max_examples=5_000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "long", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("MORAY_HYPOTHESIS", "default"))
 

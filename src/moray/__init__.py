@@ -19,6 +19,7 @@ from moray.api import (
     available_resources,
     cancel,
     cluster_resources,
+    explain,
     get,
     get_gpu_ids,
     init,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "ObjectRef", "__version__", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "get", "get_actor",
-    "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote",
-    "shutdown", "util", "wait",
+    "ObjectRef", "__version__", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "explain",
+    "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes",
+    "put", "remote", "shutdown", "util", "wait",
 ]  # fmt: skip
 
 #: Public names that are imported when first used: name → module.

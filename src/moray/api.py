@@ -42,7 +42,8 @@ def init(address: str | None = None, **options: Any) -> Context:  # noqa: D417 -
         resources: custom resources, name → amount.
         labels: labels of the node, name → value.
         object_store_memory: capacity of the shared-memory store in bytes. Default: 30 % of the memory.
-        local_mode: not part of this version; refused if true.
+        local_mode: run everything in this process and in the calling thread, one step after another, for debugging:
+            breakpoints work, nothing is started, and nothing runs at the same time as anything else.
         ignore_reinit_error: return the present session's context instead of raising if there is one.
         include_dashboard, dashboard_host, dashboard_port: accepted; there is no dashboard in this version.
         job_config: accepted; its ``runtime_env`` and ``ray_namespace`` are used.
@@ -121,23 +122,11 @@ def remote(*args: Any, **options: Any) -> Any:
             "@remote is used as @remote, or with keyword options only, such as @remote(num_cpus=2); "
             f"it got {', '.join(map(repr, args)) or 'empty parentheses'}"
         )
-    _check_for_some_target(options)
 
     def decorate(target: Callable[..., Any]) -> Any:
         return _make_remote(target, options)
 
     return decorate
-
-
-def _check_for_some_target(options: dict[str, Any]) -> None:
-    """Raise if the options fit neither tasks nor actors: before anybody knows what they are for."""
-    try:
-        TaskOptions.make(options)
-    except (TypeError, ValueError) as error:
-        try:
-            ActorOptions.make(options)
-        except (TypeError, ValueError):
-            raise error from None
 
 
 def _make_remote(target: Any, options: dict[str, Any]) -> Any:
@@ -272,6 +261,41 @@ def cancel(ray_waitable: Any, *, force: bool = False, recursive: bool = True) ->
     if type(ref) is not ObjectRef:
         raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {_shown(ray_waitable)}")
     connected().cancels.cancel(ref, force, recursive)
+
+
+def explain(waitable: Any) -> str:
+    """What an object, a generator or an actor waits for, and what that waits for in turn: one line for each step.
+
+    The story goes through all processes on the way: arguments that are not ready, the queue and who has the resources,
+    what the worker does now and for how long, the actor and its restarts. A circle of waits is named as a deadlock. It
+    takes some milliseconds; longer, four seconds at most, if a process on the way does not answer.
+
+    Args:
+        waitable: an ObjectRef, an ObjectRefGenerator, or an actor's handle.
+
+    Raises:
+        TypeError: something else was given.
+        ObjectLostError: the reference belongs to a session that has ended.
+
+    Example:
+        >>> import moray
+        >>> moray.explain(moray.put(1))
+        'The object is ready (5 bytes).'
+    """
+    runtime = connected()
+    explainer = getattr(runtime, "explainer", None)
+    ref = waitable.completed() if type(waitable) is ObjectRefGenerator else waitable
+    if type(ref) is ObjectRef:
+        if explainer is None:
+            return "The object is ready." if ref._entry.ready else "Local mode: it is made when somebody waits for it."
+        return str(explainer.explain_entry(ref._entry))
+    from moray.actor import ActorHandle
+
+    if not isinstance(ref, ActorHandle):
+        raise TypeError(f"explain() takes an ObjectRef, ObjectRefGenerator or ActorHandle, not {_shown(waitable)}")
+    if explainer is None:
+        return "Local mode: the actor lives in this process, and is made and called at once."
+    return str(explainer.explain_actor(ref._moray_actor, ref._moray_creator))
 
 
 _REF_TYPES = {ObjectRef, ObjectRefGenerator}

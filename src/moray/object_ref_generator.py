@@ -210,9 +210,11 @@ def _wait(inbox: Inbox) -> None:
             if not blocked:
                 blocked = True
                 runtime.blocked()
+                values.note_wait(waiter, "next()", (inbox,))
             runtime.block(waiter, None)
             values._unsubscribe((inbox,), waiter.notify)
     finally:
+        values.forget_wait(waiter)
         values._unsubscribe((inbox,), waiter.notify)
         if blocked:
             runtime.unblocked()
@@ -241,8 +243,10 @@ async def _arrival(inbox: Inbox) -> None:
 
     try:
         if not runtime.values.subscribe(inbox, ready):
+            runtime.values.note_wait(event, "async next", (inbox,))
             await event.wait()
     finally:
+        runtime.values.forget_wait(event)
         runtime.values._unsubscribe((inbox,), ready)
     if runtime.output.pending:
         runtime.output.drain()

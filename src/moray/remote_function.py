@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from moray.core.leases import Durations
 from moray.options import TaskOptions
@@ -20,6 +20,7 @@ from moray.runtime.tasks import Function, TaskSettings
 from moray.serialization import dumps_code
 
 if TYPE_CHECKING:
+    from moray.runtime.local_mode import LocalRuntime
     from moray.runtime.runtime import Runtime
 
 _function_numbers = itertools.count(1)
@@ -195,6 +196,8 @@ def dump_code(runtime: Runtime, source: Any, modules: set[str], what: str) -> tu
 
     What belongs to `modules` that workers cannot import is pickled by value. `what` names it in errors.
     """
+    if runtime.kind == "local":
+        return cast("LocalRuntime", runtime).keep_code(source), []
     import cloudpickle
 
     with _registering:

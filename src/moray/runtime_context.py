@@ -48,7 +48,7 @@ class RuntimeContext:
 
     def get_task_name(self) -> str | None:
         """The running task's name; None in a driver."""
-        return self._runtime.task_name() or None
+        return self._runtime.current_name() or None
 
     def get_task_function_name(self) -> str | None:
         """The running task's function; None in a driver."""

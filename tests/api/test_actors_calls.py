@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import os
 import threading
 import time
 from typing import Any
@@ -79,9 +81,7 @@ class Counter(Base):
     def doubled(self) -> int:
         return 2 * self.value
 
-    @functools.lru_cache  # noqa: B019 - its object is a method that is no function.
-    def cached(self, x: int) -> int:
-        return x + 1
+    minus = functools.partialmethod(_private, 4)
 
     def __call__(self, x: int) -> str:
         return f"called with {x}"
@@ -110,7 +110,7 @@ def test_kinds_of_methods() -> None:
         (counter._private.remote(4), -4),
         (counter.twice.remote(4), 8),
         (counter.class_name.remote(), "Counter"),
-        (counter.cached.remote(4), 5),
+        (counter.minus.remote(), -4),
         (counter.__call__.remote(9), "called with 9"),
         (counter.__len__.remote(), 3),
         (counter.keep.remote(1, 2, a=3, b=4), ((1, 2), {"a": 3, "b": 4})),
@@ -276,6 +276,67 @@ def test_results_may_be_large_or_contain_references() -> None:
     assert array.shape == (1_000_000,)
     inner = moray.get(counter.__ray_call__.remote(lambda _self: [moray.put("mine")]))[0]
     assert moray.get(inner) == "mine"
+
+
+# --- generators -----------------------------------------------------------------------------------
+
+
+@moray.remote
+class Source:
+    def items(self, n: int) -> Any:
+        for i in range(n):
+            yield i, os.getpid()
+
+    def fail_after(self, n: int) -> Any:
+        yield from range(n)
+        raise LookupError("no more")
+
+    @moray.method(num_returns=2)
+    def two(self) -> Any:
+        yield "a"
+        yield "b"
+
+    def listed(self) -> list[int]:
+        return [1, 2, 3]
+
+
+@moray.remote
+class AsyncSource:
+    async def items(self, n: int) -> Any:
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield i
+
+    async def one(self) -> int:
+        return 1
+
+
+def test_generator_methods_stream() -> None:
+    source = Source.remote()
+    values = [moray.get(ref) for ref in source.items.remote(100)]
+    assert [i for i, _pid in values] == list(range(100))
+    assert len({pid for _i, pid in values}) == 1
+    found: list[int] = []
+    with pytest.raises(LookupError, match="no more"):
+        found.extend(moray.get(ref) for ref in source.fail_after.remote(3))
+    assert found == [0, 1, 2]
+    assert moray.get(list(source.two.remote())) == ["a", "b"]
+
+
+def test_generator_methods_with_options() -> None:
+    source = Source.remote()
+    dynamic = moray.get(source.items.options(num_returns="dynamic").remote(5))
+    assert [moray.get(ref)[0] for ref in dynamic] == list(range(5))
+    narrow = source.items.options(_generator_backpressure_num_objects=2)
+    assert [moray.get(ref)[0] for ref in narrow.remote(50)] == list(range(50))
+    assert [moray.get(ref) for ref in source.listed.options(num_returns="streaming").remote()] == [1, 2, 3]
+
+
+def test_async_generator_methods_stream_at_once() -> None:
+    source = AsyncSource.remote()
+    generators = [source.items.remote(30) for _ in range(5)]
+    assert moray.get(source.one.remote()) == 1
+    assert [[moray.get(ref) for ref in generator] for generator in generators] == [list(range(30))] * 5
 
 
 # --- order ----------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import moray
+from moray.runtime import state
 from tests.support.procs import is_alive, run_driver, wait_until
+from tests.support.tables import empty_tables, runtime_tables
 
 
 @moray.remote
@@ -42,8 +44,8 @@ def test_a_hundred_actors() -> None:
     make_and_end(100, 60)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("moray_session")
 def test_five_hundred_actors() -> None:
     make_and_end(500, 240)
@@ -87,6 +89,33 @@ def test_actors_call_tasks_and_tasks_make_actors() -> None:
         return value
 
     assert moray.get([employ.remote(10) for _ in range(3)], timeout=60) == [285] * 3
+
+
+@pytest.mark.usefixtures("moray_session")
+def test_nothing_is_left_in_the_tables() -> None:
+    @moray.remote
+    def use(handle: Any, box: list[Any]) -> int:
+        return sum(moray.get([handle.get.remote(), box[0].get.remote()]))
+
+    def work() -> None:
+        first, second = Small.remote(1), Small.remote(moray.put(2))
+        assert moray.get([use.remote(first, [second]) for _ in range(5)]) == [3] * 5
+        with pytest.raises(AttributeError):
+            first.missing.remote()
+        pid = moray.get(second.pid.remote())
+        moray.kill(second)
+        wait_until(lambda: not is_alive(pid), what="the end of the process")
+        with pytest.raises(moray.exceptions.ActorDiedError):
+            moray.get(second.get.remote())
+
+    work()
+    runtime = state.runtime
+    assert runtime is not None
+    actors = runtime.actors
+    wait_until(
+        lambda: runtime_tables(runtime) == empty_tables() and not actors._callees and not actors.creations._created,
+        what="empty tables",
+    )
 
 
 # --- output ---------------------------------------------------------------------------------------

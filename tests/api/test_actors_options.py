@@ -69,8 +69,9 @@ def free(name: str) -> float:
     ids=lambda o: "-".join(o),
 )
 def test_every_option_is_accepted(options: dict[str, Any]) -> None:
-    assert moray.get(moray.remote(**options)(Plain).remote().one.remote(), timeout=30) == 1
-    assert moray.get(moray.remote(Plain).options(**options).remote().one.remote(), timeout=30) == 1
+    decorated = moray.remote(**options)(Plain).remote()
+    created = moray.remote(Plain).options(**options).remote()
+    assert moray.get([decorated.one.remote(), created.one.remote()], timeout=30) == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,29 @@ def test_text_and_levels() -> None:
     assert re.search(r"ZeroDivisionError: division by zero$", stderr, re.MULTILINE)
 
 
+def test_actors_say_who_they_are() -> None:
+    finished = run_driver(
+        """
+import logging
+import moray
+moray.init(num_cpus=1, logging_config=moray.LoggingConfig(encoding="JSON"))
+
+@moray.remote
+class Speaker:
+    def speak(self):
+        logging.info("spoken")
+        return moray.get_runtime_context().get_actor_id()
+
+print(moray.get(Speaker.options(name="orator").remote().speak.remote()))
+"""
+    )
+    found = re.search(r"^\(Speaker pid=\d+\) (\{.*)$", finished.stderr, re.MULTILINE)
+    assert found is not None
+    record = json.loads(found[1])
+    assert (record["actor_id"], record["actor_name"]) == (finished.stdout.strip(), "orator")
+    assert record["task_name"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

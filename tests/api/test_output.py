@@ -230,6 +230,65 @@ moray.get(speak.remote(os.path.abspath("seen")), timeout=20)
     assert "early" in finished.stdout
 
 
+def test_output_of_a_thread_after_its_task() -> None:
+    """The worker is idle then: it looks by itself."""
+    finished = run(
+        """
+import threading
+
+@moray.remote
+def speak(path):
+    def late():
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        print("late words")
+    threading.Thread(target=late, daemon=True).start()
+
+class Watch:
+    def __init__(self, stream):
+        self.stream = stream
+        self.seen = False
+    def write(self, text):
+        self.seen |= "late words" in text
+        return self.stream.write(text)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stdout = watch = Watch(sys.stdout)
+moray.get(speak.remote(os.path.abspath("go")))
+open("go", "w").close()
+deadline = time.monotonic() + 20
+while not watch.seen and time.monotonic() < deadline:
+    time.sleep(0.01)
+print("seen", watch.seen)
+"""
+    )
+    assert "seen True" in finished.stdout
+
+
+def test_lines_of_a_task_and_its_children_are_whole() -> None:
+    finished = run(
+        """
+@moray.remote
+def speak():
+    child = subprocess.Popen(["sh", "-c", "for i in $(seq 500); do echo child line $i; done"])
+    i = 0
+    while child.poll() is None:
+        print("own", "line", i)
+        i += 1
+    return i
+
+print("count", moray.get(speak.remote()))
+"""
+    )
+    count = re.search(r"count (\d+)", finished.stdout)
+    assert count is not None
+    lines = [line.partition(") ")[2] for line in finished.stdout.splitlines() if line.startswith("(")]
+    assert [line for line in lines if line.startswith("child")] == [f"child line {i}" for i in range(1, 501)]
+    assert [line for line in lines if line.startswith("own")] == [f"own line {i}" for i in range(int(count[1]))]
+    assert len(lines) == 500 + int(count[1])
+
+
 def test_output_of_a_failing_task() -> None:
     finished = run(
         """
@@ -353,3 +412,44 @@ print("only this")
     assert finished.stdout.split("\n")[-2] == "only this"
     assert "Traceback" not in finished.stderr
     assert "Exception ignored" not in finished.stderr
+
+
+def test_interrupted_gets_lose_no_line() -> None:
+    """A handler that raises while `get` prints: the line is printed, if need be once more (INTERRUPT)."""
+    finished = run(
+        """
+import random, signal
+
+class Interrupt(Exception):
+    pass
+
+def interrupt(*_):
+    raise Interrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+
+@moray.remote
+def speak(i):
+    print("said", i)
+    print("more", i)
+
+interrupts = 0
+for i in range(400):
+    ref = speak.remote(i)
+    done = False
+    while not done:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
+            moray.get(ref)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            done = True
+        except Interrupt:
+            interrupts += 1
+print("interrupts", interrupts > 20)
+"""
+    )
+    lines = [line.partition(") ")[2] for line in finished.stdout.splitlines() if line.startswith("(")]
+    once = list(dict.fromkeys(lines))
+    assert once == [f"{word} {i}" for i in range(400) for word in ("said", "more")]
+    assert len(lines) < 1000
+    assert "interrupts True" in finished.stdout

@@ -1,4 +1,4 @@
-"""Workers' log files are rotated while they are written; nothing is lost on the way to the driver, nothing comes twice."""
+"""Workers' log files are rotated while they are written; nothing is lost on the way to the driver or comes twice."""
 
 from __future__ import annotations
 

@@ -155,8 +155,9 @@ moray.shutdown()
 print("end")
 """
     )
-    (last,) = [line for line in lines if "searching" in line]
-    assert " 50/100 " in last
+    found = [line for line in lines if "searching" in line]
+    assert len(found) == 1, lines
+    assert " 50/100 " in found[0]
     assert lines[-2] == "end"
 
 

@@ -48,7 +48,10 @@ def put_until_places_are_held(items: int = ITEMS) -> None:
 
 def assert_nothing_is_left() -> None:
     wait_until(lambda: store()["ahead_bytes"] == 0, what="the return of unused places")
-    wait_until(lambda: store()["used_bytes"] == 0, what="the end of dropped objects")
+    try:
+        wait_until(lambda: store()["used_bytes"] == 0, what="the end of dropped objects")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {store()}") from None
 
 
 @moray.remote

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings, strategies as st
@@ -32,7 +33,9 @@ from moray.core.actor_actions import (
 from moray.core.actors import ActorTable
 
 JOBS = (1, 2)
-NAMES = ("", "", "x", "y")
+NAMES = ("", "x", "x", "y")
+#: Living actors at once: more would get less far.
+MOST_ACTORS = 4
 
 
 @dataclass
@@ -81,6 +84,8 @@ class ActorsMachine(RuleBasedStateMachine):
         self.asked: dict[tuple[bytes, int], Registration] = {}
         self.grants: deque[tuple[bytes, int, Site]] = deque()
         self.killed_early: set[bytes] = set()
+        #: Actors whose creators have said that their arguments are there.
+        self.ready: set[bytes] = set()
         #: (actor, watcher) whose watch has come and waits for the registration → the creator that it named.
         self.early: dict[tuple[bytes, bytes], bytes] = {}
         self.ended_jobs: set[int] = set()
@@ -120,6 +125,7 @@ class ActorsMachine(RuleBasedStateMachine):
         assert not known.dead, "ACTORS-2"
         assert not known.ended, "ACTORS-3: nothing is placed that is to end"
         assert not self._living(action.actor), "ACTORS-1"
+        assert not known.made.waiting or action.actor in self.ready, "placed before its arguments are there"
         assert action.incarnation == known.placed
         known.placed += 1
         assert known.made.max_restarts < 0 or known.placed <= known.made.max_restarts + 1, "ACTORS-3"
@@ -163,7 +169,7 @@ class ActorsMachine(RuleBasedStateMachine):
 
     # --- what processes do ---------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.processes) < 6)
+    @precondition(lambda self: sum(not process.actor for process in self.processes.values()) < 4)
     @rule(job=st.sampled_from(JOBS))
     def process_comes(self, job: int) -> None:
         if job not in self.ended_jobs:
@@ -179,21 +185,30 @@ class ActorsMachine(RuleBasedStateMachine):
         detached=st.sampled_from([False, False, True]),
         restarts=st.sampled_from([0, 1, 2, -1]),
         get=st.booleans(),
+        waiting=st.sampled_from(["", "", "before", "after"]),
     )
-    def create(self, data: st.DataObject, name: str, detached: bool, restarts: int, get: bool) -> None:
+    def create(self, data: st.DataObject, name: str, detached: bool, restarts: int, get: bool, waiting: str) -> None:
         creator = self._pick(data)
-        if creator is None or creator.job in self.ended_jobs:
+        if creator is None or creator.job in self.ended_jobs or len(self.known) - self._dead() > MOST_ACTORS:
             return
         actor = b"actor%011d" % self._number()
         made = Registration(
-            actor, creator.name, 7, creator.job, "Counter", name, "space", detached, restarts, get_if_exists=get
+            actor, creator.name, 7, creator.job, "Counter", name, "space", detached, restarts, get, bool(waiting)
         )
         self.made[actor] = made
-        creator.says.append(("register", (made,)))
+        words: list[tuple[str, tuple[Any, ...]]] = [("register", (made,))]
+        if waiting:
+            words.insert(waiting == "after", ("ready", (actor,)))
+        creator.says.extend(words)
+
+    def _dead(self) -> int:
+        return sum(known.dead for known in self.known.values())
 
     @precondition(lambda self: self.made)
-    @rule(data=st.data(), no_restart=st.booleans())
-    def somebody_kills(self, data: st.DataObject, no_restart: bool) -> None:
+    @rule(data=st.data(), no_restart=st.sampled_from([False, False, True]), chance=st.integers(0, 2))
+    def somebody_kills(self, data: st.DataObject, no_restart: bool, chance: int) -> None:
+        if chance:
+            return
         actor = data.draw(st.sampled_from(sorted(self.made)))
         process = self._pick(data)
         if process is not None:
@@ -208,9 +223,12 @@ class ActorsMachine(RuleBasedStateMachine):
             process.says.append(("watch", (actor, b"" if self.made[actor].detached else self.made[actor].creator)))
 
     @precondition(lambda self: self.made)
-    @rule(data=st.data(), what=st.sampled_from(["release", "release", "register"]))
-    def creator_releases_or_repeats(self, data: st.DataObject, what: str) -> None:
-        made = self.made[data.draw(st.sampled_from(sorted(self.made)))]
+    @rule(data=st.data(), what=st.sampled_from(["release", "register"]), chance=st.integers(0, 2))
+    def creator_releases_or_repeats(self, data: st.DataObject, what: str, chance: int) -> None:
+        living = [actor for actor, known in self.known.items() if not known.dead]
+        if chance == 0 or not living:
+            return
+        made = self.made[data.draw(st.sampled_from(sorted(living)))]
         creator = self.processes.get(made.creator)
         if creator is not None:
             creator.says.append((what, (made.actor if what == "release" else made,)))
@@ -228,12 +246,27 @@ class ActorsMachine(RuleBasedStateMachine):
         if worker is not None and worker.state == "empty":
             worker.state = "constructing"
 
-    @rule(data=st.data(), good=st.sampled_from([True, True, True, False]))
-    def a_constructor_ends(self, data: st.DataObject, good: bool) -> None:
-        worker = self._pick(data, lambda process: process.state == "constructing")
-        if worker is not None:
-            worker.state = "alive"
-            worker.says.append(("started", (worker.actor, worker.incarnation, b"" if good else b"error")))
+    @rule(data=st.data(), steps=st.integers(1, 8))
+    def all_goes_its_way(self, data: st.DataObject, steps: int) -> None:
+        """Several steps without trouble, so that walks come far."""
+        for _ in range(steps):
+            moves: list[Callable[[], None]] = []
+            for process in self.processes.values():
+                if process.says:
+                    moves.append(partial(self._deliver, process))
+                if process.hears:
+                    moves.append(partial(self._hear, process))
+                if process.state == "constructing":
+                    moves += [partial(self._construct, process, good=good) for good in (True, True, False)]
+            moves += [partial(self._grant, *key) for key in self.asked]
+            if self.grants:
+                moves.append(self._take_grant)
+            if moves:
+                data.draw(st.sampled_from(moves))()
+
+    def _construct(self, worker: Process, *, good: bool) -> None:
+        worker.state = "alive"
+        worker.says.append(("started", (worker.actor, worker.incarnation, b"" if good else b"error")))
 
     @rule(data=st.data())
     def an_actor_exits(self, data: st.DataObject) -> None:
@@ -280,6 +313,10 @@ class ActorsMachine(RuleBasedStateMachine):
         if known is not None and known.ended and accepted:
             self.killed_early.discard(made.actor)
         self._do(actions)
+
+    def _deliver_ready(self, process: Process, actor: bytes) -> None:
+        self.ready.add(actor)
+        self._do(self.table.ready(process.name, actor))
 
     def _deliver_release(self, process: Process, actor: bytes) -> None:
         known = self.known.get(actor)
@@ -340,6 +377,9 @@ class ActorsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.grants)
     @rule()
     def a_grant_arrives(self) -> None:
+        self._take_grant()
+
+    def _take_grant(self) -> None:
         actor, incarnation, site = self.grants.popleft()
         if site.process in self.processes:
             self._do(self.table.granted(actor, incarnation, site))
@@ -352,10 +392,16 @@ class ActorsMachine(RuleBasedStateMachine):
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
-    @rule(data=st.data(), sure=st.integers(0, 1))
-    def a_process_dies(self, data: st.DataObject, sure: int) -> None:
+    @rule(data=st.data())
+    def an_actor_crashes(self, data: st.DataObject) -> None:
+        process = self._pick(data, lambda process: bool(process.actor))
+        if process is not None:
+            self._die(process)
+
+    @rule(data=st.data(), chance=st.integers(0, 9))
+    def any_process_dies(self, data: st.DataObject, chance: int) -> None:
         process = self._pick(data)
-        if process is not None and (sure or process.stopped):
+        if process is not None and chance == 5:
             self._die(process)
 
     def _die(self, process: Process) -> None:
@@ -383,9 +429,9 @@ class ActorsMachine(RuleBasedStateMachine):
         assert told == waiting, "who waits for a registration that never comes hears so"
         self._do(actions)
 
-    @rule(job=st.sampled_from(JOBS), sure=st.integers(0, 4))
-    def job_ends(self, job: int, sure: int) -> None:
-        if not sure and job not in self.ended_jobs:
+    @rule(job=st.sampled_from(JOBS), chance=st.integers(0, 29))
+    def job_ends(self, job: int, chance: int) -> None:
+        if chance == 13 and job not in self.ended_jobs:
             self._end_job(job)
 
     def _end_job(self, job: int) -> None:
@@ -424,7 +470,7 @@ class ActorsMachine(RuleBasedStateMachine):
     @invariant()
     def what_lives_is_asked_for_or_placed(self) -> None:
         for actor, known in self.known.items():
-            if not known.ended:
+            if not known.ended and (actor in self.ready or not known.made.waiting):
                 waits = (actor, known.placed - 1) in self.asked
                 assert waits or self._living(actor), "ACTORS-5: it waits for nothing"
 
@@ -454,7 +500,7 @@ class ActorsMachine(RuleBasedStateMachine):
     def _settle(self) -> None:
         while True:
             while self.grants:
-                self.a_grant_arrives()
+                self._take_grant()
             speaking = [process for process in self.processes.values() if process.says or process.hears]
             for process in speaking:
                 while process.says:

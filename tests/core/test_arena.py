@@ -42,6 +42,14 @@ class ArenaMachine(RuleBasedStateMachine):
         offset = data.draw(st.sampled_from(sorted(self.granted)))
         assert self.arena.free(offset) == rounded(self.granted.pop(offset))
 
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
+    def shrink(self, data: Any) -> None:
+        offset = data.draw(st.sampled_from(sorted(self.granted)))
+        size = data.draw(st.integers(0, self.granted[offset]))
+        self.arena.shrink(offset, size)
+        self.granted[offset] = size
+
     @rule(size=st.integers(1, CAPACITY // 2), eager=st.booleans())
     def grow(self, size: int, eager: bool) -> None:
         growth = self.arena.growth(size, eager)
@@ -166,6 +174,13 @@ def test_freeing_twice_is_an_error() -> None:
     arena.free(offset)
     with pytest.raises(KeyError):
         arena.free(offset)
+
+
+def test_a_region_cannot_grow() -> None:
+    arena = backed()
+    offset = grant(arena, 64)
+    with pytest.raises(ValueError, match="cannot be shrunk to 128"):
+        arena.shrink(offset, 65)
 
 
 def test_an_extension_beyond_the_file_is_an_error() -> None:

@@ -474,3 +474,60 @@ def test_very_many_blocked_workers_warn_once() -> None:
         node.do(node.core.blocked(node.grants[index].worker, node.now))
     [warning] = node.of(Warn)
     assert "5 workers are blocked" in warning.text
+
+
+# --- actors: permanent leases ---------------------------------------------------------------------------------
+
+
+def actor_wants(node: Node, actor: bytes, need: dict[str, int] = CPU, count: int = 1, **options: Any) -> list[Action]:
+    node.do(
+        node.core.request(actor, 1, 0, count, 0, need, "", "Counter", node.now, permanent=True, **options),
+    )
+    return node.log
+
+
+def test_an_actors_lease_is_not_taken_back_lends_nothing_and_ends_with_its_worker() -> None:
+    node = Node(1)
+    actor_wants(node, b"actor-----------")
+    (grant,) = node.grants
+    node.want(b"driver", 1, job=2)
+    node.after(1.0)
+    node.do(node.core.blocked(grant.worker, node.now))
+    assert not node.of(Revoke)
+    assert node.grants == [grant]
+    assert node.core.available["CPU"] == 0
+    node.do(node.core.worker_died(grant.worker, node.now))
+    assert node.grants[1].owner == b"driver"
+    assert not node.core._owners.keys() - {b"driver"}, "nothing is remembered of the actor"
+
+
+def test_an_actor_takes_a_cpu_from_tasks_and_a_withdrawn_one_wants_nothing() -> None:
+    node = Node(1)
+    node.want(b"driver", 2)
+    actor_wants(node, b"actor-----------")
+    node.after(QUANTUM_S)
+    assert node.grants[-1].owner == b"actor-----------"
+    actor_wants(node, b"another---------")
+    actor_wants(node, b"another---------", count=0)
+    assert {story["owner"] for story in node.core.explain(node.now)} == {b"driver".hex()}
+
+
+def test_placement_must_exist_but_is_not_held() -> None:
+    node = Node(1)
+    actor_wants(node, b"actor-----------", {}, placement=CPU)
+    actor_wants(node, b"another---------", {}, placement={"CPU": 2 * UNIT})
+    assert [grant.owner for grant in node.grants] == [b"actor-----------"]
+    assert node.core.available["CPU"] == UNIT
+    (refusal,) = node.of(Refuse)
+    assert refusal.infeasible
+    assert "2 wanted, the machine has 1" in refusal.reason
+
+
+def test_many_waiting_actors_are_warned_of_together() -> None:
+    node = Node(1)
+    for number in range(5):
+        actor_wants(node, b"actor%11d" % number)
+    node.after(30.0)
+    node.after(30.0)
+    (warning,) = node.of(Warn)
+    assert "Counter has been waiting 30 s for 4 worker(s)" in warning.text

@@ -24,6 +24,7 @@ from moray.core.local_scheduler import (
     StopWorker,
     Warn,
 )
+from moray.core.worker_pool import RETRY_LAST_S
 
 UNIT = 10_000
 CPUS = 3
@@ -428,7 +429,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let everything finish: every feasible wish is served, then everything is free."""
-        for _ in range(600):
+        for _ in range(int(2 * RETRY_LAST_S) + 100):  # Half a second each: longer than a broken pool pauses.
             self._settle()
             waiting = [w for w in self.model.wishes.values() if w.owed > 0 and w.shape != INFEASIBLE]
             if not waiting and not self.model.leases and not self.model.starting:

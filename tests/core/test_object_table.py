@@ -248,6 +248,18 @@ def test_the_dead_hold_nothing() -> None:
     assert m.table.unsealed() == {}
 
 
+def test_a_dead_process_gets_no_pin_that_it_waited_for() -> None:
+    """LIVENESS."""
+    m = Machine()
+    m.create(A, X, 100)
+    m.finish()
+    m.pin(B, X)
+    m.pin(C, X)
+    m.die(B)
+    m.seal(m.attempts[0])
+    assert m.table.pins() == {C: (1, 100)}
+
+
 def test_the_least_recently_used_is_spilled() -> None:
     m = filled()
     m.pin(B, X)

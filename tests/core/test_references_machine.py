@@ -7,7 +7,6 @@ cheaper per step than hypothesis, so they go deeper; what they find, the machine
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -17,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from tests.core.references_world import World
 
 COUNT = 5
-#: How much to look at; `make test-long` raises it.
-EXAMPLES = int(os.environ.get("MORAY_TEST_EXAMPLES", "60"))
+#: How much to look at, of the machine and of each block of walks: 60 in the default profile, 1 200 in the long one.
+EXAMPLES = settings().max_examples * 3 // 5
 
 process = st.integers(0, COUNT - 1)
 choice = st.integers(0, 5)

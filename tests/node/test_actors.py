@@ -53,6 +53,7 @@ def create(driver: Driver, made: m.ActorSpec) -> tuple[bytes, m.ActorPlaced]:
 
 
 def listed(driver: Driver, actor: bytes) -> dict[str, Any]:
+    found: dict[str, Any]
     (found,) = (other for other in driver.state()["actors"] if other["actor"] == actor.hex())
     return found
 
@@ -73,6 +74,19 @@ def test_an_actor_is_placed_started_and_known() -> None:
         assert (told.incarnation, told.job_id, told.restarts_left) == (0, driver.welcome.job_id, 0)
         known = listed(driver, actor)
         assert (known["state"], known["pid"], known["class_name"]) == ("alive", place.pid, "Counter")
+
+
+def test_an_actor_is_placed_when_its_arguments_are_there() -> None:
+    with session() as (_handle, driver):
+        actor = register(driver, spec(waiting=True))
+        assert "arguments" in listed(driver, actor)["reason"]
+        assert not driver.state()["workers"]
+        driver.send(m.PlaceActor(actor))
+        place = placed(driver, actor)
+        # One of them is an error, which only the creator knows.
+        driver.send(m.ActorStarted(actor, 0, b"PICKLE"))
+        assert state(driver, actor, "dead").error == b"PICKLE"
+        gone(place.pid)
 
 
 def test_an_actor_holds_its_resources_through_pressure_and_blocking() -> None:
@@ -219,6 +233,8 @@ def test_what_is_released_before_it_has_a_worker_never_gets_one() -> None:
     with session(resources=ONE_CPU) as (_handle, driver):
         create(driver, spec(resources=ONE_CPU))
         waiting = register(driver, spec(resources=ONE_CPU))
+        reason = listed(driver, waiting)["reason"]
+        assert "taken: free now: CPU: 0 (of CPU: 1); held by Counter of job 1 (CPU: 1)" in reason
         driver.send(m.ReleaseActor(waiting))
         assert "no handle" in state(driver, waiting, "dead").reason
         assert len(driver.state()["workers"]) == 1

@@ -152,6 +152,28 @@ def test_a_child_goes_on_in_its_old_file(log: Log) -> None:
     assert not log.stream._older
 
 
+def test_what_is_unsent_is_known_at_each_step_of_a_rotation(log: Log) -> None:
+    """Also while the old file has a writer, so that its unfinished line cannot go on in the new one."""
+    holder = os.dup(log.target)
+    os.write(log.target, b"x" * CAP + b"\nhalf")
+    seen: list[tuple[bool, list[str]]] = []
+
+    def look(position: int) -> None:
+        seen.append((os.path.exists(log.path), unsent(log.path, position)))
+
+    log.stream.pump(log.send)
+    log.stream.rotate(log.send, look)
+    assert seen == [(False, ["half"]), (True, ["half"])]
+    os.write(holder, b" more\n")
+    assert unsent(log.path, log.stream.position()) == ["half more"]
+    os.close(holder)
+    os.write(log.target, b"new\n")
+    assert unsent(log.path, log.stream.position()) == ["half more", "new"]
+    log.pump()
+    assert log.sent[1:] == ["half more", "new"]
+    assert unsent(log.path, log.stream.position()) == []
+
+
 def test_user_code_that_saves_and_restores_the_descriptor(log: Log) -> None:
     saved = os.dup(log.target)
     os.write(log.target, b"x" * CAP + b"\n")

@@ -29,6 +29,8 @@ class Registration(msgspec.Struct, frozen=True):
     #: -1: without end.
     max_restarts: int = 0
     get_if_exists: bool = False
+    #: Its constructor's arguments are not there: it is placed when they are.
+    waiting: bool = False
     #: Held while it lives; and what the machine must have in all.
     resources: dict[str, int] = {}
     placement: dict[str, int] = {}

@@ -12,6 +12,9 @@ twice (INTERRUPT).
   not have. A call that comes again is not run again: its reply is sent again, if it is there; if not, the call
   is still running and its reply will go to the new connection.
 
+Nothing that comes on a replaced connection may be counted: its bytes may be read after those of the new one, which
+already has all that was open. So connections are numbered (`conversation`), and the shell listens to the newest only.
+
 Invariants:
 
 - CALLS-1: at the actor each number is run at most once, and in ascending order if the actor is ordered.
@@ -34,9 +37,11 @@ class Sent(Protocol):
 class Outgoing:
     """The caller's side. Owned by the caller's loop."""
 
-    __slots__ = ("_done", "answered", "next", "unanswered")
+    __slots__ = ("_done", "answered", "conversation", "next", "unanswered")
 
     def __init__(self) -> None:
+        #: How many connections there were: the actor may hear of an old one after the new one.
+        self.conversation = 0
         #: The number of the next call.
         self.next = 0
         #: Calls with lower numbers are all answered: what the actor is told with each message.
@@ -72,6 +77,7 @@ class Outgoing:
     def resend(self) -> list[tuple[int, list[Any]]]:
         """The connection was replaced: runs of (number, calls numbered from there), each to be begun by a CallerHello.
         The last run begins or ends at `next`, so that the count is right afterwards."""
+        self.conversation += 1
         runs: list[tuple[int, list[Any]]] = []
         due = -1
         for call in self.unanswered.values():
@@ -102,21 +108,29 @@ class Outgoing:
 class Incoming:
     """The actor's side of one caller. Owned by the actor's loop; replies may be added by any thread."""
 
-    __slots__ = ("_cursor", "_forgotten", "accepted", "replies")
+    __slots__ = ("_conversation", "_cursor", "_forgotten", "accepted", "replies")
 
     def __init__(self) -> None:
         #: The lowest number that was never accepted.
         self.accepted = 0
         #: The number of the next call on the present connection.
         self._cursor = 0
+        #: The caller's number of the present connection.
+        self._conversation = 0
         #: Replies below this number have been dropped: the caller has them.
         self._forgotten = 0
         #: Number → reply, kept until the caller has said that it has it.
         self.replies: dict[int, Any] = {}
 
-    def hello(self, number: int) -> None:
-        """The caller has a new connection, and begins it with this number."""
+    def hello(self, number: int, conversation: int | None = None) -> bool:
+        """The caller has a new connection, and begins it (or goes on) with this number. False: the connection is older
+        than the present one, and calls on it are not to be heard: they come on the new one, or came."""
+        if conversation is not None:
+            if conversation < self._conversation:
+                return False
+            self._conversation = conversation
         self._cursor = number
+        return True
 
     def accept(self) -> tuple[int, bool]:
         """A call arrived: its number, and whether it is to be run (False: it came before)."""

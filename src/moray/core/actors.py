@@ -7,10 +7,10 @@ an incarnation or a process that is not the present one is late, and ignored.
 
 The life of an actor::
 
-    register ──▶ WAITING ──granted──▶ PLACED ──started──▶ ALIVE
-                    ▲   for a worker    │ its constructor   │
-                    │                   │ runs              │
-                    └──── its process died, restarts left ──┘
+    register ──▶ HELD ──ready──▶ WAITING ──granted──▶ PLACED ──started──▶ ALIVE
+         its arguments are       ▲   for a worker    │ its constructor   │
+         not there (optional)    │                   │ runs              │
+                                 └──── its process died, restarts left ──┘
 
     any of them ── released, killed, creator dead, job over, exiting, constructor failed, no restart left ──▶ dead
 
@@ -18,11 +18,11 @@ The life of an actor::
 found, and it is dead when its process is. (Only a failed constructor is told at once: nothing else can happen.) An
 actor without a process is dead as soon as that is decided. The first reason stays, whatever else ends it meanwhile.
 
-Outside, WAITING and PLACED are "pending" for the first incarnation and "restarting" for later ones. A dead actor leaves
-a tombstone (:mod:`moray.core.actor_tombstones`).
+Outside, HELD, WAITING and PLACED are "pending" for the first incarnation and "restarting" for later ones. A dead actor
+leaves a tombstone (:mod:`moray.core.actor_tombstones`).
 
 A watcher may be quicker than the registration, which travels on another connection: it waits while the creator lives.
-So may a killer, whose kill is kept.
+So may a killer, whose kill is kept, and another thread of the creator, which says that the arguments are there.
 
 Invariants:
 
@@ -58,8 +58,8 @@ from moray.core.actor_actions import (
 )
 from moray.core.actor_tombstones import Tombstone, Tombstones, bury
 
-#: Kills that are kept for registrations on their way. They take a moment; more are those of actors that never come.
-_EARLY_KILLS: Final = 10_000
+#: Words that are kept for registrations on their way. They take a moment; more are about actors that never come.
+_EARLY_WORDS: Final = 10_000
 
 #: Dead actors that are listed.
 _LISTED_DEAD: Final = 200
@@ -68,6 +68,7 @@ _LISTED_DEAD: Final = 200
 class Phase(Enum):
     """How far the present incarnation has come."""
 
+    HELD = "held"
     WAITING = "waiting"
     PLACED = "placed"
     ALIVE = "alive"
@@ -83,7 +84,7 @@ class Actor:
 
     def __init__(self, made: Registration) -> None:
         self.made = made
-        self.phase = Phase.WAITING
+        self.phase = Phase.HELD
         self.incarnation = 0
         #: How often it was restarted.
         self.restarts = 0
@@ -137,6 +138,8 @@ class ActorTable:
         self._early: dict[bytes, dict[bytes, dict[bytes, None]]] = {}
         #: Actors that were killed before their registration came, oldest first.
         self._early_kills: dict[bytes, None] = {}
+        #: Actor → the creator that said it is ready before its registration came, oldest first.
+        self._early_ready: dict[bytes, bytes] = {}
         #: (job, text) that its user has read.
         self._warned: set[tuple[int, str]] = set()
         #: What the running call has decided.
@@ -163,11 +166,22 @@ class ActorTable:
             self._by_job.setdefault(made.job, {})[made.actor] = actor
         self._answer(made.creator, request, made)
         self._greet_early(actor)
+        ready = self._early_ready.pop(made.actor, None) == made.creator
         if made.actor in self._early_kills:
             del self._early_kills[made.actor]
             self._finish(actor, "killed by moray.kill() before it was started")
-        else:
-            self._actions.append(Place(made.actor, 0, made))
+        elif ready or not made.waiting:
+            self._place(actor)
+        return self._done()
+
+    def ready(self, process: bytes, actor: bytes) -> list[ActorAction]:
+        """The creator: the constructor's arguments are there."""
+        held = self._actors.get(actor)
+        if held is None:
+            if self._dead.get(actor) is None:
+                _keep(self._early_ready, actor, process)
+        elif held.made.creator == process and held.phase is Phase.HELD:
+            self._place(held)
         return self._done()
 
     def release(self, process: bytes, actor: bytes) -> list[ActorAction]:
@@ -207,13 +221,17 @@ class ActorTable:
     # --- what its process says, and how it ends -----------------------------------------------------
 
     def started(self, process: bytes, actor: bytes, incarnation: int, error: bytes) -> list[ActorAction]:
-        """Its constructor has returned, or raised `error`."""
+        """Its constructor has returned, or raised `error`, or (says the creator) had an argument that is an error."""
         begun = self._present(process, actor, incarnation)
+        if begun is None and error:
+            begun = self._actors.get(actor)
+            if begun is not None and (begun.made.creator, begun.incarnation) != (process, incarnation):
+                return self._done()
         if begun is None or begun.phase is not Phase.PLACED or begun.ending:
             return self._done()
         if error:
-            self._actions.append(Stop(process, "the constructor of its actor failed", graceful=True))
-            del self._by_process[process]
+            self._actions.append(Stop(begun.site.process, "the constructor of its actor failed", graceful=True))
+            del self._by_process[begun.site.process]
             self._finish(begun, "its constructor raised an exception", error)
         else:
             begun.phase, begun.why = Phase.ALIVE, ""
@@ -242,10 +260,10 @@ class ActorTable:
         else:
             actor.restarts += 1
             actor.incarnation += 1
-            actor.phase, actor.site, actor.killed, actor.stopped = Phase.WAITING, NOWHERE, False, 0
-            actor.why = why + words
+            actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
+            actor.phase, actor.why = Phase.WAITING, why + words
             self._tell(actor)
-            self._actions.append(Place(actor.made.actor, actor.incarnation, actor.made))
+            self._place(actor)
         return self._done()
 
     def process_died(self, process: bytes) -> list[ActorAction]:
@@ -260,6 +278,7 @@ class ActorTable:
                 watchers.pop(process, None)
         for name, watchers in self._early.pop(process, {}).items():
             self._tell_unknown(name, tuple(watchers), "its creator ended before it was registered")
+        self._early_ready = {name: creator for name, creator in self._early_ready.items() if creator != process}
         self._dead.creator_died(process)
         return self._done()
 
@@ -278,13 +297,11 @@ class ActorTable:
         if victim is not None:
             if no_restart:
                 self._end(victim, "killed by moray.kill()")
-            elif victim.phase is not Phase.WAITING:
+            elif victim.site is not NOWHERE:
                 victim.killed = not victim.ending
                 self._stop(victim, "moray.kill()", graceful=False)
         elif no_restart and self._dead.get(actor) is None:
-            self._early_kills[actor] = None
-            if len(self._early_kills) > _EARLY_KILLS:
-                del self._early_kills[next(iter(self._early_kills))]
+            _keep(self._early_kills, actor, None)
         return self._done()
 
     def watch(self, process: bytes, actor: bytes, creator: bytes, creator_lives: bool) -> list[ActorAction]:
@@ -353,13 +370,14 @@ class ActorTable:
         for name, actor in self._actors.items():
             assert name == actor.made.actor
             assert self._dead.get(name) is None, "both living and dead"
-            assert (actor.phase is Phase.WAITING) == (actor.site is NOWHERE)
-            assert not actor.ending or actor.phase is not Phase.WAITING, "what has no process need not wait for its end"
+            assert (actor.phase in (Phase.HELD, Phase.WAITING)) == (actor.site is NOWHERE)
+            assert not actor.ending or actor.site is not NOWHERE, "what has no process need not wait for its end"
+            assert actor.phase is not Phase.HELD or (actor.made.waiting and not actor.incarnation)
             assert actor.made.max_restarts < 0 or actor.restarts <= actor.made.max_restarts, "ACTORS-3"
             named = self._names.get((actor.made.namespace, actor.made.name)) if actor.made.name else None
             assert (named is actor) == bool(actor.made.name and not actor.ending), "ACTORS-4"
             assert all(name in self._watched_by[watcher] for watcher in actor.watchers)
-        placed = {a.site.process: a for a in self._actors.values() if a.phase is not Phase.WAITING}
+        placed = {a.site.process: a for a in self._actors.values() if a.site is not NOWHERE}
         assert placed == self._by_process, "ACTORS-1"
         mortal = {name for name, actor in self._actors.items() if not actor.made.detached}
         for index in (self._by_creator, self._by_job):
@@ -371,6 +389,11 @@ class ActorTable:
         assert all(actor in self._actors.values() for actor in self._names.values())
 
     # --- beginnings ----------------------------------------------------------------------------------------
+
+    def _place(self, actor: Actor) -> None:
+        """Ask for a worker."""
+        actor.phase = Phase.WAITING
+        self._actions.append(Place(actor.made.actor, actor.incarnation, actor.made))
 
     def _repeat(self, made: Registration, known: Actor | None) -> None:
         """Tell a creator that registers again what it may have missed."""
@@ -424,6 +447,7 @@ class ActorTable:
         """It shall die for good: now, if it has no process."""
         if actor.phase is Phase.WAITING:
             self._actions.append(Withdraw(actor.made.actor, actor.incarnation, actor.made))
+        if actor.site is NOWHERE:
             self._finish(actor, reason)
             return
         if not actor.ending:
@@ -539,9 +563,12 @@ def _no_restart(actor: Actor) -> str:
 
 
 def _waits_for(actor: Actor) -> str:
-    if actor.phase is Phase.PLACED:
-        return "its arguments, or its constructor, take their time"
-    return "it waits for a worker" if actor.phase is Phase.WAITING else ""
+    return {
+        Phase.HELD: "its constructor's arguments are not ready",
+        Phase.WAITING: "it waits for a worker",
+        Phase.PLACED: "its constructor has not returned yet",
+        Phase.ALIVE: "",
+    }[actor.phase]
 
 
 def _identity(who: Registration | Tombstone) -> dict[str, Any]:
@@ -560,3 +587,10 @@ def _remove(index: dict[Any, dict[bytes, Actor]], key: Any, actor: bytes) -> Non
     del index[key][actor]
     if not index[key]:
         del index[key]
+
+
+def _keep(words: dict[bytes, Any], actor: bytes, value: Any) -> None:
+    """Keep what was said of an actor that is not registered."""
+    words[actor] = value
+    if len(words) > _EARLY_WORDS:
+        del words[next(iter(words))]

@@ -12,6 +12,8 @@ from moray.core.resources import Amounts, Ledger, show_amount, show_amounts
 
 #: How many holders of a resource are named.
 _HOLDERS: Final = 5
+#: How many workers of each.
+_WORKERS: Final = 16
 
 
 def explain_request(
@@ -64,12 +66,15 @@ def _holders(missing: Amounts, leases: Iterable[Lease]) -> list[dict[str, Any]]:
     """Who holds most of what is missing."""
     amounts: dict[tuple[Owner, str], Counter[str]] = {}
     counts: Counter[tuple[Owner, str]] = Counter()
+    workers: dict[tuple[Owner, str], list[str]] = {}
     for lease in leases:
         kept = {n: lease.need[n] - (lease.lent if n == "CPU" else 0) for n in missing if lease.need.get(n)}
         if any(kept.values()):
             who = lease.request.owner, lease.request.label
             amounts.setdefault(who, Counter()).update(kept)
             counts[who] += 1
+            if lease.worker is not None:
+                workers.setdefault(who, []).append(lease.worker.process.hex())
     largest = sorted(amounts, key=lambda who: -sum(amounts[who].values()))[:_HOLDERS]
     return [
         {
@@ -77,6 +82,7 @@ def _holders(missing: Amounts, leases: Iterable[Lease]) -> list[dict[str, Any]]:
             "owner": who[0].process.hex(),
             "label": who[1],
             "leases": counts[who],
+            "workers": workers.get(who, [])[:_WORKERS],
             "resources": dict(amounts[who]),
         }
         for who in largest

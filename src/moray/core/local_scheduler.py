@@ -67,8 +67,9 @@ BLOCKED_PER_CPU: Final = 4
 class LocalScheduler:
     """The state machine; every event returns the actions to carry out, in order."""
 
-    def __init__(self, total: dict[str, int], devices: dict[str, int]) -> None:
+    def __init__(self, total: dict[str, int], devices: dict[str, int], warn_after_s: float = WARN_AFTER_S) -> None:
         """`total` in units of 1/10000; `devices` names resources with indices, e.g. {"GPU": 2}."""
+        self._warn_after_s = warn_after_s
         self._ledger = Ledger(total, devices)
         #: Whole CPUs, rounded up; at least one, so that something can run anywhere.
         self._cpus = max(1, -(-total.get(CPU, 0) // UNIT))
@@ -558,15 +559,15 @@ class LocalScheduler:
     def _set_alarm(self, request: Request) -> None:
         if request.queued and not request.warned and not request.alarmed:
             request.alarmed = True
-            heappush(self._alarms, (self._now + WARN_AFTER_S, self._queue.next_turn(), request))
+            heappush(self._alarms, (self._now + self._warn_after_s, self._queue.next_turn(), request))
 
     def _sound_alarms(self) -> None:
         while self._alarms and self._alarms[0][0] <= self._now:
             request = heappop(self._alarms)[2]
             request.alarmed = False
-            if not request.queued or request.refused:
+            if not request.queued or request.refused or request.warned:
                 continue
-            if request.held > request.claims or request.since + WARN_AFTER_S > self._now:
+            if request.held > request.claims or request.since + self._warn_after_s > self._now:
                 # Something of it runs, or it began to wait anew: look again later.
                 self._set_alarm(request)
                 continue

@@ -356,7 +356,11 @@ class References:
             if container is not None:
                 self.contain(container, kept)
         for owner in owners:
-            if owner == self.process:
+            if owner == self.process == sender:
+                # An actor that calls itself: the promise to ourselves is kept now.
+                kept = self._peer(sender).provisional.pop((sender, handover), ())
+                self.unhold([self.owned[key] for key in kept])
+            elif owner == self.process:
                 if sender not in self.dead:
                     self._box(sender).changes.accepted.append(handover)
             elif owner not in self.dead:

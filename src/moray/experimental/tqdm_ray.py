@@ -126,7 +126,7 @@ class tqdm(Generic[_T]):  # noqa: N801 - the name that users of tqdm know.
         self._abandon()
 
     def _abandon(self) -> None:
-        """Nobody will close it any more. Finalizers run anywhere, locks held or not: the loop is asked to (DEL)."""
+        """Nobody will close it any more. Finalizers run anywhere, locks held or not: others print and send (DEL)."""
         if self._closed:
             return
         self._closed = True
@@ -134,11 +134,9 @@ class tqdm(Generic[_T]):  # noqa: N801 - the name that users of tqdm know.
         if runtime is None or runtime.forked or runtime.closing:
             screen.remove(self._bar())
         elif runtime.kind == "worker":
-            last = self._state(runtime, closed=True)
-            runtime.call_soon(lambda: runtime.output.send_bar(last))
+            runtime.output.drop_state(self._state(runtime, closed=True))
         else:
-            bar = self._bar()
-            runtime.call_soon(lambda: runtime.output.end_bar(bar))
+            runtime.output.drop_bar(self._bar())
 
     @property
     def n(self) -> float:
@@ -160,7 +158,7 @@ class tqdm(Generic[_T]):  # noqa: N801 - the name that users of tqdm know.
 
     def _state(self, runtime: Runtime, closed: bool) -> m.BarState:
         return m.BarState(
-            runtime.process, self._number, runtime.task_name(), os.getpid(), self._desc, self._total, self._done,
+            runtime.process, self._number, runtime.output.label(), os.getpid(), self._desc, self._total, self._done,
             self._unit, self._position, monotonic() - self._began, closed,
         )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from typing import Any, Final
 
 from moray.config import RESOURCE_UNIT
 from moray.platform import machine
@@ -15,6 +16,10 @@ _STORE_MIN_BYTES: Final = 64 << 20
 #: and at most this large by default: beyond, the user should say that it is wanted.
 _STORE_MAX_BYTES: Final = 256 << 30
 _PAGE_BYTES: Final = 4096
+#: The address of every node of a session on one machine.
+NODE_ADDRESS: Final = "127.0.0.1"
+#: What tasks ask a little of to run on a certain node, or on the head's: one unit of each.
+_NAMED: Final = (f"node:{NODE_ADDRESS}", "node:__internal_head__")
 
 
 def store_bytes(wanted: int) -> int:
@@ -34,6 +39,8 @@ def complete_resources(given: dict[str, int], arena_bytes: int) -> dict[str, int
         total["GPU"] = gpus * RESOURCE_UNIT
     if "memory" not in total:
         total["memory"] = max(0, machine.memory_total() - arena_bytes) * RESOURCE_UNIT
+    for name in _NAMED:
+        total.setdefault(name, RESOURCE_UNIT)
     return total
 
 
@@ -41,3 +48,35 @@ def complete_devices(given: dict[str, int], resources: dict[str, int]) -> dict[s
     """`given` with as many GPU indices as there are whole GPUs, if it does not say."""
     gpus = resources.get("GPU", 0) // RESOURCE_UNIT
     return {"GPU": gpus, **given} if gpus else dict(given)
+
+
+def describe_node(
+    node_id: bytes, resources: dict[str, int], arena_bytes: int, labels: dict[str, str], address: str, pid: int
+) -> dict[str, Any]:
+    """What ``nodes()`` says of a node: twice, as programs for Ray look for other keys. `resources` are in units."""
+    hostname = os.uname().nodename
+    amounts = {name: amount / RESOURCE_UNIT for name, amount in resources.items() if amount}
+    return {
+        "id": node_id.hex(),
+        "hostname": hostname,
+        "pid": pid,
+        "resources": resources,
+        "labels": labels,
+        "alive": True,
+        "NodeID": node_id.hex(),
+        "Alive": True,
+        "NodeName": NODE_ADDRESS,
+        "NodeManagerAddress": NODE_ADDRESS,
+        "NodeManagerHostname": hostname,
+        # Everything on a machine goes through Unix sockets; there are no ports.
+        "NodeManagerPort": 0,
+        "ObjectManagerPort": 0,
+        "MetricsExportPort": 0,
+        "RuntimeEnvAgentPort": 0,
+        "ObjectStoreSocketName": address,
+        "RayletSocketName": address,
+        "DeathReason": 0,
+        "DeathReasonMessage": "",
+        "Resources": {**amounts, "object_store_memory": float(arena_bytes)},
+        "Labels": {"ray.io/node-id": node_id.hex(), **labels},
+    }

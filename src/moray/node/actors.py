@@ -95,6 +95,7 @@ class Actors:
             m.ListActors: lambda client, message: self._perform(
                 self.table.names(client.process, message.request, message.namespace)
             ),
+            m.PlaceActor: lambda client, message: self._perform(self.table.ready(client.process, message.actor)),
             m.WatchActor: self._on_watch,
             m.KillActor: lambda _client, message: self._perform(self.table.kill(message.actor, message.no_restart)),
             m.ReleaseActor: lambda client, message: self._perform(self.table.release(client.process, message.actor)),
@@ -149,6 +150,7 @@ class Actors:
             detached=spec.detached,
             max_restarts=spec.max_restarts,
             get_if_exists=spec.get_if_exists,
+            waiting=spec.waiting,
             resources=spec.resources,
             placement=spec.placement,
             runtime_env=spec.runtime_env,

@@ -6,6 +6,8 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from moray.launch.resources import describe_node
+
 if TYPE_CHECKING:
     from moray.node.node import Node
 
@@ -18,14 +20,14 @@ def cluster_state(node: Node) -> dict[str, Any]:
         "total": scheduler.total,
         "available": scheduler.available,
         "nodes": [
-            {
-                "id": node.node_id.hex(),
-                "hostname": os.uname().nodename,
-                "pid": os.getpid(),
-                "resources": scheduler.total,
-                "labels": node.config.labels,
-                "alive": True,
-            }
+            describe_node(
+                node.node_id,
+                scheduler.total,
+                node.store.stats()["capacity_bytes"],
+                node.config.labels,
+                node.address,
+                os.getpid(),
+            )
         ],
         "store": node.store.stats(),
         "pending": pending,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from moray import config
 from moray.core.local_scheduler import LocalScheduler
 from moray.core.scheduler_actions import Action, Grant, Refuse, Revoke, Revoked, StartWorker, StopWorker, Warn
 from moray.node.clients import Client, Clients
@@ -45,7 +46,7 @@ class Leases:
         clients: Clients,
         events: LeaseEvents,
     ) -> None:
-        self.scheduler = LocalScheduler(total, devices)
+        self.scheduler = LocalScheduler(total, devices, config.env_float("WARN_AFTER_S", config.WARN_AFTER_S))
         self._reactor = reactor
         self._events = events
         self._clients = clients

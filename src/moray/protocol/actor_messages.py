@@ -194,6 +194,8 @@ class CallerHello(Message, tag=83):
     """Caller → actor, first on each connection: the number of the next call on it. Calls are counted from there."""
 
     number: int
+    #: Rises with each connection: what still arrives on an older one is not counted.
+    conversation: int = 0
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):

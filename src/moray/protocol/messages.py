@@ -28,6 +28,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from moray.core.references_types import Changes
+from moray.core.wait_graph import Finding as Finding, Target as Target
 from moray.protocol.actor_messages import (
     ActorExiting as ActorExiting,
     ActorNames as ActorNames,
@@ -427,24 +428,16 @@ class BarState(Message, tag=61):
 
 
 class Why(Message, tag=90):
-    """What does this object wait for? Passed on along the chain of waits; the last one answers `asker` by Because."""
+    """What does this wait for? Answered by Because at once; the asker follows the trail itself, so that it knows where
+    it ends."""
 
     request: int
-    asker: bytes
-    #: Where the asker accepts peers.
-    address: str
-    #: 28 bytes; the receiver owns it, or runs its task.
-    object: bytes
-    #: One sentence per step so far.
-    story: list[str]
-    #: Objects on the way: to meet one again is a deadlock.
-    seen: list[bytes]
+    target: Target
 
 
 class Because(Message, tag=91):
     request: int
-    story: list[str]
-    deadlock: bool = False
+    finding: Finding
 
 
 class GetEvents(Message, tag=92):

@@ -28,7 +28,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray.protocol import messages as m
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
+#: An ending actor waits so long for results that are in the reference protocol.
+_PASSING_S: Final = 1.0
 
 
 class ActorExit(SystemExit):
@@ -67,6 +69,8 @@ class ActorHost:
         self._start = start
         self._creator_connection = connection
         self.instance: Any = None
+        #: What its output is marked with.
+        self.label = start.creation.class_name
         #: Calls run in several threads or coroutines.
         self.concurrent = False
         #: Results of calls that wait to be sent. Whoever runs calls appends; whoever flushes takes.
@@ -97,6 +101,8 @@ class ActorHost:
         if caller is None:
             connection.close("calls before CallerHello")
             return
+        if connection is not caller.connection:
+            return  # A rest of a connection that has been replaced: all of it comes again.
         caller.forget(message.answered)
         again = []
         for spec in message.calls:
@@ -149,7 +155,7 @@ class ActorHost:
 
     def become(self) -> None:
         """Make the instance, tell the head, and let calls begin. An async actor's main thread stays in here."""
-        self._executor.name = self._executor.function_name = self.creation.class_name
+        self._executor.name = self._executor.function_name = f"{self.creation.class_name}.__init__"
         self._executor.owner = self._creator_connection
         if self.creation.asynchronous:
             self._run_event_loop()
@@ -192,8 +198,10 @@ class ActorHost:
             if creation.arguments:
                 args, kwargs = self._executor.fill_in(args, kwargs, creation.arguments, token)
             self._secure(token)
-            self.instance = kind(*args, **kwargs)
+            self.instance = instance = kind(*args, **kwargs)
             del args, kwargs
+            if type(instance).__repr__ is not object.__repr__:
+                self.label = repr(instance)
         except SystemExit as wish:
             self._exit_by(wish, "__init__")
         except BaseException as raised:  # noqa: BLE001 - every error of the user's is the actor's cause of death.
@@ -558,6 +566,9 @@ class ActorHost:
         if reason:
             self._worker.node.send(m.ActorExiting(self.actor, self.incarnation, reason))
         self.farewell()
+        deadline = monotonic() + _PASSING_S
+        while self._executor.passing and monotonic() < deadline:
+            self._worker.block(self._worker.new_waiter(), monotonic() + 0.01)
         self._worker.exit(code)
 
     def end_in_peace(self) -> None:

@@ -58,8 +58,8 @@ class Callee:
 
     __slots__ = (
         "actor", "address", "answered_timer", "calls", "class_name", "connection", "creator", "error", "hungry", "idle",
-        "incarnation", "last_told", "lock", "max_pending", "ordered", "peer", "queue", "reason", "restarts_left",
-        "retry_timer", "set_aside", "state", "watched",
+        "incarnation", "killed", "last_told", "lock", "max_pending", "ordered", "peer", "queue", "reason",
+        "restarts_left", "retry_timer", "set_aside", "state", "watched",
     )  # fmt: skip
 
     def __init__(self, actor: bytes, creator: bytes) -> None:
@@ -92,6 +92,8 @@ class Callee:
         #: How many calls may be open; -1: any number.
         self.max_pending = -1
         self.watched = False
+        #: Killed from here: nothing more is sent to it.
+        self.killed = False
         #: `calls.answered` when the actor was last told.
         self.last_told = 0
         self.answered_timer: Any = None
@@ -153,6 +155,11 @@ class ActorClient:
     def kill(self, actor: bytes, _creator: bytes, no_restart: bool) -> None:
         """End the actor's process now."""
         self._runtime.check_usable()
+        callee = self._callees.get(actor)
+        if callee is not None and no_restart:
+            with callee.lock:
+                callee.killed = True  # What is called from now on must not be answered, however slow the way is.
+                callee.idle = False
         self._runtime.node.send(m.KillActor(actor, no_restart))
 
     # --- calling: any thread -------------------------------------------------------------------------------
@@ -164,7 +171,7 @@ class ActorClient:
             callee = self._callees.setdefault(actor, Callee(actor, creator))
         return callee
 
-    def submit(  # noqa: PLR0912 - spelled out: a hot path.
+    def submit(  # noqa: C901, PLR0912 - spelled out: a hot path.
         self, callee: Callee, settings: CallSettings, prepared: Prepared | None, handle: ObjectRef[Any] | None
     ) -> Any:
         """Call a method: an ObjectRef, a list of them, None (num_returns=0), or an ObjectRefGenerator.
@@ -223,7 +230,14 @@ class ActorClient:
     def _send_directly(self, callee: Callee, call: Call) -> bool:
         """Send `call` from this thread. The caller holds the lock."""
         connection = callee.connection
-        if connection is None or connection.out or connection.settled or callee.queue or not callee.idle:
+        if (
+            connection is None
+            or connection.out
+            or connection.settled
+            or callee.queue
+            or not callee.idle
+            or callee.killed
+        ):
             return False
         spec = m.CallSpec(call.seq, call.options.method, call.payload, call.extra)
         return connection.send_frame(encode_frame(m.Calls(callee.calls.answered, [spec])), (callee, call))
@@ -259,8 +273,8 @@ class ActorClient:
             self._fail_all(callee)
             return
         connection = callee.connection
-        if connection is None:
-            return  # The head will tell where it lives.
+        if connection is None or callee.killed:
+            return  # The head will tell where it lives, or that it does not.
         submitter = self._runtime.submitter
         failed: list[tuple[Call, ObjectRef[Any]]] = []
         with callee.lock:
@@ -283,7 +297,7 @@ class ActorClient:
         if connection.out:
             self._pump_later(callee)
         elif not callee.queue and not callee.calls.unanswered:
-            callee.idle = True
+            callee.idle = not callee.killed
 
     def _send(self, callee: Callee, connection: Connection, batch: list[Call]) -> None:
         specs = [m.CallSpec(call.seq, call.options.method, call.payload, call.extra) for call in batch]
@@ -401,7 +415,7 @@ class ActorClient:
         if callee.queue:
             self._pump(callee)
         elif not callee.calls.unanswered:
-            callee.idle = callee.connection is not None
+            callee.idle = callee.connection is not None and not callee.killed
         if callee.answered_timer is None and callee.calls.answered != callee.last_told:
             timer = self._runtime.reactor.call_later(_ANSWERED_AFTER_S, lambda: self._tell_answered(callee))
             callee.answered_timer = timer
@@ -435,6 +449,8 @@ class ActorClient:
             self._lost(callee, message)
         if message.state == _DEAD:
             callee.error = message.error
+            if message.error and not callee.pending() and callee.creator == self._runtime.process:
+                self._runtime.unfetched.show(message.error)  # No call will raise it.
             self.creations.forget(message.actor)
             self._fail_all(callee)
             self._callees.pop(message.actor, None)
@@ -458,7 +474,7 @@ class ActorClient:
         self._runtime.submitter.settle(connection)
         runs = callee.calls.resend()
         for number, calls in runs or [(callee.calls.next, [])]:
-            connection.send(m.CallerHello(number))
+            connection.send(m.CallerHello(number, callee.calls.conversation))
             for start in range(0, len(calls), _BATCH_CALLS):
                 specs = [
                     m.CallSpec(call.seq, call.options.method, call.payload, call.extra)
@@ -492,7 +508,10 @@ class ActorClient:
     def _lost(self, callee: Callee, message: m.ActorState) -> None:
         """The incarnation is gone; the actor comes back, or not."""
         callee.idle = False
-        callee.connection = None
+        if callee.connection is not None:
+            # The process ends, but is not known to be dead: what was committed to its connection is taken back.
+            self._runtime.drain_connection(callee.connection)
+            callee.connection.close("the actor that it was has ended")
         if callee.peer is not None:
             callee.peer.callee = None
             callee.peer = None
@@ -518,7 +537,7 @@ class ActorClient:
                     f"{callee.text()} ended while it had the call {call.options.name}(): {callee.reason}",
                     callee.actor.hex(),
                 )
-                self._runtime.submitter.finish_with(call, dump_error(error), False)
+                self._fail(callee, call, dump_error(error))
         callee.queue.extendleft(reversed(again))
 
     def _fail_all(self, callee: Callee) -> None:
@@ -532,7 +551,15 @@ class ActorClient:
             return
         blob = self._death_blob(callee)
         for call in calls:
-            self._runtime.submitter.finish_with(call, blob, False)
+            self._fail(callee, call, blob)
+
+    def _fail(self, callee: Callee, call: Call, blob: bytes) -> None:
+        """The call ends with its actor. Whoever killed that need not be told of each call."""
+        if callee.reason.startswith("killed by moray.kill()"):
+            for entry in call.entries if call.entries is not None else [call.entry]:
+                if entry is not None:
+                    entry.seen = True
+        self._runtime.submitter.finish_with(call, blob, False)
 
     def _death_blob(self, callee: Callee) -> bytes:
         if self._runtime.ended is not None:

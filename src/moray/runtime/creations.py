@@ -122,6 +122,10 @@ class Creations:
             self._creations.pop(created.seq, None)
         return created
 
+    def any_alive(self) -> bool:
+        """Whether actors of ours are not dead for good."""
+        return bool(self._created)
+
     # --- the loop -----------------------------------------------------------------------------------------
 
     def _await_arguments(self, created: Created) -> None:
@@ -167,14 +171,10 @@ class Creations:
 
     def constructed(self, peer: Peer, result: m.Result) -> None:
         """The constructor of an actor of ours has returned: its arguments are needed no more, unless for a restart."""
+        self._runtime.references.unwanted(peer, result)  # The head's word has the error itself.
         created = self._creations.get(result.seq)
         if created is None:
             return
-        extra = result.extra
-        if extra is not None and extra.handover:
-            # The head's word has the error itself; what is in it is taken over by nobody.
-            self._runtime.references.drain()
-            self._runtime.references.result_arrived(peer, extra.handover, [(None, extra.contained[0])])
         if not created.restartable:
             self._creations.pop(created.seq, None)
             created.arguments, created.held = [], []

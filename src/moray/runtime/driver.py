@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from moray import config, exceptions
 from moray.launch.config import NodeConfig
@@ -24,6 +24,8 @@ from moray.runtime.runtime import Runtime
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from moray.runtime.local_mode import LocalRuntime
 
 #: Parameters of init that have no meaning here and are accepted with any value.
 _WITHOUT_MEANING: Final = frozenset({
@@ -46,7 +48,7 @@ _SHUTDOWN_S: Final = 10.0
 class Context:
     """What :func:`moray.init` returns."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver | LocalRuntime) -> None:
         welcome = driver.welcome
         self.dashboard_url = ""
         self.python_version = "{}.{}.{}".format(*sys.version_info[:3])
@@ -82,7 +84,8 @@ class Context:
 
     def disconnect(self) -> None:
         """End the session that this context stands for, if it still runs."""
-        if state.runtime is self._driver:
+        runtime: Any = state.runtime
+        if runtime is self._driver:
             shutdown()
 
     def __repr__(self) -> str:
@@ -155,7 +158,7 @@ def init(address: str | None, **options: Any) -> Context:
             )
         shutdown()
     if options.get("local_mode"):
-        raise NotImplementedError("local_mode=True is not part of this version")
+        return _init_local(options)
     if address is None:
         address = config.env_str("ADDRESS") or None
     logging = JobLogging(options)
@@ -183,6 +186,18 @@ def init(address: str | None, **options: Any) -> Context:
     return Context(driver)
 
 
+def _init_local(options: dict[str, Any]) -> Context:
+    """A session in this process alone."""
+    from moray.runtime.local_mode import LocalRuntime
+
+    if options.get("runtime_env"):
+        raise ValueError("init(local_mode=True) runs everything in this process: runtime_env is not possible")
+    namespace = options.get("namespace") or getattr(options.get("job_config"), "ray_namespace", None)
+    runtime = LocalRuntime(_node_config(options), namespace or str(uuid.uuid4()))
+    state.runtime = cast("Runtime", runtime)
+    return Context(runtime)
+
+
 def _check_names(options: dict[str, Any]) -> None:
     for name in options:
         if name not in _MEANINGFUL and name not in _WITHOUT_MEANING:
@@ -192,8 +207,8 @@ def _check_names(options: dict[str, Any]) -> None:
 
 
 def _context(runtime: Runtime) -> Context:
-    if isinstance(runtime, Driver):
-        return Context(runtime)
+    if runtime.kind != "worker":
+        return Context(cast("Driver", runtime))
     raise RuntimeError("moray.init() is for drivers; this process is a worker and already connected")
 
 
@@ -318,6 +333,8 @@ def shutdown() -> None:
         raise exceptions.MoraySystemError("moray.shutdown() ends a driver's session; a task cannot call it")
     # One swap, without a call between its halves: of two threads that shut down, one does.
     runtime, state.runtime = state.runtime, None
+    if runtime is not None and runtime.kind == "local":
+        cast("LocalRuntime", runtime).stop()
     if not isinstance(runtime, Driver):
         return
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moray.logging_config import LoggingConfig
+    from moray.runtime.runtime import Runtime
 
 #: In a job's environment: the settings of its workers, as JSON.
 VARIABLE: Final = "MORAY_JOB_LOGGING"
@@ -187,12 +188,23 @@ def session_fields() -> dict[str, str]:
         "worker_id": runtime.process.hex(),
         "node_id": runtime.welcome.node_id.hex(),
     }
+    actor = running_actor(runtime)
+    if actor is not None:
+        found["actor_id"] = actor.actor.hex()
+        if actor.creation.name:
+            found["actor_name"] = actor.creation.name
     task = runtime.current_task_id()
     if task is not None:
         found["task_id"] = task.hex()
         found["task_name"] = runtime.task_name()
         found["task_func_name"] = runtime.function_name()
     return found
+
+
+def running_actor(runtime: Runtime) -> Any:
+    """The actor that this process is (:class:`~moray.runtime.actor_host.ActorHost`); None if it is none."""
+    executor = getattr(runtime, "executor", None)
+    return executor.host if executor is not None else None
 
 
 class Lines:

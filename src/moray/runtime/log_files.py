@@ -94,10 +94,6 @@ class Follower:
             self.partial = partial
         return True
 
-    def skip(self) -> None:
-        """Take all of it as read."""
-        self.offset = os.fstat(self.fd).st_size
-
     def send_partial(self, send: Send) -> bool:
         """Send the line that has not ended; False if there is none."""
         if not self.partial:
@@ -144,17 +140,17 @@ class LogStream:
         grown = False
         if self._older:
             grown = self._pump_older(send, last)
-            if self._previous is not None and os.fstat(self._current.fd).st_size > 0:
+            if self._previous is not None:
+                if os.fstat(self._current.fd).st_size == 0:
+                    return grown
                 self._previous.base = -1
                 self._previous = None
-        grown |= self._current.read(send)
-        if last:
-            grown |= self._current.send_partial(send)
+        if self._current.read(send):
+            grown = True
+        if last and self._current.partial:
+            self._current.send_partial(send)
+            grown = True
         return grown
-
-    def skip(self) -> None:
-        """Take all that is there as sent."""
-        self._current.skip()
 
     def position(self) -> int:
         """How far everything has been sent, for the mark."""

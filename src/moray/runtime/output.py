@@ -16,8 +16,9 @@ import io
 import os
 import sys
 from _thread import allocate_lock
+from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from moray.protocol import messages as m
 from moray.runtime import job_logging
@@ -44,8 +45,12 @@ class Output:
         #: Workers' output is wanted at the driver's.
         self.to_driver = True
         self._streams: list[LogStream] = []
+        #: This worker's sys.stdout and sys.stderr, as they were at its start.
+        self._texts: tuple[TextIO, ...] = ()
         #: Stream → what sends lines of it.
         self._senders: dict[str, Send] = {"out": self._sender("out"), "err": self._sender("err")}
+        #: Bars that nobody can close any more, each closed by its last state.
+        self._dropped: deque[m.BarState] = deque()
         #: In a driver: how far (process, stream) has arrived.
         self._received: dict[tuple[bytes, str], int] = {}
         self._pump_lock = allocate_lock()
@@ -59,8 +64,7 @@ class Output:
 
     def capture(self, log_paths: tuple[str, str]) -> None:
         """Start following this process's log files; descriptors 1 and 2 are those files already."""
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), errors="replace", write_through=True)
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), errors="replace", write_through=True)
+        sys.stdout, sys.stderr = self._texts = _text(1), _text(2)
         self.to_driver = job_logging.configure_worker()
         settings = rotation_settings()
         self._streams = [
@@ -73,16 +77,20 @@ class Output:
         """Send new lines toward the driver; with `last` also an unfinished one. Any thread."""
         with self._pump_lock:
             grown = False
+            for text in self._texts:
+                _flush(text)
             for stream in self._streams:
-                if self.to_driver:
-                    grown |= stream.pump(self._senders[stream.name], last)
-                else:
-                    stream.skip()
-                if stream.is_full() and not self._rotating:
-                    self._rotating = True
-                    self._runtime.call_soon(self._rotate)
+                if stream.pump(self._senders[stream.name], last):
+                    grown = True
             if grown:
                 self._runtime.output_sent(*(stream.position() for stream in self._streams))
+                if not self._rotating and any(stream.is_full() for stream in self._streams):
+                    self._rotating = True
+                    self._runtime.call_soon(self._rotate)
+            while self._dropped:
+                state = self._dropped.popleft()
+                if self.to_driver:
+                    self._send(state)
 
     def _look(self) -> None:
         """Once a turn. Loop only."""
@@ -110,12 +118,25 @@ class Output:
             self.pump()
             self._send(state)
 
+    def drop_state(self, state: m.BarState) -> None:
+        """A bar of this worker was dropped: it is closed, before the results that follow. Any thread, and finalizers
+        (DEL): it only appends, and the next look sends it."""
+        self._dropped.append(state)
+
+    def label(self) -> str:
+        """What stands before this worker's output: the name of its actor or task."""
+        actor = job_logging.running_actor(self._runtime)
+        if actor is None:
+            return self._runtime.task_name()
+        # A host that has asked the instance for its repr, in the instance's own thread, says so by its `label`.
+        return getattr(actor, "label", "") or str(actor.creation.class_name)
+
     def _sender(self, stream: str) -> Send:
         process, pid = self._runtime.process, os.getpid()
 
         def send(lines: list[str], position: int) -> None:
             if self.to_driver:
-                self._send(m.LogLines(self._runtime.task_name(), pid, stream, lines, process, position))
+                self._send(m.LogLines(self.label(), pid, stream, lines, process, position))
 
         return send
 
@@ -153,7 +174,8 @@ class Output:
             self._send(message)  # This is a worker: its task submitted the one that printed.
         elif self.to_driver or message.name == RUNTIME:
             if message.position and not self._prints.is_dead(message.process):
-                self._received[message.process, message.stream] = message.position
+                key = (message.process, message.stream)
+                self._received[key] = max(message.position, self._received.get(key, 0))
             self._prints.add(message)
 
     def _on_bar(self, _connection: Connection, message: m.BarState) -> None:
@@ -162,9 +184,9 @@ class Output:
         elif self.to_driver:
             self._prints.update_bar(message)
 
-    def end_bar(self, bar: Bar) -> None:
-        """A bar of this driver's own was dropped. Loop only."""
-        self._prints.end_bar(bar)
+    def drop_bar(self, bar: Bar) -> None:
+        """A bar of this driver's own was dropped. Any thread, finalizers included (DEL)."""
+        self._prints.drop_bar(bar)
 
     def warn(self, text: str) -> None:
         """Tell the driver's user something about the runtime itself. Loop only."""
@@ -180,6 +202,24 @@ class Output:
     def close(self) -> None:
         """Print what is left and end the printing thread."""
         self._prints.close()
+
+
+def _text(fd: int) -> TextIO:
+    """A line is one write, which lines of subprocesses cannot tear. There is no lock that a fork could find held."""
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(
+        raw,  # A file takes it all at once: a buffer would add only its lock.
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+def _flush(text: TextIO) -> None:
+    try:
+        text.flush()
+    except (OSError, ValueError):
+        pass  # The disk is full, or user code has closed it: its own prints say so.
 
 
 def void(_value: Any) -> None:

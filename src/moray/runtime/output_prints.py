@@ -125,6 +125,12 @@ class Prints:
         self.ready.append(bar)
         self._announce()
 
+    def drop_bar(self, bar: Bar) -> None:
+        """As :meth:`end_bar`, in any thread and in finalizers: steps that take no lock (DEL)."""
+        screen.remove(bar)
+        self.ready.append(bar)
+        self._runtime.call_soon(self._announce)
+
     def process_died(self, process: bytes) -> None:
         """A process of the session is gone: so are its bars."""
         self._dead[process] = None

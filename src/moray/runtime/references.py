@@ -302,6 +302,13 @@ class ReferenceShell:
             books.append((self.book(entry), ids))
         self.core.accept(peer.origin.process, handover, books)
 
+    def unwanted(self, peer: Peer, result: m.Result) -> None:
+        """A result arrived that nobody waits for: what it hands over is taken, and dropped."""
+        extra = result.extra
+        if extra is not None and extra.handover:
+            self.drain()
+            self.result_arrived(peer, extra.handover, [(None, ids) for ids in extra.contained])
+
     def inherit(self, entry: Entry, failed: ObjectRef[Any]) -> None:
         """A pending entry of ours gets the same error as `failed`, with whatever references are in it."""
         if failed._entry.contained is None:

@@ -26,10 +26,12 @@ from moray.protocol.reactor import HEARTBEAT_S, READ, Reactor
 from moray.runtime import state
 from moray.runtime.actors import ActorClient
 from moray.runtime.cancels import Cancels
+from moray.runtime.explain import Explainer
 from moray.runtime.marks import read_mark
 from moray.runtime.output import Output
 from moray.runtime.references import ReferenceShell
 from moray.runtime.submission import Submitter
+from moray.runtime.unfetched import Unfetched
 from moray.runtime.values import Values
 
 if TYPE_CHECKING:
@@ -195,6 +197,8 @@ class Runtime:
         self.submitter = Submitter(self)
         self.actors = ActorClient(self)
         self.cancels = Cancels(self)
+        self.explainer = Explainer(self)
+        self.unfetched = Unfetched(self)
         self.address = socket_path(self.session_dir, process)
         self._listener = listener if listener is not None else listen(self.address)
         self.reactor.register(self._listener.fileno(), READ, self._accept)
@@ -246,9 +250,13 @@ class Runtime:
         """What runs here now, for the prefix of its output."""
         return ""
 
+    def current_name(self) -> str:
+        """The name of the task or call that this thread or coroutine runs."""
+        return ""
+
     def function_name(self) -> str:
-        """The function of the task that runs here now."""
-        return self.task_name()
+        """The function or method of the task that this thread or coroutine runs."""
+        return ""
 
     def log_target(self) -> Connection | None:
         """Where output goes that is meant for the driver: toward whoever gets the result of the running task."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moray.protocol.connection import Connection
-    from moray.runtime.runtime import Runtime
+    from moray.runtime.runtime import Runtime, Waiter
 
 #: Places that a process holds of one kind at most. A grant comes within the time of one or two puts of a megabyte;
 #: more places would only spread the writes over more memory than the caches hold.
@@ -42,6 +42,8 @@ _LATELY_S: Final = 0.1
 _IDLE_S: Final = 0.5
 #: The node had nothing to spare: it is asked again after this, when its arena may have grown.
 _REFUSED_S: Final = 0.01
+#: How long a put waits for places that were asked for, rather than ask for space of its own.
+_WAIT_S: Final = 0.02
 #: An answer that takes longer was never asked for: the thread was interrupted before it sent its seal.
 _ANSWER_S: Final = 1.0
 
@@ -67,7 +69,7 @@ class _Watch(weakref.ref[Place]):
 class _Kind:
     """Objects whose sizes have the same power of two above them. Its numbers are hints: threads may overwrite them."""
 
-    __slots__ = ("ask_after", "made", "places", "recent", "size")
+    __slots__ = ("ask_after", "asked", "made", "places", "recent", "size", "waiters")
 
     def __init__(self) -> None:
         #: The loop adds, the warmest last; threads and the loop take.
@@ -77,8 +79,11 @@ class _Kind:
         self.recent = 0
         #: How large places should be: follows the largest of late.
         self.size = 0
-        #: Not before this are more places asked for.
+        #: Places were asked for, and the node has not answered. Not before `ask_after` are more asked for.
+        self.asked = False
         self.ask_after = 0.0
+        #: Threads that wait for the answer; notified once. Threads add, the loop removes.
+        self.waiters: deque[Waiter] = deque()
 
 
 class Space:
@@ -105,15 +110,22 @@ class Space:
     def take(self, size: int) -> Place | None:
         """A place for an object of `size` bytes, which is the caller's now; None if there is none."""
         kind = self._kinds.get(_kind_of(size))
-        while kind is not None and kind.places:
-            try:
-                place = kind.places.pop()
-            except IndexError:
-                break  # Another thread was quicker.
-            if place.size >= size:
-                return place
-            # Sizes have grown: it goes back, and larger ones are wished for.
-        return None
+        if kind is None:
+            return None
+        place = _pop(kind, size)
+        if place is None and kind.asked:
+            # What was asked for before comes before the answer to anything that would be asked now.
+            self._await_answer(kind)
+            place = _pop(kind, size)
+        return place
+
+    def _await_answer(self, kind: _Kind) -> None:
+        """Let the loop run: while this thread copies and computes, the loop hardly gets the interpreter lock."""
+        waiter = self._runtime.new_waiter()
+        kind.waiters.append(waiter)
+        # If it has come meanwhile, nobody may notify this one any more.
+        if kind.asked and not self._runtime.block(waiter, monotonic() + _WAIT_S):
+            kind.asked = False  # Perhaps the seal that asked was never sent (INTERRUPT).
 
     def sealed(self, place: Place) -> None:
         """The node was told what lies there."""
@@ -134,6 +146,7 @@ class Space:
         if kind.recent < _SEVERAL or held > most // 2 or now < kind.ask_after:
             return 0, 0
         kind.ask_after = now + _ANSWER_S
+        kind.asked = True
         return most - held, kind.size
 
     # --- the loop ---------------------------------------------------------------------------------------
@@ -149,6 +162,9 @@ class Space:
             kind.places.append(place)
             del place  # The deque's alone.
         kind.ask_after = 0.0 if message.places else monotonic() + _REFUSED_S
+        kind.asked = False
+        while kind.waiters:
+            kind.waiters.popleft().notify()
         if not self._looking:
             self._looking = True
             self._runtime.reactor.call_later(_IDLE_S, self._look)
@@ -190,6 +206,18 @@ class Space:
             if self._watches.pop(number, None) is not None:
                 numbers.append(number)
         return numbers
+
+
+def _pop(kind: _Kind, size: int) -> Place | None:
+    while kind.places:
+        try:
+            place = kind.places.pop()
+        except IndexError:
+            return None  # Another thread was quicker.
+        if place.size >= size:
+            return place
+        # Sizes have grown: it goes back, and larger ones are wished for.
+    return None
 
 
 def _kind_of(size: int) -> int:

@@ -112,13 +112,14 @@ class Producer:
             while self.making.must_pause() or self._is_congested():
                 event.clear()
                 self._announce()
-                self._waits_for_sending = True
-                self._worker.call_soon(self._arm)
-                if self.making.must_pause() or self._is_congested():
+                if self._is_congested():
+                    self._waits_for_sending = True
+                    self._worker.call_soon(self._arm)
+                if self._waits_for_sending or self.making.must_pause():
                     await event.wait()
+                self._waits_for_sending = False
                 if self._is_orphan():
                     return
-            self._waits_for_sending = False
 
     def _put(self, item: Any) -> None:
         """Serialise an item and have it sent, unless the owner has it from an earlier attempt."""
@@ -292,7 +293,7 @@ def answer(
     producer = Producer(executor, work, extra, name)
     try:
         if hasattr(value, "__aiter__"):
-            asyncio.run(producer.run_async(value))
+            _run_event_loop(producer, value)
         else:
             iterator = _iterator(value, name)
             try:
@@ -306,6 +307,12 @@ def answer(
         return
     producer.finish()
     _respond(executor, work, name, begin_ns, token, producer.making.made, loaded)
+
+
+@base
+def _run_event_loop(producer: Producer, value: AsyncIterator[Any]) -> None:
+    """For an async generator that is a task: it has an event loop of its own, whose waits count as the user's."""
+    asyncio.run(producer.run_async(value))
 
 
 async def answer_async(

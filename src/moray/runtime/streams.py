@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from moray import exceptions
+from moray.core.references import Owned
 from moray.core.streams import Arriving, End
 from moray.object_ref import Entry, ObjectRef
 from moray.object_ref_generator import Dropped, DynamicObjectRefGenerator, Inbox, ObjectRefGenerator
 from moray.protocol import messages as m
-from moray.runtime.references import Contains
 from moray.runtime.values import dump_error
 from moray.serialization import NONE_BLOB, serialize
 
@@ -159,14 +159,25 @@ class Stream:
         if not entry.ready:  # Otherwise it was cancelled, and whoever waited has been told.
             entry.blob = NONE_BLOB
             if inbox is not None and self.dynamic:
-                # Our own class and our own references: no code of the user's runs here (CALLBACKS).
-                serialized = serialize(DynamicObjectRefGenerator(inbox))
-                if serialized.contained:
-                    entry.contained = serialized.contained
-                    self._runtime.events.append(Contains(entry, serialized.contained))
-                entry.blob = serialized.to_bytes()
+                self._gather(entry, inbox)
             self._runtime.submitter._publish(entry)
         self._forget()
+
+    def _gather(self, entry: Entry, inbox: Inbox) -> None:
+        """Make the references to all items the value of the task's own object, if anybody still refers to that."""
+        references = self._runtime.references
+        references.drain()
+        if entry.alive is None and entry.book is None:
+            return
+        # Our own class and our own references: no code of the user's runs here (CALLBACKS).
+        serialized = serialize(DynamicObjectRefGenerator(inbox))
+        entry.blob = serialized.to_bytes()
+        if serialized.contained:
+            entry.contained = serialized.contained
+            # Now, not as an event: behind the end of the entry's reference it would give it a book that nothing ends.
+            container = references.book(entry)
+            assert isinstance(container, Owned)
+            references.core.contain(container, [references.book(ref._entry) for ref in serialized.contained])
 
     def fail(self, task: Task) -> None:
         """The task has failed: its own object has got the error, which becomes the stream's last item too."""

@@ -189,6 +189,7 @@ class Submitter:
             for entry in task.entries if task.entries is not None else [task.entry]:
                 if entry is not None:
                     self._runtime.references.inherit(entry, failed)
+            failed._entry.seen = True
             self.finish_with(task, failed._entry.blob or b"", False)
             return
         extra = task.options.extra or m.TaskExtra()
@@ -275,7 +276,9 @@ class Submitter:
             if task is None:
                 found = self._slot_of(peer, result.seq)
                 if found is None:
-                    continue  # The task was ended by other means: recalled, or its worker given up.
+                    # The task was ended by other means: recalled, or its worker given up.
+                    self._runtime.references.unwanted(peer, result)
+                    continue
                 if slot is not None and touched is not None:
                     self._answered(touched, slot)
                 slot = found
@@ -420,6 +423,8 @@ class Submitter:
             entry.blob = None if size else blobs[index]
             if size:
                 runtime.values.note_stored(entry)
+            elif task.attempt:
+                runtime.values.forget_stored(entry)  # An attempt that died may have left a large value.
             entry.size = size
             stored = stored or bool(size)
             self._publish(entry, keep_lineage=bool(size))
@@ -441,10 +446,17 @@ class Submitter:
         if retriable and settings.retries_errors and task.retries_left and not task.cancelled:
             self._retry(task)
             return
+        if task.entries:
+            self._runtime.unfetched.share(task.entries)
+        elif task.entries is not None and not task.cancelled:
+            self._runtime.unfetched.show(error)
+        # A stream's error is its last item.
+        given = task.cancelled or (task.stream is not None and not task.stream.dynamic)
         for entry in task.entries if task.entries is not None else [task.entry]:
             if entry is not None and not entry.ready:
                 entry.blob = error
                 entry.error = True
+                entry.seen = entry.seen or given
                 self._publish(entry)
         if task.stream is not None:
             task.stream.fail(task)
@@ -592,6 +604,8 @@ class Submitter:
     def _survive(self, task: Task, death: m.ProcessDied) -> None:
         """A task that had begun (or whose result was not sent) when its worker died: try again, or fail it."""
         if task.retries_left and not task.cancelled:
+            if task.entries is None and task.entry is not None and task.stream is None:
+                task.entries, task.entry = [task.entry], None  # Its result is not taken by the short way.
             self._retry(task)
             return
         if task.cancelled:
@@ -629,29 +643,3 @@ class Submitter:
                 tasks.append(pool.queue.popleft())
         for task in tasks:
             self.finish_with(task, blob, False)
-
-    # --- explanations -------------------------------------------------------------------------------------------
-
-    def why_pending(self, entry: Entry) -> str:
-        """One sentence: what an object that is not ready waits for."""
-        task: Task | None = entry.task
-        if entry.origin is not self._runtime.origin:
-            return "It belongs to another process, which has not sent it yet."
-        if task is None:
-            return "It has just become ready."
-        name = task.options.name
-        if isinstance(task, Call):
-            return self._runtime.actors.why(task.callee, task)
-        if task.waiting:
-            return f"Task {name}() waits for {task.waiting} of its arguments."
-        pool = task.options.pool
-        if any(task.seq in slot.running for slot in pool.slots.values()):
-            return f"Task {name}() is at a worker, running or next in line."
-        if pool.refused:
-            return f"Task {name}() waits: {pool.refused}"
-        return f"Task {name}() is queued with {len(pool.queue)} others for {len(pool.slots)} workers of {_text(pool)}."
-
-
-def _text(pool: KeyPool) -> str:
-    parts = [f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in pool.resources.items()]
-    return ", ".join(parts) or "no resources"

@@ -11,6 +11,7 @@ over the memory is gone (STORE-PIN).
 
 from __future__ import annotations
 
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from time import monotonic
@@ -20,9 +21,11 @@ from moray import config, exceptions
 from moray.object_ref import Entry, ObjectRef, Origin
 from moray.protocol import messages as m
 from moray.runtime.callbacks import Callbacks
+from moray.runtime.explain_answers import why_pending
 from moray.runtime.references import Contains, TaskToken
 from moray.runtime.space import Place, Space
 from moray.runtime.tasks import Life
+from moray.runtime.waits import Wait
 from moray.serialization import Serialized, loads, loads_covered, serialize
 from moray.store.client import StoreClient
 
@@ -48,8 +51,10 @@ class Values:
         self._free: list[bytes] = []
         #: Foreign entries that somebody waits for: asked of their owners once a turn. Threads add.
         self._wanted: deque[Entry] = deque()
-        #: Threads that wait for several values: woken by errors.
-        self._getters: set[Waiter] = set()
+        #: Threads in `get`, woken by errors → what they wait for (:class:`~moray.runtime.waits.Wait`, as a tuple).
+        self._getters: dict[Waiter, tuple[Any, ...]] = {}
+        #: The same of other waits, by anything of their own.
+        self._waits: dict[Any, tuple[Any, ...]] = {}
         #: How many errors have arrived.
         self._errors = 0
         #: Borrowers' wishes: entry → the peers that asked.
@@ -105,13 +110,18 @@ class Values:
     def _create(self, object_id: bytes, serialized: Serialized) -> None:
         """Ask for space for one object, and write it there."""
         runtime = self._runtime
+
+        def undo(_answer: Any) -> None:
+            # The loop may have sent the question after the caller, interrupted, gave the object up (INTERRUPT).
+            runtime.node.send(m.AbortObject(object_id))
+
         # What is not needed any more makes room first.
         before = self._book_drops if runtime.events else None
-        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), before=before)
+        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), undo, before)
         if isinstance(answer, m.StoreError) and answer.code == "exists":
             # An earlier attempt of this task died between its seal and its answer: this one takes its place.
             runtime.node.send(m.FreeObjects([object_id]))
-            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size))
+            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), undo)
         if isinstance(answer, m.StoreError):
             raise _store_error(answer)
         self._fill(answer.offset, answer.path, serialized)
@@ -166,7 +176,12 @@ class Values:
         if self._runtime.output.pending:
             self._runtime.output.drain()
         load = self.load
-        return [load(entry) for entry in entries]
+        try:
+            return [load(entry) for entry in entries]
+        except BaseException:
+            for ref in refs:
+                ref._entry.seen = True  # One error is raised for all.
+            raise
 
     def _wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
         """Return when all are ready, or raise the first error among them as soon as it is there."""
@@ -178,7 +193,8 @@ class Values:
         blocked = False
         entry = entries[-1]
         try:
-            self._getters.add(waiter)
+            work = runtime.current_work() if runtime.concurrent else runtime.work
+            self._getters[waiter] = "get()", entries, 0, monotonic(), work, get_ident(), timeout_s
             if any(entry.error and entry.ready for entry in entries):
                 return
             # From the end: most often the last one is ready last, and one wake-up does for all.
@@ -200,7 +216,7 @@ class Values:
                         if any(entry.ready and entry.error for entry in entries):
                             return
         finally:
-            self._getters.discard(waiter)
+            self._getters.pop(waiter, None)
             self._unsubscribe((entry,), waiter.notify)
             if blocked:
                 runtime.unblocked()
@@ -209,10 +225,28 @@ class Values:
         missing = sum(not entry.ready for entry in entries)
         return exceptions.GetTimeoutError(
             f"get() timed out after {timeout_s} s: {missing} of {len(entries)} objects are not ready. "
-            + self._runtime.submitter.why_pending(next(entry for entry in entries if not entry.ready))
+            + why_pending(self._runtime, next(entry for entry in entries if not entry.ready))
             if missing
             else f"get() timed out after {timeout_s} s"
         )
+
+    def note_wait(
+        self, key: Any, how: str, entries: Sequence[Any], needed: int = 0, timeout_s: float | None = None
+    ) -> None:
+        """The calling thread, or its coroutine, begins to wait; `key` is anything of its own, for `forget_wait`."""
+        runtime = self._runtime
+        work = runtime.current_work() if runtime.concurrent else runtime.work
+        thread = get_ident() if how in ("get()", "wait()", "next()") else 0
+        self._waits[key] = how, entries, needed, monotonic(), work, thread, timeout_s
+
+    def forget_wait(self, key: Any) -> None:
+        """The wait is over, if it was ever noted."""
+        self._waits.pop(key, None)
+
+    def waits(self) -> list[Wait]:
+        """What this process's threads and coroutines wait for now. Loop only."""
+        noted = [*list(self._getters.values()), *list(self._waits.values())]
+        return [wait for wait in map(Wait._make, noted) if wait.lacks() > 0]
 
     def subscribe(self, entry: Entry, notify: Callable[[], None]) -> bool:
         """Have the loop call `notify` once `entry` is ready; or True, and no call, if it is already. Any thread."""
@@ -330,10 +364,12 @@ class Values:
             counted.append(None)
         runtime.blocked()
         try:
+            self.note_wait(waiter, "wait()", [ref._entry for ref in refs], num_returns, timeout_s)
             while len(counted) < num_returns:
                 if not runtime.block(waiter, deadline):
                     break
         finally:
+            self.forget_wait(waiter)
             runtime.unblocked()
             self._unsubscribe(subscribed, notify)
 
@@ -400,8 +436,10 @@ class Values:
             self._runtime.check_usable()
             try:
                 if not self.subscribe(entry, ready):
+                    self.note_wait(event, "await", (entry,))
                     yield from event.wait().__await__()
             finally:
+                self.forget_wait(event)
                 if not entry.ready:
                     self._unsubscribe((entry,), ready)
         if self._runtime.output.pending:
@@ -437,6 +475,8 @@ class Values:
 
     def release(self, entry: Entry) -> None:
         """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
+        if entry.error:
+            self._runtime.unfetched.released(entry)
         entry.contained = None
         if type(entry.task) is Life:
             self._runtime.actors.released(entry.task)

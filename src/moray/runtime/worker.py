@@ -83,6 +83,8 @@ class Worker(Runtime):
         self._main_wants = False
         self._parked = False
         self._kicked = False
+        #: What the main thread was in when the I/O thread last looked: (executor.begun, since when).
+        self.busy_since = (-1, 0.0)
         #: User code has something for the loop to do now.
         self._io_wanted = False
         self._kick_lock = allocate_lock()
@@ -166,6 +168,8 @@ class Worker(Runtime):
             self._io_leads = True
             self._io_wanted = False
             while self._busy and not self._main_wants:
+                if self.busy_since[0] != self.executor.begun:
+                    self.busy_since = self.executor.begun, monotonic()
                 if self.executor.current is not None:
                     self.executor.flush()
                     self.output.pump()
@@ -268,8 +272,8 @@ class Worker(Runtime):
         peer: Peer = connection.peer
         if peer.caller is None:
             peer.caller = Caller(peer.origin.process, connection)
-        peer.caller.connection = connection
-        peer.caller.hello(message.number)
+        if peer.caller.hello(message.number, message.conversation):
+            peer.caller.connection = connection
 
     def _on_calls(self, connection: Connection, message: m.Calls) -> None:
         host = self.executor.host
@@ -374,8 +378,9 @@ class Worker(Runtime):
         self.call_soon(tell)
 
     def _tell_ownership(self) -> None:
-        """Once a turn: tell the node when others begin or cease to hold objects of this process (OWNER-STAYS)."""
-        owns = self.references.core.has_borrowers()
+        """Once a turn: tell the node when others begin or cease to need this process (OWNER-STAYS): they hold objects
+        of it, or actors live that it has created, and that would end with it."""
+        owns = self.references.core.has_borrowers() or self.actors.creations.any_alive()
         if owns != self._owns:
             self._owns = owns
             self.node.send(m.WorkerBusy(owns))
@@ -410,11 +415,23 @@ class Worker(Runtime):
         return make(self, name, error, start.seq.to_bytes(8, "big") + start.creator + self.job)
 
     def task_name(self) -> str:
-        """The name of the task that runs, or ran last."""
-        return self.executor.name
+        """See Runtime.task_name: the task that runs, or ran last; the actor."""
+        host = self.executor.host
+        return host.label if host is not None else self.executor.name
+
+    def current_name(self) -> str:
+        """See Runtime.current_name."""
+        work = self.current_work()
+        if isinstance(work, Called) and work.spec.extra is not None and work.spec.extra.name:
+            return work.spec.extra.name
+        return self.function_name() if isinstance(work, Called) else self.executor.name
 
     def function_name(self) -> str:
         """See Runtime.function_name."""
+        work = self.current_work()
+        host = self.executor.host
+        if isinstance(work, Called) and host is not None:
+            return f"{host.creation.class_name}.{work.spec.method}"
         return self.executor.function_name
 
     def log_target(self) -> Connection | None:
