@@ -28,6 +28,7 @@ from moray.api import (
     put,
     remote,
     shutdown,
+    timeline,
     wait,
 )
 from moray.object_ref import ObjectRef
@@ -42,7 +43,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ObjectRef", "__version__", "actor", "available_resources", "cancel", "cluster_resources", "exceptions", "explain",
     "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes",
-    "put", "remote", "shutdown", "util", "wait",
+    "put", "remote", "shutdown", "timeline", "util", "wait",
 ]  # fmt: skip
 
 #: Public names that are imported when first used: name → module.
@@ -74,6 +75,6 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("actor", "util"):
+    if name in ("actor", "experimental", "util"):
         return importlib.import_module(f"moray.{name}")
     raise AttributeError(f"module 'moray' has no attribute {name!r}")

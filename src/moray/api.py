@@ -47,8 +47,8 @@ def init(address: str | None = None, **options: Any) -> Context:  # noqa: D417 -
         ignore_reinit_error: return the present session's context instead of raising if there is one.
         include_dashboard, dashboard_host, dashboard_port: accepted; there is no dashboard in this version.
         job_config: accepted; its ``runtime_env`` and ``ray_namespace`` are used.
-        configure_logging, logging_level, logging_format, logging_config: accepted; this version does not log
-            through :mod:`logging`.
+        configure_logging: set up the logger "moray" (the default), with logging_level and logging_format.
+        logging_config: a :class:`moray.LoggingConfig` for the root logger of the driver and of every worker.
         log_to_driver: print what workers print (the default).
         namespace: the job's namespace.
         runtime_env: ``{"env_vars": {...}, "working_dir": path}`` for all workers of the job.
@@ -341,3 +341,34 @@ def get_gpu_ids() -> list[int]:
     runtime = connected()
     extra = getattr(runtime, "task_extra", None)
     return list(extra.devices.get("GPU", [])) if extra is not None else []
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """What ran in this job's workers: a trace for chrome://tracing or ui.perfetto.dev.
+
+    Each worker remembers its last 10 000 finished tasks and calls. One that does not answer within a second is left
+    out, and named in the trace.
+
+    Args:
+        filename: where the trace is written, as JSON.
+
+    Returns:
+        The list of trace events (times in µs of the machine's monotonic clock), or None if it was written to a file.
+
+    Example:
+        >>> import moray
+        >>> moray.get(moray.remote(abs).remote(-1))
+        1
+        >>> any(event["name"] == "abs" for event in moray.timeline())
+        True
+    """
+    from moray.runtime.timeline import trace
+
+    events = trace(connected())
+    if filename is None:
+        return events
+    import json
+
+    with open(filename, "w", encoding="utf-8") as file:
+        json.dump(events, file)
+    return None

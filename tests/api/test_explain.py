@@ -1,4 +1,4 @@
-"""explain(): what a reference, a generator or an actor waits for, across processes; and the warnings of waits that last.
+"""explain(): what a reference, generator or actor waits for, across processes; and the warnings of waits that last.
 
 No test looks at times: each polls the explanation until it says what it should, with a deadline.
 """
@@ -318,20 +318,18 @@ def test_an_actor_that_waits_for_itself(session: ModuleType) -> None:
 
 
 def test_a_task_that_waits_for_its_own_result(session: ModuleType) -> None:
-    box = moray.remote(Person).remote()
-
-    @moray.remote
-    def ouroboros(person: Any) -> Any:
-        return moray.get(moray.get(person.get.remote([moray.get(person.find.remote())])))
-
     @moray.remote
     class Box:
+        def __init__(self) -> None:
+            self.value: Any = None
+            self.filled = asyncio.Event()
+
         async def put(self, value: Any) -> None:
             self.value = value
+            self.filled.set()
 
         async def take(self) -> Any:
-            while not hasattr(self, "value"):
-                await asyncio.sleep(0.01)
+            await self.filled.wait()
             return self.value
 
     @moray.remote
@@ -457,7 +455,7 @@ for thread in threads: thread.join()
 @pytest.mark.slow
 def test_resources_that_are_taken_are_told_once() -> None:
     lines = warnings_of("""
-held = sleep.options(resources={"R": 1}).remote(4)
+held = sleep.options(num_cpus=0, resources={"R": 1}).remote(4)
 time.sleep(0.3)
 moray.get(sleep.options(resources={"R": 1}, name="late").remote(0))
 """)

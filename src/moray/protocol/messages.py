@@ -450,6 +450,8 @@ class TaskEvents(Message, tag=93):
     request: int
     #: (name, task id, start in ns of the monotonic clock, duration in ns, thread) each.
     events: list[tuple[str, bytes, int, int, int]]
+    #: The class of the actor that the process is; "" if it is none.
+    actor: str = ""
 
 
 AnyMessage: TypeAlias = (

@@ -1,6 +1,6 @@
 """The actor that a worker process is: its instance, its callers, and how its calls are run (CALL-ORDER).
 
-Four kinds, by what the class and its options say:
+Three kinds, by what the class and its options say:
 
 ===========  ============================================================================================
 ordinary     one call at a time, in the main thread, by the executor's queue
@@ -9,8 +9,8 @@ async        coroutines in an event loop in the main thread, as many at once as 
 ===========  ============================================================================================
 
 In an async actor the main thread's event loop *is* the reactor's leader: its selector turns the reactor while it has
-nothing else to do (:class:`LoopSelector`), so that a call costs no change of thread. The I/O thread steps in as with
-tasks when the main thread is busy.
+nothing else to do (:class:`~moray.runtime.loop_selector.LoopSelector`), so that a call costs no change of thread. The
+I/O thread steps in as with tasks when the main thread is busy.
 
 **Replies** are kept until the caller has said that it has them, and sent on the caller's present connection.
 """
@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
-import selectors
 import sys
 import threading
 import warnings
@@ -32,10 +31,10 @@ from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray.protocol import messages as m
-from moray.protocol.reactor import READ
 from moray.runtime import stream_producer
 from moray.runtime.executor import split_returns
 from moray.runtime.interrupts import base, interruptible
+from moray.runtime.loop_selector import LoopSelector
 from moray.runtime.output import void
 from moray.runtime.references import TaskToken
 from moray.runtime.work import Called, Caller, current_call
@@ -611,23 +610,6 @@ class _Farewell:
 
     def __call__(self) -> NoReturn:
         self._host._leave("", 0)
-
-
-class LoopSelector(selectors.EpollSelector):
-    """Turns the reactor while the event loop has nothing to do."""
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
-        self._worker = worker
-        worker.reactor.register(self.fileno(), READ, self._noted)
-
-    def _noted(self, _events: int) -> None:
-        """Some descriptor of asyncio's is ready: it will be found."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready for asyncio, after a turn of the reactor."""
-        self._worker.turn_for_event_loop(timeout)
-        return super().select(0)
 
 
 def _ready() -> bool:

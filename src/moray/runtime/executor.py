@@ -30,6 +30,7 @@ from moray.runtime import stream_producer
 from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
+from moray.runtime.timeline import Events
 from moray.runtime.values import unpicklable
 from moray.runtime.work import Called, Queued, Work
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 REPLY_AFTER_NS: Final = 300_000
 #: Functions of one owner that are kept.
 FUNCTIONS_KEPT: Final = 1000
-#: Finished tasks that are remembered for the timeline.
-_EVENTS_KEPT: Final = 10_000
 
 _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
@@ -89,8 +88,8 @@ class Executor:
         self.owner: Connection | None = None
         #: How many tasks have been begun: tells the I/O thread whether the main thread gets on.
         self.begun = 0
-        #: What ran, for the timeline: (name, seq, owner's connection, begin, duration), in ns.
-        self.events: deque[tuple[str, int, Any, int, int]] = deque(maxlen=_EVENTS_KEPT)
+        #: What ran, for the timeline.
+        self.events = Events()
         self.mark = MarkWriter(worker.session_dir, worker.process)
         self._begin = self.mark.begin
 
@@ -236,7 +235,7 @@ class Executor:
             self.failed(queued, loaded.definition.name, error, begin, None, _NO_EXTRA, loaded)
             return
         took = perf_counter_ns() - begin
-        self.events.append((self.name, spec.seq, queued.connection, begin, took))
+        self.events.append_main((self.name, spec.seq, queued.connection, begin, took))
         if value is None:
             blob = NONE_BLOB
         elif type(value) in _PLAIN:

@@ -206,7 +206,12 @@ class Answers:
             return Finding("The task's process runs no tasks.")
         work = runtime._find_work(target.id[:12], _number(target.id[12:]))
         if work is None:
-            return Finding(f"It is not at pid {runtime.pid} any more: its result is on its way.")
+            blocking = self._stopped_by(None)
+            if blocking is None:
+                return Finding(f"It is not at pid {runtime.pid} any more: its result is on its way.")
+            who = self.work_name(blocking)
+            text = f"It has not begun in pid {runtime.pid}: {who}() stops the event loop of its actor."
+            return Finding(text, notable=True, every=[self._work_target(blocking)])
         if self._has_begun(work):
             return self._running(work)
         return self._in_line(work)

@@ -35,7 +35,9 @@ class PrivateLoop(asyncio.SelectorEventLoop):
         if self._on_wake is not None:
             self._on_wake()
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]  # Its variadic generics say no more than this.
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """See :meth:`asyncio.loop.run_in_executor`: what runs there is waited for."""
         future = super().run_in_executor(executor, func, *args)
         self.in_threads += 1

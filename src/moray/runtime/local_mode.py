@@ -45,6 +45,7 @@ from moray.runtime.local_calls import LocalCall, LocalStream, current_local
 from moray.runtime.local_loop import PrivateLoop
 from moray.runtime.runtime import Unusable, Waiter
 from moray.runtime.tasks import Life
+from moray.runtime.timeline import KEPT
 from moray.runtime.values import load_error, serialize_for_put
 from moray.serialization import Serialized, context, loads
 
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from moray.launch.config import NodeConfig
     from moray.runtime.arguments import Prepared
     from moray.runtime.tasks import Function, TaskSettings
-
-_EVENTS_KEPT: Final = 10_000
 
 
 class LocalRuntime:
@@ -100,7 +99,7 @@ class LocalRuntime:
         #: How often. Under `changed`.
         self.changes = 0
         #: What ran, for the timeline: (name, task id, begin and duration in ns, thread).
-        self.events: deque[tuple[str, bytes, int, int, int]] = deque(maxlen=_EVENTS_KEPT)
+        self.events: deque[tuple[str, bytes, int, int, int]] = deque(maxlen=KEPT)
         self._loops: list[PrivateLoop] = []
         self.output = LocalOutput()
         self.values = LocalValues(self)
@@ -503,7 +502,7 @@ class LocalValues:
             left = None if deadline is None else max(0.0, deadline - monotonic())
             with runtime.changed:
                 # What has come to a stop here goes on when another thread brings what it waits for.
-                runtime.changed.wait_for(lambda: done() or runtime.changes != seen, left)
+                runtime.changed.wait_for(lambda seen=seen: done() or runtime.changes != seen, left)  # type: ignore[misc]
                 if done() or left == 0.0:
                     return done()
 
@@ -521,7 +520,7 @@ class LocalValues:
         entries: list[Any] = [ref._entry for ref in refs]
 
         def done() -> bool:
-            return sum(entry.ready for entry in entries) >= num_returns
+            return sum(1 for entry in entries if entry.ready) >= num_returns
 
         if not done() and timeout_s != 0:
             waiting = [entry for entry in entries if isinstance(entry, Entry)]

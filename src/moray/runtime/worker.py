@@ -27,7 +27,7 @@ from moray import config, exceptions
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, listen, receive_blocking, send_blocking
 from moray.protocol.reactor import HEARTBEAT_S
-from moray.runtime import state
+from moray.runtime import state, timeline
 from moray.runtime.actor_host import start_now
 from moray.runtime.executor import Executor
 from moray.runtime.interrupts import Interrupts, TaskInterrupt
@@ -72,6 +72,7 @@ class Worker(Runtime):
             m.CallerHello: self._on_caller,
             m.Calls: self._on_calls,
             m.CancelTask: self._on_cancel,
+            m.GetEvents: lambda connection, message: timeline.on_get_events(self, connection, message),
         }
         self.main_ident = threading.main_thread().ident or 0
         self.interrupts = Interrupts(self)
@@ -481,6 +482,7 @@ class Worker(Runtime):
         try:
             self.executor.flush()
             self.output.pump(last=True)
+            timeline.save(self)
             deadline = monotonic() + 0.2
             while any(p.connection and p.connection.out and not p.connection.broken for p in self.peers.values()):
                 for peer in self.peers.values():

@@ -1,0 +1,28 @@
+"""Makes an asyncio event loop of a worker's main thread the leader of its reactor."""
+
+from __future__ import annotations
+
+import selectors
+from typing import TYPE_CHECKING
+
+from moray.protocol.reactor import READ
+
+if TYPE_CHECKING:
+    from moray.runtime.worker import Worker
+
+
+class LoopSelector(selectors.EpollSelector):
+    """Turns the reactor while the event loop has nothing to do."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+        worker.reactor.register(self.fileno(), READ, self._noted)
+
+    def _noted(self, _events: int) -> None:
+        """Some descriptor of asyncio's is ready: it will be found."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready for asyncio, after a turn of the reactor."""
+        self._worker.turn_for_event_loop(timeout)
+        return super().select(0)
