@@ -43,7 +43,7 @@ LEASE_LINGER_S: Final = 0.5
 
 #: When a pending task, actor, group or get warns, once, about what it waits for. Nothing waits in silence, but
 #: ordinary waiting (a cold start, a full machine) should say nothing. MORAY_WARN_AFTER_S overrides it, in drivers,
-#: workers and the node; 0: no warnings about gets.
+#: workers and the node; 0: no such warnings.
 WARN_AFTER_S: Final = 10
 
 #: The interpreter's switch interval in workers and drivers. An I/O thread behind CPU-bound Python code waits

@@ -90,8 +90,8 @@ class RuntimeContext:
     get_resource_ids = get_accelerator_ids
 
     def is_canceled(self) -> bool:
-        """Whether the running task was cancelled."""
-        return False
+        """Whether the running task or call was cancelled: for threads, which cancel() cannot interrupt."""
+        return bool(getattr(self._runtime.current_work(), "cancelled", False))
 
     @property
     def namespace(self) -> str:

@@ -275,23 +275,21 @@ def test_a_detached_actor_of_another_job(session: ModuleType) -> None:
 
 
 def test_coroutines_that_wait(session: ModuleType) -> None:
-    @moray.remote
     class Async:
         async def relay(self, box: list[Any]) -> Any:
             return await box[0]
 
     slow = moray.remote(sleep).remote(60)
-    ref = Async.remote().relay.remote([slow])
+    ref = moray.remote(Async).remote().relay.remote([slow])
     story(ref, r"Call Async.relay\(\), running in pid \d+, has been waiting for [\d.]+ s in await", "Task sleep")
 
 
 def test_a_group_of_an_async_actor_that_is_full(session: ModuleType) -> None:
-    @moray.remote
     class Async:
         async def sleep(self, seconds: float) -> None:
             await asyncio.sleep(seconds)
 
-    actor = Async.options(max_concurrency=2).remote()
+    actor = moray.remote(Async).options(max_concurrency=2).remote()
     refs = [actor.sleep.remote(60) for _ in range(3)]
     story(refs[-1], r"Call Async.sleep\(\) is in line in pid \d+: 2 calls run there", "has been running")
 
@@ -318,7 +316,6 @@ def test_an_actor_that_waits_for_itself(session: ModuleType) -> None:
 
 
 def test_a_task_that_waits_for_its_own_result(session: ModuleType) -> None:
-    @moray.remote
     class Box:
         def __init__(self) -> None:
             self.value: Any = None
@@ -337,7 +334,7 @@ def test_a_task_that_waits_for_its_own_result(session: ModuleType) -> None:
         (ref,) = moray.get(box.take.remote())
         return moray.get(ref)
 
-    box = Box.remote()
+    box = moray.remote(Box).remote()
     ref = itself.remote(box)
     moray.get(box.put.remote([ref]))
     story(ref, r"This is a deadlock: task itself\(\) \(pid \d+\) waits for itself")
@@ -382,7 +379,6 @@ def test_one_of_several_that_runs_makes_it_no_deadlock(session: ModuleType) -> N
 
 
 def test_an_event_loop_that_a_blocking_get_stops(session: ModuleType) -> None:
-    @moray.remote
     class Async:
         async def block(self, me: Any) -> Any:
             return moray.get(me.pid.remote())
@@ -390,7 +386,7 @@ def test_an_event_loop_that_a_blocking_get_stops(session: ModuleType) -> None:
         async def pid(self) -> int:
             return os.getpid()
 
-    actor = Async.remote()
+    actor = moray.remote(Async).remote()
     story(actor.block.remote(actor), "stops the event loop of its actor", r"This is a deadlock: call Async.block\(\)")
 
 

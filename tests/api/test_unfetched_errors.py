@@ -164,7 +164,9 @@ class Actor:
     def fail(self, text): raise ValueError(text)
 
 actor = Actor.remote()
-actor.fail.remote("call")
+ref = actor.fail.remote("call")
+moray.wait([ref])
+del ref
 refs = [actor.sleep.remote() for _ in range(3)]
 moray.kill(actor)
 moray.wait(refs, num_returns=3)

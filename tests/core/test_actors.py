@@ -247,11 +247,25 @@ def test_a_kill_overtakes_an_exit_but_not_its_reason(head: Head) -> None:
     head.create(max_restarts=1)
     site = head.live()
     head.exiting(site.process, b"a", 0, "exit_actor() was called")
-    assert not head.log
+    assert head.only(Stop).graceful, "so that it does end"
     head.kill(b"a", False)
-    assert head.only(Stop).process == site.process
+    assert head.only(Stop) == Stop(site.process, "moray.kill()", graceful=False)
     head.worker_died(site.process, "killed by SIGKILL", "")
     assert head.only(Tell).reason == "exit_actor() was called"
+
+
+def test_processes_that_die_before_they_are_the_actor_come_ever_more_slowly(head: Head) -> None:
+    head.create(max_restarts=-1)
+    delays = []
+    for incarnation in range(12):
+        site = head.grant(incarnation=incarnation)
+        head.worker_died(site.process, "killed by SIGSEGV", "")
+        delays.append(head.only(Place).delay_s)
+    assert delays[:3] == [0.05, 0.1, 0.2]
+    assert delays[-1] == 10.0
+    site = head.live(incarnation=12)
+    head.worker_died(site.process, "killed by SIGSEGV", "")
+    assert head.only(Place).delay_s == 0, "it had lived"
 
 
 def test_a_failed_constructor_is_told_at_once_and_its_process_asked_to_end(head: Head) -> None:

@@ -418,6 +418,20 @@ def test_three_failed_starts_refuse_and_pause() -> None:
     assert node.owners() == [b"d"]
 
 
+def test_starts_that_fail_together_make_one_pause() -> None:
+    node = Node(4, answer=False)
+    node.want(b"d", 8)
+    starts = len(node.of(StartWorker))
+    assert starts == 4
+    for _ in range(starts + 2):  # Two are ordered anew before the pool counts as broken.
+        node.do(node.core.worker_start_failed(1, "", "no memory", node.now))
+    assert StartWorker(1, "") not in node.after(9.9)
+    assert StartWorker(1, "") in node.after(0.1)
+    node.do(node.core.worker_start_failed(1, "", "no memory", node.now))
+    assert StartWorker(1, "") not in node.after(19.9)
+    assert StartWorker(1, "") in node.after(0.1)
+
+
 def test_a_slow_start_gives_its_resources_to_others() -> None:
     node = Node(1, answer=False)
     node.want(b"d", 1, env="pip")

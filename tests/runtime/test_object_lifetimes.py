@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,23 @@ def in_loop(runtime: Runtime, call: Callable[[], Any]) -> Any:
     runtime.call_soon(run)
     assert done.wait(20)
     return results[0]
+
+
+@contextmanager
+def loop_held(runtime: Runtime) -> Iterator[None]:
+    """The loop stands still meanwhile, so that no answer comes."""
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go.wait(20)
+
+    runtime.call_soon(hold)
+    assert held.wait(20)
+    try:
+        yield
+    finally:
+        go.set()
 
 
 def flush(runtime: Runtime) -> None:
@@ -265,7 +283,7 @@ def _interrupt(*_args: Any) -> bool:
 
 
 def test_an_interrupted_put_leaves_nothing_in_the_store(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, loop_held(runtime):
         patch.setattr(runtime, "block", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             moray.put(bytes(LARGE))
@@ -285,9 +303,20 @@ def test_an_interrupted_put_leaves_nothing_in_the_store(runtime: Runtime, monkey
     until(lambda: is_empty(runtime))
 
 
+def test_an_interrupted_put_is_not_created_later(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was dropped before it is booked by the loop, which then asks for the room: after the put has given up."""
+    with monkeypatch.context() as patch, loop_held(runtime):
+        patch.setattr(runtime, "block", _interrupt)
+        moray.put([moray.put(1)])
+        assert runtime.events
+        with pytest.raises(KeyboardInterrupt):
+            moray.put(bytes(LARGE))
+    until(lambda: is_empty(runtime))
+
+
 def test_an_interrupted_get_leaves_no_pin(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = moray.put(np.zeros(LARGE))
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, loop_held(runtime):
         patch.setattr(runtime, "block", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             moray.get(ref)

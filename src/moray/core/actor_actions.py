@@ -67,6 +67,8 @@ class Place(msgspec.Struct, frozen=True):
     actor: bytes
     incarnation: int
     made: Registration
+    #: Seconds to wait before: its last processes died before they were it.
+    delay_s: float = 0.0
 
 
 class Withdraw(msgspec.Struct, frozen=True):

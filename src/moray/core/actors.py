@@ -61,6 +61,10 @@ from moray.core.actor_tombstones import Tombstone, Tombstones, bury
 #: Words that are kept for registrations on their way. They take a moment; more are about actors that never come.
 _EARLY_WORDS: Final = 10_000
 
+#: The pause before another process, after one that died before the actor lived in it; it doubles each time.
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 10.0
+
 #: Dead actors that are listed.
 _LISTED_DEAD: Final = 200
 
@@ -78,8 +82,8 @@ class Actor:
     """One actor that is not dead."""
 
     __slots__ = (
-        "ending", "incarnation", "killed", "made", "orphaned", "phase", "refused", "restarts", "site", "stopped",
-        "watchers", "why",
+        "ending", "failures", "incarnation", "killed", "made", "orphaned", "phase", "refused", "restarts", "site",
+        "stopped", "watchers", "why",
     )  # fmt: skip
 
     def __init__(self, made: Registration) -> None:
@@ -89,6 +93,8 @@ class Actor:
         #: How often it was restarted.
         self.restarts = 0
         self.site = NOWHERE
+        #: How many processes in a row died before it lived in them.
+        self.failures = 0
         #: Why it is to die; "": it is not.
         self.ending = ""
         #: Its process is being killed for another incarnation.
@@ -234,7 +240,7 @@ class ActorTable:
             del self._by_process[begun.site.process]
             self._finish(begun, "its constructor raised an exception", error)
         else:
-            begun.phase, begun.why = Phase.ALIVE, ""
+            begun.phase, begun.why, begun.failures = Phase.ALIVE, "", 0
             self._tell(begun)
         return self._done()
 
@@ -242,7 +248,9 @@ class ActorTable:
         """It ends by its own will."""
         leaving = self._present(process, actor, incarnation)
         if leaving is not None and not leaving.ending:
-            self._mark(leaving, reason or "it ended by its own will")
+            reason = reason or "it ended by its own will"
+            self._mark(leaving, reason)
+            self._stop(leaving, reason, graceful=True)  # So that it does end.
         return self._done()
 
     def worker_died(self, process: bytes, reason: str, stderr: str) -> list[ActorAction]:
@@ -260,6 +268,7 @@ class ActorTable:
         else:
             actor.restarts += 1
             actor.incarnation += 1
+            actor.failures += actor.phase is Phase.PLACED
             actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
             actor.phase, actor.why = Phase.WAITING, why + words
             self._tell(actor)
@@ -318,6 +327,11 @@ class ActorTable:
             why = "its creator has ended" if creator else "no actor with this id is remembered"
             self._tell_unknown(actor, (process,), why)
         return self._done()
+
+    def is_waiting(self, actor: bytes, incarnation: int) -> bool:
+        """Whether a worker is still wanted for this incarnation."""
+        waiting = self._actors.get(actor)
+        return waiting is not None and waiting.phase is Phase.WAITING and waiting.incarnation == incarnation
 
     def find(self, process: bytes, request: int, name: str, namespace: str) -> list[ActorAction]:
         """Which living actor has this name?"""
@@ -393,7 +407,9 @@ class ActorTable:
     def _place(self, actor: Actor) -> None:
         """Ask for a worker."""
         actor.phase = Phase.WAITING
-        self._actions.append(Place(actor.made.actor, actor.incarnation, actor.made))
+        # A constructor that kills its process at once must not keep the machine busy with starting it.
+        delay_s = min(_FIRST_PAUSE_S * 2 ** (actor.failures - 1), _LONGEST_PAUSE_S) if actor.failures else 0.0
+        self._actions.append(Place(actor.made.actor, actor.incarnation, actor.made, delay_s))
 
     def _repeat(self, made: Registration, known: Actor | None) -> None:
         """Tell a creator that registers again what it may have missed."""

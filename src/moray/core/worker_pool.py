@@ -108,6 +108,8 @@ class WorkerPools:
         if pool.failures < START_TRIES:
             return False
         pool.broken = reason or "its workers do not start"
+        if pool in self.broken and now < pool.retry_at:
+            return True  # Ordered before the pause: one cause fails all that are on their way.
         pool.retry_after = min(max(RETRY_FIRST_S, 2 * pool.retry_after), RETRY_LAST_S)
         pool.retry_at = now + pool.retry_after
         self.broken[pool] = None

@@ -41,6 +41,7 @@ from moray.node.leases import Leases
 from moray.node.settings import Settings
 from moray.node.workers import Workers
 from moray.protocol import messages as m
+from moray.protocol.reactor import Reactor
 
 #: Bytes of an actor's id.
 _ACTOR_ID: Final = 16
@@ -61,12 +62,19 @@ class Actors:
     """The table's hands."""
 
     def __init__(
-        self, clients: Clients, leases: Leases, workers: Workers, events: ActorEvents, settings: Settings
+        self,
+        clients: Clients,
+        leases: Leases,
+        workers: Workers,
+        reactor: Reactor,
+        events: ActorEvents,
+        settings: Settings,
     ) -> None:
         self.table = ActorTable()
         self._clients = clients
         self._leases = leases
         self._workers = workers
+        self._reactor = reactor
         self._events = events
         self._settings = settings
         #: The jobs of detached actors.
@@ -195,7 +203,14 @@ class Actors:
         made = action.made
         if made.detached and made.actor not in self._detached:
             self._detached[made.actor] = self._events.begin_detached_job(made.job, made.label)
-        self._request(action, 1)
+        if action.delay_s:
+            self._reactor.call_later(action.delay_s, lambda: self._place_late(action))
+        else:
+            self._request(action, 1)
+
+    def _place_late(self, action: Place) -> None:
+        if self.table.is_waiting(action.actor, action.incarnation):
+            self._request(action, 1)
 
     def _request(self, action: Place | Withdraw, count: int) -> None:
         made = action.made

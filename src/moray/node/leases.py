@@ -46,7 +46,8 @@ class Leases:
         clients: Clients,
         events: LeaseEvents,
     ) -> None:
-        self.scheduler = LocalScheduler(total, devices, config.env_float("WARN_AFTER_S", config.WARN_AFTER_S))
+        warn_after_s = config.env_float("WARN_AFTER_S", config.WARN_AFTER_S)
+        self.scheduler = LocalScheduler(total, devices, warn_after_s or float("inf"))
         self._reactor = reactor
         self._events = events
         self._clients = clients

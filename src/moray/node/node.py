@@ -66,7 +66,7 @@ class Node:
         self.jobs: dict[int, Job] = {}
         self._job_numbers = count(1)
         self.clients = Clients()
-        self._orphans = Orphans(root_pid)
+        self._orphans = Orphans(root_pid, self.reactor)
         self._reasons = DeathReasons()
         self._templates = Templates(root, self.reactor, self, dict(os.environ))
         self.workers = Workers(config.session_dir, self.reactor, self._templates, self._orphans, self, settings)
@@ -78,7 +78,7 @@ class Node:
         total = complete_resources(config.resources, self._arena_bytes)
         devices = complete_devices(config.devices, total)
         self.leases = Leases(total, devices, self.reactor, self.clients, self)
-        self.actors = Actors(self.clients, self.leases, self.workers, self, settings)
+        self.actors = Actors(self.clients, self.leases, self.workers, self.reactor, self, settings)
         #: What becomes of a client's message.
         self._handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
             **self.leases.handlers,

@@ -18,7 +18,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: How long a worker that was asked to end may take before it is killed.
     worker_stop_grace_s: float = 5.0
     #: How long an actor without handles may take to end: it runs atexit handlers and what else its class asks for.
-    actor_stop_grace_s: float = 5.0
+    actor_stop_grace_s: float = 30.0
     #: How long a connection may stay away before a live worker counts as broken and is killed.
     worker_reconnect_s: float = 30.0
     #: How long the node waits for a template's word on how a dead worker ended.

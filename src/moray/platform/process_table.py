@@ -57,7 +57,12 @@ def tagged(name: str, value: str) -> list[int]:
 
 def has_tag(pid: int, name: str, value: str) -> bool:
     """Whether a process was started with `name`=`value` in its environment."""
-    return f"{name}={value}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
+    return f"{name}={value}".encode() in environment(pid)
+
+
+def environment(pid: int) -> frozenset[bytes]:
+    """The environment that a process was started with, "name=value" each; empty for a zombie, and in an exec."""
+    return frozenset(_read(f"/proc/{pid}/environ").split(b"\0")) - {b""}
 
 
 def _own_pids() -> Iterator[int]:

@@ -369,6 +369,11 @@ class ActorClient:
         failed._entry.seen = True
         self._runtime.submitter.finish_with(call, failed._entry.blob or b"", False)
 
+    def pump_soon(self, callee: Callee) -> None:
+        """There may be something to send. Loop only."""
+        self._ready.append(callee)
+        self._runtime.wake()
+
     def _pump_later(self, callee: Callee) -> None:
         """The connection is full: look again soon."""
         if callee.retry_timer is None:
@@ -412,6 +417,7 @@ class ActorClient:
                 submitter.take_special(peer, call, result)
         if callee is None:
             return
+        callee.hungry = True  # Before the look at the queue: what is added after it wakes us.
         if callee.queue:
             self._pump(callee)
         elif not callee.calls.unanswered:
@@ -545,6 +551,7 @@ class ActorClient:
         calls = callee.calls.restart()
         calls += callee.set_aside.values()
         callee.set_aside.clear()
+        callee.hungry = True  # Before the queue is emptied: what is added after that wakes us, and fails.
         while callee.queue:
             calls.append(callee.queue.popleft())
         if not calls:

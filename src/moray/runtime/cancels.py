@@ -12,6 +12,7 @@ Only the owner knows the task: other holders of a reference ask it
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from moray import exceptions
@@ -40,6 +41,8 @@ class Cancels:
         self._dropped: deque[Task] = deque()
         #: Pools and actors with cancelled tasks in their queues.
         self._swept: dict[Any, None] = {}
+        #: By their numbers: tasks whose workers are to be ended if they do not end themselves.
+        self._forced: set[int] = set()
         runtime.handlers |= {m.CancelAnswer: self._on_answer, m.CancelObject: self._on_cancel_object}
 
     # --- any thread -----------------------------------------------------------------------------------
@@ -93,8 +96,9 @@ class Cancels:
 
     def _cancel(self, task: Task, force: bool, recursive: bool) -> None:
         task.cancelled = True
+        task.spares_children = not recursive
         if isinstance(task, Call):
-            self._cancel_call(task, recursive)
+            self._cancel_call(task)
             return
         submitter = self._runtime.submitter
         if submitter.stop_waiting(task):
@@ -108,27 +112,46 @@ class Cancels:
         connection, peer, lease = found
         connection.send(m.CancelTask(task.seq, task.attempt, force, recursive))
         if force:
+            self._forced.add(task.seq)
             self._runtime.reactor.call_later(FORCE_AFTER_S, lambda: self._force(task, peer, lease))
 
     def _force(self, task: Task, peer: Peer, lease: int) -> None:
-        """The worker should be gone by now."""
+        """The worker should be gone by now, unless it has said that the task had not begun: then another one runs."""
+        if task.seq not in self._forced:
+            return
+        self._forced.discard(task.seq)
         found = peer.slots.get(lease)
         if peer.dead is None and found is not None and task.seq in found[1].running:
             self._runtime.node.send(m.ReturnLease(lease, True, peer.origin.process))
 
-    def _cancel_call(self, call: Call, recursive: bool) -> None:
+    def _cancel_call(self, call: Call) -> None:
         callee: Callee = call.callee
         connection = callee.connection
         if connection is not None:
             self._runtime.submitter.settle(connection)
         if call.seq in callee.calls.unanswered:
-            if connection is not None:
-                connection.send(m.CancelTask(call.seq, call.attempt, False, recursive))
+            if connection is not None:  # Otherwise it is sent with the call, on the next one.
+                self.send_cancel(connection, call)
             return
         if callee.set_aside.pop(call.seq, None) is not None:
             self.end_unsent(call)
         else:
             self._swept[callee] = None
+
+    def send_cancel(self, connection: Connection, call: Call) -> None:
+        """Have an actor end a call that it was sent. Loop only."""
+        connection.send(m.CancelTask(call.seq, call.attempt, False, not call.spares_children))
+
+    def given_back(self, pool: KeyPool, tasks: Sequence[Task]) -> None:
+        """A worker did not begin these, which are queued again: what was cancelled meanwhile ends here. Loop only."""
+        if any(task.cancelled for task in tasks):
+            self._swept[pool] = None
+            self._sweep()
+
+    def requeue(self, pool: KeyPool, tasks: Sequence[Task]) -> None:
+        """The worker that had these is gone, and did not begin them: they are first again. Loop only."""
+        pool.queue.extendleft(reversed(tasks))
+        self.given_back(pool, tasks)
 
     def _sweep(self) -> None:
         """Take cancelled tasks out of queues: once a turn, however many they are."""
@@ -136,16 +159,16 @@ class Cancels:
         for each in swept:
             queue: deque[Any] = each.queue
             with each.lock:
-                ended = []
-                # Other threads append meanwhile: what they add is looked at too, or is behind what was here.
+                ended, kept = [], []
                 for _ in range(len(queue)):
                     task = queue.popleft()
-                    if task.cancelled:
-                        ended.append(task)
-                    else:
-                        queue.append(task)
+                    (ended if task.cancelled else kept).append(task)
+                # What other threads append meanwhile stays behind: calls keep their order (CALL-ORDER).
+                queue.extendleft(reversed(kept))
             for task in ended:
                 self.end_unsent(task)
+            if not isinstance(each, KeyPool):
+                self._runtime.actors.pump_soon(each)  # What was behind may go now.
 
     def end_unsent(self, task: Task) -> None:
         """It will never run. Loop only."""
@@ -160,6 +183,7 @@ class Cancels:
         """The worker's word; "finished" and "interrupting" need nothing: the result is on its way."""
         if message.answer != "unstarted":
             return
+        self._forced.discard(message.seq)
         task = self._runtime.submitter.find_sent(connection, message.seq)
         if task is None or task.attempt != message.attempt or not task.cancelled:
             return

@@ -92,7 +92,7 @@ class Creations:
             reference = runtime.make_ref(life)
             if spec.waiting:
                 runtime.call_soon(lambda: self._await_arguments(created))
-        if spec.name:
+        if spec.name or spec.detached:
             answer = self._register_named(spec)
             if answer is not None:
                 return answer

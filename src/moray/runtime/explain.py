@@ -69,6 +69,9 @@ class Exploration:
 
     def start(self) -> None:
         """Ask, until nothing is left to be asked."""
+        # What was submitted just now takes its place first, and its request is at the node before our question.
+        self._runtime.submitter.dispatch()
+        self._runtime.actors.dispatch()
         self._ask(self.graph.start)
         self._go_on()
 
@@ -104,6 +107,8 @@ class Exploration:
         runtime.reactor.call_later(_ANSWER_S, lambda: self._give_up(target, number))
         if not runtime.send(runtime.peer(target.process), m.Why(number, target)):
             self._give_up(target, number)
+            if peer is None:
+                runtime.forget_peer(target.process)
 
     def answered(self, target: Target, finding: Finding) -> None:
         """Another process has answered."""
@@ -189,6 +194,7 @@ class Exploration:
         stories = [each for each in state.get("pending", ()) if each["owner"] == owner and key in (None, each["key"])]
         if not stories:
             finding.covered = False
+            finding.some = [*finding.some, _UNKNOWN]  # It has been granted just now.
             return
         story = stories[0]
         finding.covered = finding.covered or key is None
@@ -229,9 +235,11 @@ class Explainer:
         self._told: OrderedDict[bytes, bool] = OrderedDict()
         self._exploring = 0
         runtime.handlers |= {m.Why: self._on_why, m.Because: self._on_because}
-        if self._warn_after_s > 0:
-            self._pause_s = min(1.0, self._warn_after_s / 4)
-            runtime.reactor.call_later(self._pause_s, self._look)
+        self._pause_s = min(1.0, self._warn_after_s / 4)
+        #: The next look is set. Loop only, but for a glance.
+        self._armed = self._warn_after_s <= 0
+        if runtime.kind == "driver":
+            self.arm()
 
     def _on_why(self, connection: Connection, message: m.Why) -> None:
         connection.send(m.Because(message.request, self.answers.answer(message.target)))
@@ -290,15 +298,30 @@ class Explainer:
                 return "This process's own loop does not answer: another thread holds the interpreter's lock."
         return "\n".join(graphs[0].story()) or "Nothing is known of it."
 
-    # --- warnings: the loop --------------------------------------------------------------------------------
+    # --- warnings ------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Somebody begins to wait: look again and again, until nobody does. Any thread."""
+        if not self._armed:
+            self.runtime.call_soon(self._begin_looking)
+
+    def _begin_looking(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self.runtime.reactor.call_later(self._pause_s, self._look)
 
     def _look(self) -> None:
-        """Explain waits that have lasted."""
+        """Explain waits that have lasted. Loop only, like all that follows."""
         runtime = self.runtime
         if runtime.closing or runtime.ended is not None:
             return
-        runtime.reactor.call_later(self._pause_s, self._look)
+        # A driver's loop has timers anyway; a worker's turns faster without, while it only runs tasks.
+        self._armed = runtime.kind == "driver"
         waits = runtime.values.waits()
+        if waits:
+            self._armed = True
+        if self._armed:
+            runtime.reactor.call_later(self._pause_s, self._look)
         if not waits:
             self._looks.clear()
             return
@@ -356,7 +379,6 @@ class Explainer:
             workers = [target.process for target in graph.circle() if target.kind == "work"]
             if runtime.process in workers and runtime.process != min(workers):
                 return  # Another one of the circle tells.
-            name = f"{self.answers.work_name(wait.work)}()" if wait.work is not None else "a thread"
-            where = f" in {name} (pid {runtime.pid})"
+            where = f" in {self.answers.where(wait)} (pid {runtime.pid})"
         story = [f"{wait.how}{where} has been waiting for {monotonic() - wait.since:.0f} s.", *graph.story()]
         runtime.output.warn("\n".join(story))

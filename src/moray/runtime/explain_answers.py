@@ -241,7 +241,10 @@ class Answers:
         concurrent = host is not None and host.concurrent
         sure = [wait for wait in waits if concurrent or wait.thread in (0, runtime.main_ident)]
         if not waits:
-            return Finding(f"{_capital(what)} has been running in pid {runtime.pid}{self._for_how_long(work)}.", name)
+            text = f"{_capital(what)} has been running in pid {runtime.pid}{self._for_how_long(work)}"
+            if runtime.waits and not concurrent:
+                text += ", and waits until its consumer has taken some of its items"
+            return Finding(f"{text}.", name)
         return self._waiting(name, what, sure, [wait for wait in waits if wait not in sure])
 
     def _waiting(self, name: str, what: str, sure: list[Wait], others: list[Wait]) -> Finding:
@@ -296,7 +299,7 @@ class Answers:
         if host is not None and host.concurrent and isinstance(work, Called):
             return self._in_group(work, name, text)
         text += _behind(executor.queue, work)
-        name += f", in line in pid {runtime.pid},"
+        name += f" in line in pid {runtime.pid}"
         current = executor.current
         if isinstance(current, (Queued, Called)):
             return Finding(f"{text}.", name, notable=host is not None, every=[self._work_target(current)])
@@ -382,6 +385,13 @@ class Answers:
         return finding
 
     # --- names -------------------------------------------------------------------------------------------------
+
+    def where(self, wait: Wait) -> str:
+        """Who waits, in a worker."""
+        if isinstance(wait.work, (Queued, Called)):
+            return f"{self.work_name(wait.work)}()"
+        host = self._runtime.executor.host
+        return f"the constructor of {host.creation.class_name}" if wait.work is not None and host else "a thread"
 
     def _work_target(self, work: Work) -> Target:
         owner: bytes = work.connection.peer.origin.process

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from moray.runtime.local_mode import LocalRuntime
 
 _CONSTRUCTOR: Final = "__init__"
+#: Dead actors whose end is remembered.
+_DEAD_KEPT: Final = 1000
 
 
 class LocalActor:
@@ -332,6 +334,8 @@ class LocalActors:
         self._runtime = runtime
         #: Living actors.
         self._living: dict[bytes, LocalActor] = {}
+        #: The last dead ones, oldest first: handles may still be made of them.
+        self._dead: dict[bytes, LocalActor] = {}
         self._named: dict[tuple[str, str], LocalActor] = {}
 
     def create(
@@ -366,6 +370,9 @@ class LocalActors:
     def ended(self, actor: LocalActor) -> None:
         """An actor is dead."""
         self._living.pop(actor.actor, None)
+        self._dead[actor.actor] = actor
+        if len(self._dead) > _DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]
         if actor.name is not None and self._named.get(actor.name) is actor:
             del self._named[actor.name]
 
@@ -404,7 +411,7 @@ class LocalActors:
 
     def callee(self, actor: bytes, creator: bytes) -> LocalActor:
         """The actor; one that is dead for good if it is not known any more."""
-        return self._living.get(actor) or LocalActor(self._runtime, actor, creator)
+        return self._living.get(actor) or self._dead.get(actor) or LocalActor(self._runtime, actor, creator)
 
     def submit(
         self, callee: LocalActor, settings: CallSettings, prepared: Prepared | None, handle: ObjectRef[Any] | None

@@ -92,8 +92,8 @@ class LocalCall:
         if self.extra.stream is not None:
             # Entries are not the garbage collector's: the stream must not hold the one that holds it.
             self.entries = []
-            stream = LocalStream(self, refs[0])
-            return stream.returned, stream
+            stream = LocalStream(self)
+            return stream.open(refs[0]), stream
         return (refs[0] if len(refs) == 1 else refs or None), None
 
     # --- running -----------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class LocalStream:
     It is `Entry.task` of the task's own object, which is ready at the end: getting that makes all items.
     """
 
-    def __init__(self, call: LocalCall, ref: ObjectRef[Any]) -> None:
+    def __init__(self, call: LocalCall) -> None:
         self._call = call
         #: Several threads may iterate; an ordinary actor runs one call at a time.
         self._lock = (call.host.lock if call.host is not None else None) or threading.RLock()
@@ -310,18 +310,22 @@ class LocalStream:
         self._ended = False
         spec = call.extra.stream
         self._dynamic = spec is not None and spec.dynamic
-        inbox = Inbox(call.runtime.origin, ref)
+        self._kept: Inbox | None = None
+
+    def open(self, ref: ObjectRef[Any]) -> Any:
+        """What the caller gets; `ref` is that of the task's own object."""
+        runtime = self._call.runtime
         ref._entry.task = self
         self._own = weakref.ref(ref)
-        self._kept = inbox if self._dynamic else None
+        inbox = Inbox(runtime.origin, ref)
+        # Whoever iterates has it; when nobody does any more, the generator ends.
+        self._inbox = weakref.ref(inbox, lambda _inbox: runtime.dropped.append(self))
         if self._dynamic:
             del inbox.ref  # The caller alone has it.
-            self.returned: Any = ref
-        else:
-            inbox.on_taken = self.advance
-            self.returned = ObjectRefGenerator._over(inbox)
-        # Whoever iterates has it; when nobody does any more, the generator ends.
-        self._inbox = weakref.ref(inbox, lambda _inbox: call.runtime.dropped.append(self))
+            self._kept = inbox
+            return ref
+        inbox.on_taken = self.advance
+        return ObjectRefGenerator._over(inbox)
 
     def run(self) -> None:
         """Make the first item; of a dynamic one, all."""

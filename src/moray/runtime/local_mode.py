@@ -141,6 +141,10 @@ class LocalRuntime:
         call = current_local.get()
         return (call.extra.name or call.function_name) if call is not None else ""
 
+    def current_name(self) -> str:
+        """The same: what runs in the calling code."""
+        return self.task_name()
+
     def function_name(self) -> str:
         """The running task's function."""
         call = current_local.get()

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
+def _leave(_answer: Any) -> None:
+    """There is nothing to undo."""
+
+
 class Peer:
     """Another process of the session, as far as this one talks to it. Owned by the loop."""
 
@@ -306,7 +310,7 @@ class Runtime:
     def ask(
         self,
         make: Callable[[int], m.Message],
-        undo: Callable[[Any], None] | None = None,
+        undo: Callable[[Any], None] = _leave,
         before: Callable[[], None] | None = None,
     ) -> Any:
         """The node's answer; blocks this thread, which is not the loop's. If the thread is interrupted meanwhile,
@@ -314,14 +318,20 @@ class Runtime:
         answers: list[Any] = []
         given_up: list[None] = []
         waiter = Waiter()
+        sending = allocate_lock()
+
+        def send() -> None:
+            # What the caller sends when it has been interrupted must not be overtaken by the request itself.
+            with sending:
+                if not given_up:
+                    self.request(make, answered)
 
         def take_back() -> None:
             try:
                 answer = answers.pop()  # Here or there: whoever gets it.
             except IndexError:
                 return
-            if undo is not None:
-                undo(answer)
+            undo(answer)
 
         def answered(answer: Any) -> None:
             answers.append(answer)
@@ -334,17 +344,18 @@ class Runtime:
                 self.request(make, answered)
             else:
                 self.calls.append(before)
-                self.call_soon(lambda: self.request(make, answered))
+                self.call_soon(send)
             while not answers:
                 if not self.block(waiter, monotonic() + HEARTBEAT_S) and self.ended is not None:
                     raise exceptions.LocalNodeDiedError(self.ended)  # The loop turns no more.
+            if isinstance(answers[0], BaseException):
+                raise answers[0]
+            return answers[0]
         except BaseException:
-            given_up.append(None)
+            with sending:
+                given_up.append(None)
             take_back()
             raise
-        if isinstance(answers[0], BaseException):
-            raise answers[0]
-        return answers[0]
 
     def on_answer(self, _connection: Connection, message: Any) -> None:
         on_answer = self.pending.pop(message.request, None)
@@ -457,11 +468,16 @@ class Runtime:
         self.submitter.worker_died(peer, message)
         self.references.process_died(peer)
         self.values.owner_died(peer.origin, message)
+        self.forget_peer(message.process)
+
+    def forget_peer(self, process: bytes) -> None:
+        """A process is dead. If nothing of its is left here it goes from the tables, which would only grow with many
+        short-lived workers."""
         with self.import_lock:
-            if not peer.origin.entries:
-                # Nothing of its is left here; with many short-lived workers these tables would only grow.
-                del self.peers[message.process]
-                self.origins.pop(message.process, None)
+            peer = self.peers.get(process)
+            if peer is not None and not peer.origin.entries:
+                del self.peers[process]
+                self.origins.pop(process, None)
 
     def _drain(self, peer: Peer) -> None:
         """Read what a dead process still had sent, so that nothing that arrived is lost."""

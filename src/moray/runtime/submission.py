@@ -163,6 +163,9 @@ class Submitter:
 
     def _admit(self, task: Task) -> None:
         """Wait for what is missing among a task's arguments, then queue it."""
+        if task.cancelled:  # Before it came here.
+            self._runtime.cancels.end_unsent(task)
+            return
         missing = 0
         for _where, ref in task.arguments or ():
             if not ref._entry.ready:
@@ -381,8 +384,9 @@ class Submitter:
         if found is None:
             return
         pool, slot = found
-        for task in pool.recalled(slot, message.seqs):
+        for task in (tasks := pool.recalled(slot, message.seqs)):
             task.waiting = 0
+        self._runtime.cancels.given_back(pool, tasks)
         slot.blocked = message.cause == "blocked"
         if message.cause == "forgotten":
             connection.peer.functions.clear()  # They travel again with their next tasks.
@@ -525,7 +529,7 @@ class Submitter:
                 self._runtime.drain_connection(slot.worker[0])
                 self.settle(slot.worker[0])
                 peer.slots.pop(message.lease, None)
-                pool.queue.extendleft(reversed(pool.lost(slot)))
+                self._runtime.cancels.requeue(pool, pool.lost(slot))
                 self._fill(pool)
                 return
 
@@ -597,7 +601,7 @@ class Submitter:
             begun = max(0, mark.begun - slot.answered) if mark.lease == slot.lease else 0
             for task in tasks[:begun]:
                 self._survive(task, death)
-            pool.queue.extendleft(reversed(tasks[begun:]))
+            self._runtime.cancels.requeue(pool, tasks[begun:])
             self._fill(pool)
         peer.slots.clear()
 

@@ -52,6 +52,8 @@ class Task(msgspec.Struct, gc=False, eq=False):
     attempt: int = 0
     #: Being cancelled: not retried.
     cancelled: bool = False
+    #: What it has submitted is not cancelled with it.
+    spares_children: bool = False
     #: What receives its items, if it is a generator (STREAM).
     stream: Stream | None = None
     #: The task that submitted it, in a worker: cancelled with it (CANCEL).

@@ -238,6 +238,7 @@ class Values:
         work = runtime.current_work() if runtime.concurrent else runtime.work
         thread = get_ident() if how in ("get()", "wait()", "next()") else 0
         self._waits[key] = how, entries, needed, monotonic(), work, thread, timeout_s
+        runtime.explainer.arm()
 
     def forget_wait(self, key: Any) -> None:
         """The wait is over, if it was ever noted."""

@@ -211,6 +211,7 @@ class Worker(Runtime):
     def blocked(self) -> None:
         """The task waits: give queued tasks back, lend the CPUs, and let the I/O thread lead."""
         thread = get_ident()
+        self.explainer.arm()
         host = self.executor.host
         if host is not None:
             host.warn_blocking()
