@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, TypeVar
+from types import GenericAlias, SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeAlias, Unpack, cast, overload
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from moray import exceptions
+from moray.actor_methods import method
 from moray.object_ref import ObjectRef
 from moray.options import ActorOptions
 from moray.protocol import messages as m
@@ -29,13 +30,32 @@ from moray.runtime.actor_plans import CallPlan, ClassPlans
 from moray.runtime.arguments import LargeArguments, prepare
 from moray.runtime.signatures import Signature, parameters_of
 from moray.serialization import serialize
+from moray.typed_calls import (
+    ActorKeywords,
+    Called,
+    CallKeywords,
+    P,
+    Parameters,
+    R,
+    Several,
+    T,
+    TypedActor,
+    typed,
+    typed_creation,
+)
 
 if TYPE_CHECKING:
     from moray.ids import ActorID
     from moray.runtime.actors import Callee
     from moray.runtime.runtime import Runtime
 
-T = TypeVar("T")
+__all__ = [
+    "ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "ActorProxy", "TypedActor",
+    "exit_actor", "get_actor", "kill", "method",
+]  # fmt: skip
+
+#: A handle of an actor whose class is a TypedActor, for checkers. When the program runs it is an ActorHandle.
+ActorProxy: TypeAlias = type[T]
 
 
 class ActorClassInheritanceException(TypeError):  # noqa: N818 (Ray's name)
@@ -45,7 +65,7 @@ class ActorClassInheritanceException(TypeError):  # noqa: N818 (Ray's name)
 # --- classes -------------------------------------------------------------------------------------
 
 
-class ActorClass(Generic[T]):
+class ActorClass(Generic[T, Parameters]):
     """A class whose instances live in workers of their own: made by :func:`moray.remote`.
 
     It can be passed to tasks and actors and put into objects like any value.
@@ -92,12 +112,15 @@ class ActorClass(Generic[T]):
             "subclass it, and decorate the child with @moray.remote (moray.remote(Base) makes actors of the base)"
         )
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        name = self.__name__
-        raise TypeError(
-            f"an actor is made with .remote(): write {name}.remote(...), "
-            f"or {name}.__ray_actor_class__(...) for an ordinary instance right here"
-        )
+    if not TYPE_CHECKING:  # A checker says so before the program runs; and `ActorClass[T]` leaves Parameters open.
+        __class_getitem__ = classmethod(GenericAlias)
+
+        def __call__(self, *_args, **_kwargs):
+            name = self.__name__
+            raise TypeError(
+                f"an actor is made with .remote(): write {name}.remote(...), "
+                f"or {name}.__ray_actor_class__(...) for an ordinary instance right here"
+            )
 
     def __getattr__(self, name: str) -> Any:
         # Methods are not found here: cloudpickle would take them for the module's own and pickle them by name.
@@ -111,6 +134,7 @@ class ActorClass(Generic[T]):
             )
         raise AttributeError(f"actor class {'' if kind is None else kind.__name__} has no attribute {name!r}")
 
+    @typed_creation
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Make an actor; arguments as for the class itself, ObjectRefs stand for their values.
 
@@ -137,14 +161,14 @@ class ActorClass(Generic[T]):
         actor, meta, creator, reference = made
         return _make_handle(runtime, actor, creator, reference, meta)
 
-    def options(self, **overrides: Any) -> ActorClass[T]:
+    def options(self, **overrides: Unpack[ActorKeywords]) -> ActorClass[T, Parameters]:
         """This class with other options for the actors made through the result.
 
         Raises:
             ValueError: an unknown option (the nearest valid one is named) or a value out of range.
             TypeError: a value of the wrong type.
         """
-        return ActorClass(self._kind, self._options.merge(**overrides), self._exported)
+        return ActorClass(self._kind, self._options.merge(**cast("dict[str, Any]", overrides)), self._exported)
 
     def bind(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Lazy task graphs are not there yet."""
@@ -192,9 +216,9 @@ class ActorClass(Generic[T]):
         options = self._options
         methods, others = self._exported.describe()
         groups = list(options.concurrency_groups or {})
-        for method in methods:
-            _check_group(method.group, groups, f"{self.__name__}.{method.name}")
-        asynchronous = any(method.asynchronous for method in methods)
+        for meta in methods:
+            _check_group(meta.group, groups, f"{self.__name__}.{meta.name}")
+        asynchronous = any(meta.asynchronous for meta in methods)
         concurrency = options.max_concurrency or (actor_meta.ASYNC_CONCURRENCY if asynchronous else 1)
         unordered = options.allow_out_of_order_execution
         if unordered is None:
@@ -344,7 +368,7 @@ class ActorHandle(Generic[T]):
     def _ray_actor_id(self) -> ActorID:
         return self._actor_id
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> ActorMethod[..., Any]:
         shared = self._moray_shared
         plan = shared.special.get(name)
         if plan is not None:
@@ -451,8 +475,8 @@ def running_actor(runtime: Runtime) -> Any:
 # --- methods -------------------------------------------------------------------------------------
 
 
-class ActorMethod:
-    """A method of an actor: ``handle.method``."""
+class ActorMethod(Called[P, R]):
+    """A method of an actor: ``handle.method``. Its types are its parameters and what a call gives."""
 
     __slots__ = ("_handle", "_plan")
 
@@ -460,6 +484,7 @@ class ActorMethod:
         self._handle = handle
         self._plan = plan
 
+    @typed
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a call; arguments as for the method itself, ObjectRefs stand for their values.
 
@@ -482,7 +507,19 @@ class ActorMethod:
             prepared = prepare(runtime.values, args, kwargs, plan.label, plan.large)
         return runtime.actors.submit(handle._moray_callee, plan.settings, prepared, handle._actor_ref)
 
-    def options(self, **overrides: Any) -> ActorMethod:
+    @overload
+    def options(self, **overrides: Unpack[CallKeywords]) -> ActorMethod[P, R]: ...
+    @overload
+    def options(self, *, num_returns: Literal[0], **overrides: Unpack[CallKeywords]) -> ActorMethod[P, None]: ...
+    @overload
+    def options(self, *, num_returns: Literal[1] | None, **overrides: Unpack[CallKeywords]) -> ActorMethod[P, R]: ...
+    @overload
+    def options(
+        self, *, num_returns: Several, **overrides: Unpack[CallKeywords]
+    ) -> ActorMethod[P, list[ObjectRef[Any]]]: ...
+    @overload
+    def options(self, *, num_returns: int | str, **overrides: Unpack[CallKeywords]) -> ActorMethod[P, Any]: ...
+    def options(self, **overrides: Any) -> ActorMethod[P, Any]:
         """This method with other options for the calls made through the result.
 
         Raises:
@@ -500,9 +537,11 @@ class ActorMethod:
         """Lazy task graphs are not there yet."""
         raise NotImplementedError("bind() (lazy task graphs) is not part of this version; call .remote()")
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        name = self._plan.method.name
-        raise TypeError(f"a method of an actor is called with .remote(): write handle.{name}.remote(...)")
+    if not TYPE_CHECKING:
+
+        def __call__(self, *_args, **_kwargs):
+            name = self._plan.method.name
+            raise TypeError(f"a method of an actor is called with .remote(): write handle.{name}.remote(...)")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_method, (self._handle, self._plan.method)
@@ -511,7 +550,7 @@ class ActorMethod:
         return f"ActorMethod({self._plan.label} of {self._handle!r})"
 
 
-def _rebuild_method(handle: ActorHandle[Any], method: MethodMeta) -> ActorMethod:
+def _rebuild_method(handle: ActorHandle[Any], method: MethodMeta) -> ActorMethod[..., Any]:
     """Unpickle a method."""
     return ActorMethod(handle, CallPlan(handle._moray_shared, method))
 
@@ -521,49 +560,6 @@ _HANDLES_OWN: Final = frozenset(name for name in dir(ActorHandle) if not name.st
 
 
 # --- functions -----------------------------------------------------------------------------------
-
-
-def method(*args: Any, **options: Any) -> Any:
-    """Give a method of an actor class options: ``@moray.method(num_returns=2)``; without options it changes nothing.
-
-    Args:
-        args: the function, when it is used without parentheses.
-        options: num_returns, concurrency_group, max_task_retries (how often a call is repeated when the actor's
-            process dies; -1: without end), retry_exceptions (True or a list of exception classes: which errors of the
-            method are repeated too), ``_generator_backpressure_num_objects``; enable_task_events and tensor_transport
-            are accepted.
-
-    Raises:
-        ValueError: an unknown option (the nearest valid one is named) or a value out of range.
-        TypeError: a value of the wrong type, or something that is no function was decorated.
-
-    Example:
-        >>> import moray
-        >>> @moray.remote
-        ... class Pairs:
-        ...     @moray.method(num_returns=2)
-        ...     def split(self, pair):
-        ...         return pair
-        >>> first, second = Pairs.remote().split.remote((1, 2))
-        >>> moray.get([first, second])
-        [1, 2]
-    """
-    if len(args) == 1 and not options and (callable(args[0]) or isinstance(args[0], (staticmethod, classmethod))):
-        return args[0]
-    if args:
-        raise TypeError(
-            "@moray.method is used on a function, or with keyword options, such as @moray.method(num_returns=2); "
-            f"it got {', '.join(map(repr, args))}"
-        )
-    checked = actor_meta.check_options(options, actor_meta.METHOD_CHECKS, "@moray.method")
-
-    def decorate(function: Any) -> Any:
-        if not callable(function) and not isinstance(function, (staticmethod, classmethod)):
-            raise TypeError(f"@moray.method decorates methods, not {function!r:.80}")
-        setattr(function, actor_meta.METHOD_OPTIONS, checked)
-        return function
-
-    return decorate
 
 
 def exit_actor() -> NoReturn:
@@ -620,7 +616,7 @@ def _check_text(what: str, value: Any) -> None:
         raise ValueError(f"get_actor(): the {what} is empty; anonymous actors are reached by their handles only")
 
 
-def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
+def kill(actor: ActorHandle[Any] | type[TypedActor], *, no_restart: bool = True) -> None:
     """End an actor's process now; calls that it has not answered fail.
 
     Args:

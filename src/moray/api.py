@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from moray.object_ref import ObjectRef
 from moray.object_ref_generator import ObjectRefGenerator
@@ -12,10 +12,28 @@ from moray.options import ActorOptions, TaskOptions
 from moray.protocol import messages as m
 from moray.remote_function import RemoteFunction
 from moray.runtime import state
+from moray.typed_calls import (
+    Class,
+    CountedDecorator,
+    Generating,
+    Item,
+    P,
+    R,
+    RemoteDecorator,
+    RemoteKeywords,
+    Several,
+    T,
+    Undeclared,
+)
 
 if TYPE_CHECKING:
+    from moray.actor import ActorClass, ActorHandle
+    from moray.object_ref_generator import DynamicObjectRefGenerator
     from moray.runtime.driver import Context
     from moray.runtime.runtime import Runtime
+    from moray.typed_calls import TypedActor
+
+Waitable = TypeVar("Waitable", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
 
 
 def connected() -> Runtime:
@@ -97,6 +115,30 @@ def is_initialized() -> bool:
     return runtime is not None and runtime.ended is None and not runtime.forked
 
 
+@overload
+def remote(kind: Class[P, T], /) -> ActorClass[T, P]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(kind: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(function: Callable[P, Undeclared], /) -> RemoteFunction[P, ObjectRef[Any]]: ...
+@overload
+def remote(function: Callable[P, Generating[Item]], /) -> RemoteFunction[P, ObjectRefGenerator[Item]]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(function: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
+@overload
+def remote(**options: Unpack[RemoteKeywords]) -> RemoteDecorator: ...
+@overload
+def remote(*, num_returns: Literal[0], **options: Unpack[RemoteKeywords]) -> CountedDecorator[None]: ...
+@overload
+def remote(*, num_returns: Several, **options: Unpack[RemoteKeywords]) -> CountedDecorator[list[ObjectRef[Any]]]: ...
+@overload
+def remote(*, num_returns: Literal[1, "streaming"] | None, **options: Unpack[RemoteKeywords]) -> RemoteDecorator: ...
+@overload
+def remote(
+    *, num_returns: Literal["dynamic"], **options: Unpack[RemoteKeywords]
+) -> CountedDecorator[ObjectRef[DynamicObjectRefGenerator]]: ...
+@overload
+def remote(*, num_returns: int | str, **options: Unpack[RemoteKeywords]) -> CountedDecorator[Any]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function or class remote: ``@remote``, or ``@remote(num_cpus=2, …)`` with options.
 
@@ -139,7 +181,7 @@ def _make_remote(target: Any, options: dict[str, Any]) -> Any:
     return RemoteFunction(target, TaskOptions.make(options))
 
 
-def put(value: Any, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[Any]:
+def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[T]:
     """Store a value and return a reference to it. Later changes of `value` do not change the object.
 
     Args:
@@ -159,6 +201,12 @@ def put(value: Any, *, _owner: Any = None, _tensor_transport: str | None = None)
     return connected().values.put(value)
 
 
+@overload
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None, _use_object_store: bool = False) -> T: ...
+@overload
+def get(
+    object_refs: Sequence[ObjectRef[T]], *, timeout: float | None = None, _use_object_store: bool = False
+) -> list[T]: ...
 def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
     """The value of a reference, or the list of values of a list of references, in its order.
 
@@ -195,12 +243,12 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
 
 def wait(
-    ray_waitables: list[ObjectRef[Any]],
+    ray_waitables: list[Waitable],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,  # noqa: ARG001 - Ray's; see the docstring.
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+) -> tuple[list[Waitable], list[Waitable]]:
     """Wait until `num_returns` of the references are ready, or `timeout` seconds have passed.
 
     Args:
@@ -232,10 +280,14 @@ def wait(
         raise ValueError(f"num_returns={num_returns}: give 1 to {len(ray_waitables)}, the number of references")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout={timeout}: give seconds ≥ 0, or None to wait without a limit")
-    return runtime.values.wait(ray_waitables, num_returns, timeout)
+    waitables: Any = ray_waitables
+    answer: Any = runtime.values.wait(waitables, num_returns, timeout)
+    return answer  # type: ignore[no-any-return]
 
 
-def cancel(ray_waitable: Any, *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ray_waitable: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Ask for the end of the task, call or generator that makes an object. It returns at once.
 
     A task that has not begun never will. One that runs gets an exception of a private type at the next Python
@@ -263,7 +315,7 @@ def cancel(ray_waitable: Any, *, force: bool = False, recursive: bool = True) ->
     connected().cancels.cancel(ref, force, recursive)
 
 
-def explain(waitable: Any) -> str:
+def explain(waitable: ObjectRef[Any] | ObjectRefGenerator[Any] | ActorHandle[Any] | type[TypedActor]) -> str:
     """What an object, a generator or an actor waits for, and what that waits for in turn: one line for each step.
 
     The story goes through all processes on the way: arguments that are not ready, the queue and who has the resources,

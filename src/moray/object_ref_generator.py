@@ -14,12 +14,14 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from moray.object_ref import ObjectRef, Origin
 
 if TYPE_CHECKING:
     from moray.ids import TaskID
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Inbox(deque[ObjectRef[Any]]):
@@ -53,7 +55,7 @@ class Dropped(weakref.ref[Inbox]):
     task: Any
 
 
-class ObjectRefGenerator:
+class ObjectRefGenerator(Generic[T_co]):
     """References to a generator's items, each as soon as the item is there.
 
     Iterating waits for the next item and gives its ObjectRef; an exception in the generator is the last item, whose
@@ -86,7 +88,7 @@ class ObjectRefGenerator:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> ObjectRef[Any]:
+    def __next__(self) -> ObjectRef[T_co]:
         inbox = self._entry
         while True:
             ended = inbox.ended  # Before the look into the inbox: the loop sets it after the last item.
@@ -104,7 +106,7 @@ class ObjectRefGenerator:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ObjectRef[Any]:
+    async def __anext__(self) -> ObjectRef[T_co]:
         inbox = self._entry
         while True:
             ended = inbox.ended

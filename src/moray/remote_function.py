@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, cast, overload
 
 from moray.core.leases import Durations
 from moray.options import TaskOptions
@@ -18,18 +18,22 @@ from moray.runtime.arguments import LargeArguments, Prepared, prepare
 from moray.runtime.signatures import Signature, parameters_of
 from moray.runtime.tasks import Function, TaskSettings
 from moray.serialization import dumps_code
+from moray.typed_calls import Called, P, R, Several, TaskKeywords, typed
 
 if TYPE_CHECKING:
+    from moray.object_ref import ObjectRef
+    from moray.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
     from moray.runtime.local_mode import LocalRuntime
     from moray.runtime.runtime import Runtime
 
 _function_numbers = itertools.count(1)
 
 
-class RemoteFunction:
+class RemoteFunction(Called[P, R]):
     """A function that runs in a worker when its ``remote`` method is called.
 
-    Made by :func:`moray.remote`. It can be passed to tasks and put into objects like any value.
+    Made by :func:`moray.remote`. It can be passed to tasks and put into objects like any value. Its types are the
+    function's parameters and what a call gives: ``RemoteFunction[[int, str], ObjectRef[bool]]``.
 
     Example:
         >>> import moray
@@ -41,7 +45,7 @@ class RemoteFunction:
     """
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions, exported: _Exported | None = None) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast("Any", self), function)
         self._function = function
         self._function_name = getattr(function, "__name__", type(function).__name__)
         self._options = options
@@ -50,13 +54,16 @@ class RemoteFunction:
         #: What a call needs, for the current runtime.
         self._settings: tuple[Runtime, TaskSettings] | None = None
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        name = self._function_name
-        raise TypeError(
-            f"a remote function is called with .remote(): write {name}.remote(...), "
-            f"or {name}.__wrapped__(...) to run it right here"
-        )
+    if not TYPE_CHECKING:  # A checker says so before the program runs.
 
+        def __call__(self, *_args, **_kwargs):
+            name = self._function_name
+            raise TypeError(
+                f"a remote function is called with .remote(): write {name}.remote(...), "
+                f"or {name}.__wrapped__(...) to run it right here"
+            )
+
+    @typed
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a call; arguments as for the function itself, ObjectRefs stand for their values.
 
@@ -80,7 +87,27 @@ class RemoteFunction:
         prepared: Prepared = prepare(runtime.values, args, kwargs, self._function_name, exported.large)
         return runtime.submitter.submit(exported.function, settings, prepared)  # type: ignore[arg-type]
 
-    def options(self, **overrides: Any) -> RemoteFunction:
+    @overload
+    def options(self, **overrides: Unpack[TaskKeywords]) -> RemoteFunction[P, R]: ...
+    @overload
+    def options(self, *, num_returns: Literal[0], **overrides: Unpack[TaskKeywords]) -> RemoteFunction[P, None]: ...
+    @overload
+    def options(self, *, num_returns: Literal[1] | None, **overrides: Unpack[TaskKeywords]) -> RemoteFunction[P, R]: ...
+    @overload
+    def options(
+        self, *, num_returns: Several, **overrides: Unpack[TaskKeywords]
+    ) -> RemoteFunction[P, list[ObjectRef[Any]]]: ...
+    @overload
+    def options(
+        self, *, num_returns: Literal["streaming"], **overrides: Unpack[TaskKeywords]
+    ) -> RemoteFunction[P, ObjectRefGenerator[Any]]: ...
+    @overload
+    def options(
+        self, *, num_returns: Literal["dynamic"], **overrides: Unpack[TaskKeywords]
+    ) -> RemoteFunction[P, ObjectRef[DynamicObjectRefGenerator]]: ...
+    @overload
+    def options(self, *, num_returns: int | str, **overrides: Unpack[TaskKeywords]) -> RemoteFunction[P, Any]: ...
+    def options(self, **overrides: Any) -> RemoteFunction[P, Any]:
         """This function with other options for the calls made through the result.
 
         Raises:

@@ -142,6 +142,36 @@ def test_asked_by_a_task(session: ModuleType) -> None:
     assert "Task sleep() has been running in pid" in moray.get(ask.remote([slow]))
 
 
+def test_asked_by_a_coroutine(session: ModuleType) -> None:
+    class Async:
+        async def ask(self, box: list[Any]) -> str:
+            return story(box[0], "has been running")
+
+    slow = moray.remote(sleep).remote(60)
+    assert "Task sleep() has been running in pid" in moray.get(moray.remote(Async).remote().ask.remote([slow]))
+
+
+def test_asked_for_the_next_item_by_another_thread(session: ModuleType) -> None:
+    @moray.remote
+    def produce() -> Iterator[int]:
+        time.sleep(60)
+        yield 1
+
+    @moray.remote
+    def consume() -> None:
+        next(produce.remote())
+
+    story(consume.remote(), r"waiting for [\d.]+ s in next\(\)", r"Task produce\(\) has been running in pid")
+
+
+def test_a_generator_that_waits_for_its_consumer(session: ModuleType) -> None:
+    @moray.remote(_generator_backpressure_num_objects=1)
+    def produce() -> Iterator[int]:
+        yield from range(100)
+
+    story(produce.remote(), "and waits until its consumer has taken some of its items")
+
+
 def test_a_stopped_process_is_where_the_trail_ends(session: ModuleType) -> None:
     ref = moray.remote(sleep).remote(60)
     pid = int(re.findall(r"in pid (\d+)", story(ref, "has been running"))[0])
@@ -264,7 +294,8 @@ def test_a_restart_says_which_and_why(session: ModuleType, tmp_path: Path) -> No
     wait_until(lambda: "restarting" in moray.explain(actor), what="the restart")
     story(
         actor.pid.remote(),
-        r"which is restarting \(restart 1: its process \(pid \d+\):",
+        r"which is restarting\.",
+        r"Actor Person \(\w+\) is restarting \(restart 1\): its process \(pid \d+\):",
         r"The constructor of Person has been running in pid",
     )
 
@@ -510,7 +541,28 @@ moray.get(actor.pid.remote())
 actor.die.remote()
 give_up(actor.pid.remote(), 4)
 """)
-    assert any("which is restarting (restart " in line and "exit" in line for line in lines), lines
+    told = [line for line in lines if re.search(r"is restarting \(restart \d+\): .*exited with code 7", line)]
+    assert len(told) == 1, lines
+
+
+@pytest.mark.slow
+def test_an_actor_that_never_comes_back_is_told_though_nobody_waits() -> None:
+    lines = warnings_of("""
+@moray.remote(max_restarts=-1)
+class Fragile:
+    def __init__(self):
+        if os.path.exists("again"):
+            time.sleep(0.05)
+            os._exit(7)
+        open("again", "w").close()
+    def die(self): os._exit(7)
+
+actor = Fragile.remote()
+moray.wait([actor.die.remote()])
+time.sleep(3)
+""")
+    told = [line for line in lines if line.startswith("An actor has been restarting again and again")]
+    assert len(told) == 1, lines
 
 
 @pytest.mark.slow

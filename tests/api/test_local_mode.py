@@ -323,7 +323,8 @@ class Signal:
         me = moray.get_runtime_context().current_actor
         ref = me.wait.remote()
         await me.send.remote()
-        return await ref
+        value: str = await ref
+        return value
 
 
 def test_coroutines_run_through_unless_they_wait_for_another_call() -> None:
@@ -363,6 +364,25 @@ def test_within_event_loops() -> None:
 def test_threaded_actors() -> None:
     counter = moray.remote(max_concurrency=4)(Counter).remote()
     assert moray.get([counter.add.remote(1) for _ in range(3)]) == [1, 2, 3]
+
+
+def test_an_ordinary_actor_runs_one_call_at_a_time() -> None:
+    class Slow:
+        value = 0
+
+        def add(self) -> int:
+            value = self.value
+            time.sleep(0.001)
+            self.value = value + 1
+            return self.value
+
+    actor = moray.remote(Slow).remote()
+    threads = [threading.Thread(target=lambda: [actor.add.remote() for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert moray.get(actor.add.remote()) == 81
 
 
 # --- generators and cancel ---------------------------------------------------------------------------
@@ -473,6 +493,7 @@ def test_init_again() -> None:
     assert moray.init(ignore_reinit_error=True).address_info["address"] == "local"
     ref = moray.put(1)
     moray.shutdown()
-    moray.init(local_mode=True)
+    with pytest.warns(UserWarning, match="runtime_env has no effect"):
+        moray.init(local_mode=True, runtime_env={"env_vars": {"A": "b"}})
     with pytest.raises(exceptions.ObjectLostError, match="has ended"):
         moray.get(ref)

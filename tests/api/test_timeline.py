@@ -101,6 +101,7 @@ def test_workers_that_have_ended(shared_session: ModuleType) -> None:
     assert span["pid"] == pid
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_answer_is_named(shared_session: ModuleType) -> None:
     moray.get(moray.remote(nap).remote(0))
     # One call into C code that keeps the interpreter for seconds.

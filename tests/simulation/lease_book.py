@@ -16,6 +16,10 @@ from moray.core.scheduler_actions import Action, Grant, Revoke, StopWorker
 from tests.simulation.world import ViolationError
 
 
+#: Bytes of an actor's id, which stands in place of an owner.
+_ACTOR_ID: Final = 16
+
+
 @dataclass
 class Held:
     """One lease that is not over."""
@@ -29,6 +33,11 @@ class Held:
     revoking: bool = False
     #: Its worker is being stopped.
     ending: bool = False
+
+    @property
+    def permanent(self) -> bool:
+        """An actor has it: it ends with its worker, and lends nothing."""
+        return len(self.owner) == _ACTOR_ID
 
     def amount(self, name: str) -> int:
         return 0 if self.lent and name == CPU else self.need.get(name, 0)
@@ -69,7 +78,10 @@ class LeaseBook:
             if isinstance(action, Grant):
                 self._granted(action)
             elif isinstance(action, Revoke):
-                self.leases[action.lease].revoking = True
+                held = self.leases[action.lease]
+                if held.permanent:
+                    raise ViolationError(f"lease {action.lease} of an actor is revoked")
+                held.revoking = True
             elif isinstance(action, StopWorker):
                 self._workers.discard(action.worker)
                 if (held := self.lease_of(action.worker)) is not None:
@@ -114,7 +126,7 @@ class LeaseBook:
 
     def _on_blocked(self, worker: bytes, _now: float) -> None:
         held = self.lease_of(worker)
-        if held is not None and not held.ending:
+        if held is not None and not (held.ending or held.permanent):
             held.lent = True
 
     def _on_unblocked(self, worker: bytes, _now: float) -> None:

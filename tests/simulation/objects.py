@@ -57,6 +57,8 @@ class Entry:
         self.book: OwnBook | ForeignBook | None = None
         #: Our word that the last reference went was given.
         self.released = False
+        #: What makes it (a Task), or what ends with it (a Life).
+        self.task: Any = None
 
 
 class Ref:
@@ -103,6 +105,14 @@ class Token:
         self.seq = seq
         self.core: TaskCover | None = None
         self.touched = False
+        #: Some of what arrived belongs to a third process.
+        self.foreign = False
+
+
+class Life(msgspec.Struct):
+    """``Entry.task`` of an actor's hidden object."""
+
+    actor: bytes
 
 
 class Arrived(msgspec.Struct, eq=False):
@@ -126,9 +136,33 @@ class Contains(msgspec.Struct, eq=False):
 
 
 class Finished(msgspec.Struct, eq=False):
-    """A task is done whose result or arguments had references in them."""
+    """A task is done whose result or arguments had references in them. `work`: the task or call."""
 
-    connection: Any
+    work: Any
     result: Any
     token: Token
     contained: list[Ref]
+
+
+class Secured(msgspec.Struct, eq=False):
+    """What came in a call's arguments shall be registered before the method starts (REF-SEND)."""
+
+    token: Token
+    done: Callable[[], None]
+    passed: bool = False
+
+
+class ItemMade(msgspec.Struct, eq=False):
+    """An item of a stream has references in it."""
+
+    submitter: bytes
+    item: Any
+    contained: list[Ref]
+    done: Callable[[], None]
+    passed: bool = False
+
+
+class Dropped(msgspec.Struct, eq=False):
+    """Nobody reads a generator's items any more."""
+
+    task: Any

@@ -1,7 +1,9 @@
 """Sees everything that processes know, and says what must not be: tasks, objects, fairness.
 
 Tasks: one runs again only if the worker of its last run is dead or that run asked to be retried; under a lease that its
-worker has; for its own job. Objects (REF-FREE): none is freed while a living process has a reference or a living
+worker has; for its own job; its error is one that had a cause. Calls and actors: :mod:`tests.simulation.calls_oracle`.
+Cancels (CANCEL): only what somebody asked for, or a part of it, is cancelled; what its worker said had not begun never
+begins; no cancelled task is tried again. Streams (STREAM-1): a consumer takes the items one by one. Objects (REF-FREE): none is freed while a living process has a reference or a living
 container has it inside; none that arrives is gone; what is read is what was written.
 
 Exceptions. When a process dies, references that only it covered may be lost: those unregistered or on their way at that
@@ -18,13 +20,14 @@ import msgspec
 
 from moray.core.references import Foreign, Registration
 from moray.protocol import messages as m
-from tests.simulation.objects import Arrived, Value
+from tests.simulation.calls_oracle import CallsOracle
+from tests.simulation.objects import Arrived, Finished, ItemMade, Value
+from tests.simulation.submission import Call, Task
 from tests.simulation.world import ViolationError
 
 if TYPE_CHECKING:
     from tests.simulation.objects import Entry
     from tests.simulation.process import Process
-    from tests.simulation.submission import Task
     from tests.simulation.universe import Universe
 
 
@@ -36,17 +39,36 @@ class Run:
     attempt: int
     #: It asked for another.
     retried: bool = False
+    #: Of a call: of the actor.
+    incarnation: int = -1
 
 
 @dataclass
 class Record:
-    """One submitted task."""
+    """One submitted task or call."""
 
     owner: Process
     since: float
     watched: bool
+    #: Of a call.
+    actor: bytes = b""
     runs: list[Run] = field(default_factory=list)
     ended: str = ""
+    #: The attempt that was to be the last: it was cancelled then; -1: it was not.
+    last: int = -1
+    #: Its worker has said that it never begins.
+    unstarted: bool = False
+    #: It raised, and came again behind later ones.
+    reordered: bool = False
+
+    def check_start(self, story: str, attempt: int) -> None:
+        """It may be run."""
+        if self.ended:
+            raise ViolationError(f"{story}: it had ended with {self.ended}")
+        if self.unstarted:
+            raise ViolationError(f"{story}: its owner has been told that it would never begin (CANCEL)")
+        if 0 <= self.last < attempt:
+            raise ViolationError(f"{story}: it was cancelled in attempt {self.last}, this is {attempt} (CANCEL)")
 
 
 class Oracle:
@@ -65,6 +87,9 @@ class Oracle:
         #: What was written for a stored object, by all tries.
         self._written: dict[bytes, set[bytes]] = {}
         self._marks = 0
+        self.calls = CallsOracle(universe)
+        #: Objects whose tasks somebody wanted to end.
+        self._unwanted: set[bytes] = set()
         #: The longest wait of a watched task.
         self.longest_s = 0.0
 
@@ -76,15 +101,16 @@ class Oracle:
 
     def submitted(self, process: Process, task: Task) -> None:
         watched = process.universe.watching and bool(task.function.index) and b"probe" in task.payload
-        self.tasks[process.name, task.seq] = Record(process, process.world.now, watched)
+        actor = task.callee.actor if isinstance(task, Call) else b""
+        self.tasks[process.name, task.seq] = Record(process, process.world.now, watched, actor)
 
     def started(self, worker: Process, owner: bytes, lease: int, spec: m.TaskSpec) -> None:
         record = self.tasks[owner, spec.seq]
+        attempt = spec.extra.attempt if spec.extra is not None else 0
         story = f"task {spec.seq} of {record.owner.title} at {worker.title}, lease {lease}"
         if worker.job != record.owner.job:
             raise ViolationError(f"{story}: a worker of another job")
-        if record.ended:
-            raise ViolationError(f"{story}: it had ended with {record.ended}")
+        record.check_start(story, attempt)
         for run in record.runs:
             if not run.worker.dead and not run.retried:
                 raise ViolationError(f"{story}: it runs or ran at {run.worker.title} already, which lives")
@@ -92,7 +118,17 @@ class Oracle:
         if not record.owner.dead and (held is None or held.worker != worker.name or held.owner != owner):
             raise ViolationError(f"{story}: the worker does not have this lease: {held}")
         self._check_wait(record)
-        record.runs.append(Run(worker, spec.extra.attempt if spec.extra is not None else 0))
+        record.runs.append(Run(worker, attempt))
+
+    def call_started(self, worker: Process, caller: bytes, spec: m.CallSpec) -> None:
+        """A method begins at its actor."""
+        record = self.tasks[caller, spec.seq]
+        attempt = spec.extra.attempt if spec.extra is not None else 0
+        story = f"call {spec.seq} of {record.owner.title} at {worker.title}"
+        record.check_start(story, attempt)
+        host = self.calls.host_of(worker, record, story)
+        self.calls.check_order(host, caller, spec.seq, record, story)
+        record.runs.append(Run(worker, attempt, incarnation=host.incarnation))
 
     def _check_wait(self, record: Record) -> None:
         waited = self._universe.world.now - record.since
@@ -101,14 +137,57 @@ class Oracle:
             if waited > self._universe.patience_s:
                 raise ViolationError(f"a short task of {record.owner.title} waited {waited:.3f} s for its turn")
 
-    def retried(self, process: Process, seq: int) -> None:
-        self.tasks[process.name, seq].runs[-1].retried = True
+    def retried(self, process: Process, task: Task) -> None:
+        record = self.tasks[process.name, task.seq]
+        record.runs[-1].retried = record.reordered = True
 
-    def ended(self, process: Process, seq: int, how: str) -> None:
-        record = self.tasks[process.name, seq]
+    def ended(self, process: Process, task: Task, how: str) -> None:
+        record = self.tasks[process.name, task.seq]
+        story = f"task {task.seq} of {process.title}"
         if record.ended:
-            raise ViolationError(f"task {seq} of {process.title} ended twice: {record.ended}, {how}")
+            raise ViolationError(f"{story} ended twice: {record.ended}, {how}")
         record.ended = how
+        if how == "cancelled" and record.last < 0:
+            raise ViolationError(f"{story} was cancelled, and nobody had asked for that")
+        if how == "crashed" and not any(run.worker.dead for run in record.runs):
+            raise ViolationError(f"{story} has crashed, but no worker of it is dead")
+        if record.actor:
+            self.calls.check_end(record, how, story)
+        if how == "stream lost" and not (record.actor and self._universe.breaks):
+            raise ViolationError(f"{story}: items of its stream were lost, but no connection was")
+        if how == "stream inconsistent" and b"uneven" not in task.payload:
+            raise ViolationError(f"{story}: its stream is said to be inconsistent, but its items are the same")
+
+    def cancelled_object(self, object_id: bytes) -> None:
+        """User code wants the task of this object to end."""
+        self._unwanted.add(object_id)
+
+    def cancelled(self, process: Process, task: Task) -> None:
+        """Its owner begins to end a task."""
+        asked = any(entry.id in self._unwanted for entry in task.entries)
+        dropped = task.stream is not None and task.stream.inbox.dropped
+        inherited = task.parent is not None and task.parent.cancelled and not task.parent.spares_children
+        if not (asked or dropped or inherited):
+            raise ViolationError(f"task {task.seq} of {process.title} is cancelled, and nobody has asked for that")
+        record = self.tasks[process.name, task.seq]
+        if record.last < 0:
+            record.last = task.attempt
+
+    def answered_cancel(self, owner: bytes, seq: int, answer: str) -> None:
+        """A worker answers a cancel."""
+        if answer == "unstarted":
+            self.tasks[owner, seq].unstarted = True
+
+    def interrupted(self, owner: bytes, seq: int) -> None:
+        """A worker ends a running task."""
+        if self.tasks[owner, seq].last < 0:
+            raise ViolationError(f"task {seq} of {owner!r} was interrupted, and nobody had asked for that (CANCEL)")
+
+    def took(self, object_id: bytes, before: int) -> None:
+        """The consumer of a stream took an item after so many others."""
+        index = int.from_bytes(object_id[24:28], "big") - 1
+        if index != before:
+            raise ViolationError(f"item {index} of a stream was taken after {before} others (STREAM-1)")
 
     def unended(self) -> list[str]:
         """Tasks of living owners that have not ended."""
@@ -190,6 +269,7 @@ class Oracle:
 
     def died(self, process: Process) -> None:
         """What only the dead process kept alive may go."""
+        self.calls.died(process)
         for object_id in [each for each in self._living if each[8:20] == process.name]:
             self._inside.subtract(self._living.pop(object_id))
         todo = [object_id for object_id in self._contents if object_id[8:20] == process.name]
@@ -216,7 +296,11 @@ class Oracle:
             for end in process.ends:
                 found += [frame for frame in end.inbox if frame is not None]
             pending: list[Any] = [event.ref.entry.id for event in process.events if isinstance(event, Arrived)]
-            pending += [finished.result for finished in process.references.gated.values()]
+            for gated in process.references.gated.values():
+                if isinstance(gated, Finished):
+                    pending.append(gated.result)
+                elif isinstance(gated, ItemMade):
+                    pending.append(gated.item)
             pending += process.unsent()
             found.append(msgspec.msgpack.encode(pending))
         return found

@@ -12,11 +12,14 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from moray.protocol import messages as m
+from tests.simulation.actors import ActorClient
+from tests.simulation.cancels import Cancels
 from tests.simulation.network import End, connect
 from tests.simulation.objects import Entry, Ref, Value, dump
 from tests.simulation.references import ReferenceShell
+from tests.simulation.streams import Streams
 from tests.simulation.submission import Submitter
-from tests.simulation.user_code import Code
+from tests.simulation.user_code import Code, Open, Thread
 from tests.simulation.values import Values
 from tests.simulation.world import Timer
 
@@ -35,6 +38,9 @@ class Peer:
         self.functions: set[int] = set()
         #: Leases of ours at this worker: lease → (pool, slot).
         self.slots: dict[int, Any] = {}
+        #: The actor of ours that it is, and what it is for the actor that we are.
+        self.callee: Any = None
+        self.caller: Any = None
 
 
 class Process:
@@ -70,9 +76,14 @@ class Process:
         self.shut_down = False
         #: It runs a task.
         self.busy = False
+        #: What runs in the user's thread: the parent of what it submits.
+        self.current: Any = None
         self.references = ReferenceShell(self)
         self.values = Values(self)
         self.submitter = Submitter(self)
+        self.actors = ActorClient(self)
+        self.cancels = Cancels(self)
+        self.streams = Streams(self)
         self.handlers: dict[type, Callable[[End, Any], None]] = {
             m.Hello: self._on_hello,
             m.ProcessDied: self._on_process_died,
@@ -90,6 +101,14 @@ class Process:
             m.LeaseGranted: self.submitter.on_granted,
             m.LeaseRefused: self.submitter.on_refused,
             m.LeaseRevoked: self.submitter.on_revoked,
+            m.ActorRegistered: self._on_answer,
+            m.ActorNames: self._on_answer,
+            m.ActorState: self.actors.on_state,
+            m.ActorPlaced: self.actors.creations.on_placed,
+            m.CallResults: self.actors.on_results,
+            m.CancelAnswer: self.cancels.on_answer,
+            m.CancelObject: self.cancels.on_cancel_object,
+            m.StreamItems: self.streams.on_items,
         }
 
     @property
@@ -106,7 +125,8 @@ class Process:
         tables: dict[str, Collection[Any]] = {
             "entries": self.entries, "own objects": core.owned, "borrowed": core.foreign, "tasks": core.tasks,
             "containers": core.containers, "replies": self.references.gated, "questions": core.questions,
-            "pending tasks": self.submitter.pending,
+            "pending tasks": self.submitter.pending, "actors": self.actors.creations.created,
+            "calls": self.actors.open_calls(),
         }  # fmt: skip
         found = [f"{name}: {list(table)[:3]}" for name, table in tables.items() if table]
         talking = [
@@ -126,7 +146,7 @@ class Process:
         return self.id_of(self.name, seq << 32 | index)
 
     def id_of(self, owner: bytes, key: int) -> bytes:
-        job = self.job.to_bytes(4, "big")
+        job = self.universe.processes[owner].job.to_bytes(4, "big")
         return (key >> 32).to_bytes(8, "big") + owner + job + (key & 0xFFFFFFFF).to_bytes(4, "big")
 
     def make_ref(self, entry: Entry) -> Ref:
@@ -141,29 +161,20 @@ class Process:
 
     # --- the user's thread --------------------------------------------------------------------------
 
-    def start(self, code: Code[Any], then: Callable[[], None]) -> None:
+    def start(self, code: Code[Any], then: Callable[[], None]) -> Thread:
         """Run user code; `then` is called when it is through."""
-
-        def resume(answer: Any) -> None:
-            self.later(self.world.random.random() * 1e-4, lambda: go_on(answer))
-
-        def go_on(answer: Any) -> None:
-            try:
-                wait = code.send(answer)
-            except StopIteration:
-                then()
-                return
-            wait(resume)
-
-        resume(None)
+        return Thread(self, code, then)
 
     def compute(self, duration_s: float) -> Code[None]:
         """User code that takes so long."""
+        yield Open(lambda resume: self._after(duration_s, resume))
 
-        def wait(resume: Callable[[Any], None]) -> None:
-            self.later(duration_s * self.slowness, lambda: resume(None))
+    def work(self, duration_s: float) -> Code[None]:
+        """Code of ours that takes so long: no interrupt ends it."""
+        yield lambda resume: self._after(duration_s, resume)
 
-        yield wait
+    def _after(self, duration_s: float, resume: Callable[[Any], None]) -> None:
+        self.later(duration_s * self.slowness, lambda: resume(None))
 
     def ask(self, make: Callable[[int], m.Message]) -> Code[Any]:
         """The node's answer."""
@@ -183,9 +194,9 @@ class Process:
     def unblocked(self) -> None:
         """The wait is over."""
 
-    def post_result(self, connection: End, result: m.Result, borrows: Any) -> None:
-        """Send a result that had to pass the reference protocol."""
-        connection.send(m.Results([result], borrows))
+    def post_result(self, work: Any, result: m.Result, borrows: Any) -> None:
+        """Send a result that had to pass the reference protocol. Workers do."""
+        raise NotImplementedError
 
     # --- the loop --------------------------------------------------------------------------------------
 
@@ -206,8 +217,10 @@ class Process:
 
     def _turn(self) -> None:
         self._turn_due = False
+        self.cancels.run()
         self.references.flush()
         self.submitter.dispatch()
+        self.actors.dispatch()
         self.values.flush()
         self.validate()
 
@@ -215,6 +228,7 @@ class Process:
         """The cores' own checks."""
         self.references.validate()
         self.submitter.validate()
+        self.actors.validate()
 
     def on_message(self, connection: End, message: Any) -> None:
         handler = self.handlers.get(type(message))
@@ -281,8 +295,15 @@ class Process:
             peer.connection = None
             peer.functions.clear()
         self.submitter.connection_closed(peer)
+        self.actors.connection_closed(connection, peer)
         self.references.disconnected(peer)
         self.wake()
+
+    def close(self, connection: End) -> None:
+        """End a connection from here."""
+        if not connection.closed:
+            connection.close()
+            self._on_closed(connection)
 
     def _on_process_died(self, _connection: End, message: m.ProcessDied) -> None:
         peer = self.peer(message.process)
@@ -291,9 +312,10 @@ class Process:
         if peer.connection is not None:
             peer.connection.drain()
         if peer.connection is not None:
-            connection, peer.connection = peer.connection, None
-            connection.close()
+            self.close(peer.connection)
         peer.dead = True
         self.submitter.worker_died(peer, self.universe.marks.get(peer.name, (0, 0)))
         self.references.process_died(peer)
         self.values.owner_died(peer.name)
+        if not any(entry.owner == peer.name for entry in self.entries.values()):
+            del self.peers[peer.name]

@@ -7,13 +7,27 @@ it says. A reference that dies lands in the same queue, so an arrival is booked 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moray.core.references import Changes, Foreign, Gate, Owned, References, Reply
 from moray.core.references_report import validate
 from moray.protocol import messages as m
-from tests.simulation.objects import Arrived, Contains, Entry, Escaped, Finished, ForeignBook, OwnBook, Ref, Token
+from tests.simulation.objects import (
+    Arrived,
+    Contains,
+    Dropped,
+    Entry,
+    Escaped,
+    Finished,
+    ForeignBook,
+    ItemMade,
+    OwnBook,
+    Ref,
+    Secured,
+    Token,
+)
+from tests.simulation.user_code import Code
 
 if TYPE_CHECKING:
     from tests.simulation.network import End
@@ -39,7 +53,7 @@ class ReferenceShell:
         self.core.ended = []
         self.events: deque[Any] = process.events
         #: Replies that wait for acknowledgements.
-        self.gated: dict[Gate, Finished] = {}
+        self.gated: dict[Gate, Finished | Secured | ItemMade] = {}
 
     # --- user code ----------------------------------------------------------------------------
 
@@ -63,6 +77,8 @@ class ReferenceShell:
         ref = process.make_ref(entry)
         if isinstance(cover, Token):
             cover.touched = True
+            if entry.owner not in (cover.submitter, process.name):
+                cover.foreign = True
         self.events.append(Arrived(ref, cover))
         process.oracle.arrived(process, object_id)
         return ref
@@ -85,6 +101,12 @@ class ReferenceShell:
                 container = self.book(event.entry)
                 assert isinstance(container, Owned)
                 self.core.contain(container, [self.book(ref.entry) for ref in event.refs])
+            elif isinstance(event, Secured):
+                self._secured(event)
+            elif isinstance(event, ItemMade):
+                self._item_made(event)
+            elif isinstance(event, Dropped):
+                self._process.cancels.drop_stream(event.task)
             else:
                 self._finished(event)
 
@@ -127,22 +149,65 @@ class ReferenceShell:
 
     # --- the loop: results with references --------------------------------------------------------
 
-    def result_arrived(self, peer: Peer, handover: int, values: list[tuple[Entry, list[bytes]]]) -> None:
-        """Values for entries of ours arrived, with these ids in them (REF-SEND)."""
+    def result_arrived(self, peer: Peer, handover: int, values: list[tuple[Entry | None, list[bytes]]]) -> None:
+        """Values for entries of ours (None: for nobody) arrived, with these ids in them (REF-SEND)."""
+        books: Any = []
         for entry, ids in values:
+            # Nobody wants the value of an entry that has neither a reference nor another reason to be.
+            if entry is None or (entry.alive is None and entry.book is None):
+                books.append((None, ids))
+                continue
             if ids:
                 entry.contained_ids = ids
-        books: Any = [
-            # Nobody wants the value of an entry that has neither a reference nor another reason to be.
-            (None if entry.alive is None and entry.book is None else self.book(entry), ids)
-            for entry, ids in values
-        ]
+            books.append((self.book(entry), ids))
         self.core.accept(peer.name, handover, books)
+
+    def unwanted(self, peer: Peer, result: m.Result) -> None:
+        """A result arrived that nobody waits for: what it hands over is taken, and dropped."""
+        extra = result.extra
+        if extra is not None and extra.handover:
+            self.drain()
+            self.result_arrived(peer, extra.handover, [(None, ids) for ids in extra.contained])
+
+    def secure(self, token: Token) -> Code[None]:
+        """Wait until what came under `token` from third processes is registered."""
+        if token.foreign:
+            yield lambda resume: self._secure_soon(token, lambda: resume(None))
+
+    def _secure_soon(self, token: Token, done: Callable[[], None]) -> None:
+        self.events.append(Secured(token, done))
+        self._process.wake()
+
+    def _secured(self, event: Secured) -> None:
+        cover = event.token.core
+        if cover is None or cover.submitter in self.core.dead:
+            event.done()
+            return
+        self.gated[cover] = event
+        self.core.secure(cover)
+
+    def finish_item(self, event: ItemMade) -> None:
+        """An item of a stream with references in it."""
+        self.events.append(event)
+        self._process.wake()
+
+    def _item_made(self, event: ItemMade) -> None:
+        books = [self.book(ref.entry) for ref in event.contained]
+        reply = self.core.finish_task(event.submitter, books)
+        event.item.handover = reply.handover
+        contained, event.contained = event.contained, []
+        for ref in contained:
+            ref.drop()
+        if event.submitter in self.core.dead:
+            event.passed = True
+            event.done()
+            return
+        self.gated[reply] = event
 
     def _finished(self, event: Finished) -> None:
         token, process = event.token, self._process
         if token.core is None and not event.contained:
-            process.post_result(event.connection, event.result, None)
+            process.post_result(event.work, event.result, None)
             return
         books = [self.book(ref.entry) for ref in event.contained]
         reply = self.core.finish_task(token.submitter, books, token.core)
@@ -180,16 +245,19 @@ class ReferenceShell:
                 self._freed(owned)
 
     def _depart(self, gate: Gate) -> None:
-        finished = self.gated.pop(gate, None)
-        if finished is not None and isinstance(gate, Reply):
+        gated = self.gated.pop(gate, None)
+        if isinstance(gated, Finished) and isinstance(gate, Reply):
             borrows = self.core.depart(gate.submitter, (gate,))
-            self._process.post_result(finished.connection, finished.result, borrows)
+            self._process.post_result(gated.work, gated.result, borrows)
+        elif isinstance(gated, (Secured, ItemMade)):
+            gated.passed = True
+            gated.done()
 
     def _freed(self, owned: Any) -> None:
         entry: Entry = owned.entry
         if self._process.entries.get(entry.id) is entry:
             del self._process.entries[entry.id]
-        if entry.ready:
+        if entry.ready or entry.size:
             self._process.values.release(entry)
         else:
             self._process.oracle.freed(self._process, entry)
@@ -242,12 +310,19 @@ class ReferenceShell:
         """A connection is gone while its process may live: what was not acknowledged is repeated."""
         if not peer.dead and peer.name in self.core.peers:
             self.core.reconnected(peer.name)
+        self._process.values.ask_again(peer.name)
 
     def process_died(self, peer: Peer) -> None:
         """A process is dead and all that it had sent was handled."""
         self.drain()
         self.core.process_died(peer.name)
-        self.gated = {gate: finished for gate, finished in self.gated.items() if gate.submitter != peer.name}
+        over = [(gate, gated) for gate, gated in self.gated.items() if gate.submitter == peer.name]
+        for gate, gated in over:
+            del self.gated[gate]
+            if not isinstance(gated, Finished):
+                # Nobody waits for the result, but the actor goes on with what comes next.
+                gated.passed = True
+                gated.done()
         self.flush()
 
     def validate(self) -> None:

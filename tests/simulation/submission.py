@@ -13,15 +13,18 @@ import msgspec
 from moray import config
 from moray.core.leases import Durations, Pool, Slot
 from moray.protocol import messages as m
-from tests.simulation.objects import Entry, Ref, Value, dump
+from tests.simulation.objects import Entry, Ref, Value, dump, load
 
 if TYPE_CHECKING:
     from tests.simulation.network import End
     from tests.simulation.process import Peer, Process
+    from tests.simulation.streams import Stream
     from tests.simulation.world import Timer
 
 #: As in moray.runtime.submission.
 RECALL_AFTER_S: Final = 0.005
+#: After the loss of a connection, how long the node's word about the worker's death may take.
+DEATH_NEWS_S: Final = 1.0
 #: Tells the worker that references are inside the arguments.
 _REFERENCES: Final = m.TaskExtra()
 
@@ -55,7 +58,7 @@ class Task(msgspec.Struct, eq=False):
     seq: int
     function: Function
     durations: Durations
-    pool: KeyPool
+    pool: KeyPool | None
     payload: bytes
     entries: list[Entry]
     extra: m.TaskExtra | None
@@ -67,6 +70,24 @@ class Task(msgspec.Struct, eq=False):
     arguments: list[Ref]
     waiting: int = 0
     attempt: int = 0
+    #: Being cancelled: not retried.
+    cancelled: bool = False
+    #: What it has submitted is not cancelled with it.
+    spares_children: bool = False
+    #: What receives its items, if it is a generator.
+    stream: Stream | None = None
+    #: The work that submitted it: cancelled with it.
+    parent: Any = None
+
+
+class Call(Task, eq=False):
+    """One call of an actor's method."""
+
+    number: int = -1
+    callee: Any = None
+    method: str = ""
+    #: The reference that keeps the actor alive while this is open.
+    handle: Ref | None = None
 
 
 class Submitter:
@@ -79,8 +100,10 @@ class Submitter:
         self._functions: dict[tuple[str, int], Function] = {}
         #: Tasks with references among their arguments, on their way to the loop.
         self._intake: list[Task] = []
-        #: Tasks that are not done.
+        #: Tasks and calls that are not done.
         self.pending: dict[int, Task] = {}
+        #: Those that wait for arguments.
+        self._waiting: dict[int, Task] = {}
 
     # --- user code ---------------------------------------------------------------------------------
 
@@ -100,17 +123,25 @@ class Submitter:
 
     def submit(self, task: Task) -> None:
         """Commit a new task."""
-        self.pending[task.seq] = task
-        if task.held and task.extra is None:
-            task.extra = _REFERENCES
+        self.register(task)
+        pool = pool_of(task)
         if task.arguments:
             self._intake.append(task)
             self._process.wake()
             return
-        if task.pool.idle and not task.pool.queue and self._send_directly(task.pool, task):
+        if pool.idle and not pool.queue and self._send_directly(pool, task):
             return
-        task.pool.queue.append(task)
+        pool.queue.append(task)
         self._process.wake()
+
+    def register(self, task: Task) -> None:
+        """A new task or call."""
+        self.pending[task.seq] = task
+        if task.held and task.extra is None:
+            task.extra = _REFERENCES
+        task.parent = self._process.current
+        for entry in task.entries:
+            entry.task = task
 
     def _send_directly(self, pool: KeyPool, task: Task) -> bool:
         for slot in list(pool.idle):
@@ -135,14 +166,19 @@ class Submitter:
                 self._fill(pool)
 
     def _admit(self, task: Task) -> None:
+        if task.cancelled:  # Before it came here.
+            self._process.cancels.end_unsent(task)
+            return
         missing = [ref.entry for ref in task.arguments if not ref.entry.ready]
         task.waiting = len(missing)
         if not missing:
             self._enqueue(task)
+            return
+        self._waiting[task.seq] = task
 
         def arrived() -> None:
             task.waiting -= 1
-            if not task.waiting:
+            if not task.waiting and self._waiting.pop(task.seq, None) is not None:
                 self._enqueue(task)
 
         for entry in missing:
@@ -150,17 +186,14 @@ class Submitter:
 
     def _enqueue(self, task: Task) -> None:
         """All arguments are ready: pass their values on, or their error."""
-        arguments = []
-        for where, ref in enumerate(task.arguments):
-            entry = ref.entry
-            if entry.error:
-                self._finish_with(task, dump(Value(0, error="argument failed")), False)
-                return
-            arguments.append(m.Argument(where, entry.id, entry.blob, entry.blob is None))
+        arguments = resolve(task)
+        if arguments is None:
+            self.finish_with(task, "argument failed")
+            return
         extra = task.extra or m.TaskExtra()
         task.extra = msgspec.structs.replace(extra, arguments=arguments, attempt=task.attempt)
-        task.pool.queue.append(task)
-        self._fill(task.pool)
+        pool_of(task).queue.append(task)
+        self._fill(pool_of(task))
 
     def _fill(self, pool: KeyPool) -> None:
         for slot in list(pool.slots.values()):
@@ -201,14 +234,16 @@ class Submitter:
         if message.borrows is not None:
             process.references.borrowed(peer, message.borrows)
         for result in message.results:
-            found = next(((p, s) for p, s in peer.slots.values() if result.seq in s.running), None)
+            found = self._slot_of(peer, result.seq)
             if found is None:
+                process.references.unwanted(peer, result)
                 continue  # Ended by other means: recalled, or its worker given up.
             pool, slot = found
             task = slot.running.pop(result.seq)
+            slot.answered += 1
             task.durations.window.append(result.duration_us)
             task.durations.update()
-            self._take_result(peer, task, result)
+            self.take_result(peer, task, result)
             slot.progress += 1
             slot.blocked = False
             if not slot.running:
@@ -216,53 +251,109 @@ class Submitter:
             if pool.queue:
                 self._fill(pool)
 
-    def _take_result(self, peer: Peer, task: Task, result: m.Result) -> None:
+    def _slot_of(self, peer: Peer, seq: int) -> tuple[KeyPool, Slot] | None:
+        return next(((pool, slot) for pool, slot in peer.slots.values() if seq in slot.running), None)
+
+    def take_result(self, peer: Peer, task: Task, result: m.Result) -> None:
+        """The answer to a task or a call."""
         extra = result.extra or m.ResultExtra()
-        if extra.error:
-            self._finish_with(task, result.blob, extra.retriable)
-            return
         process = self._process
-        blobs = extra.blobs or [result.blob]
+        entries: list[Entry | None] = list(task.entries)
+        if task.cancelled and all(entry is None or entry.ready for entry in entries):
+            entries = [None for _ in entries]  # Their waiters have been told (CANCEL).
         if extra.handover:
             process.references.drain()
-            pairs = list(zip(task.entries, extra.contained, strict=True))
-            process.references.result_arrived(peer, extra.handover, pairs)
-        for index, entry in enumerate(task.entries):
+            process.references.result_arrived(peer, extra.handover, list(zip(entries, extra.contained, strict=True)))
+        if extra.error:
+            self.finish_with(task, load(result.blob).error, extra.retriable)
+            return
+        if task.stream is not None:
+            failure = task.stream.finish(task, extra.items)
+            if failure:
+                self.finish_with(task, failure)
+            else:
+                self._done(task, "stream")
+            return
+        blobs = extra.blobs or [result.blob]
+        for index, entry in enumerate(entries):
+            if entry is None:
+                continue
             entry.size = extra.stored[index] if extra.stored else 0
             entry.blob = None if entry.size else blobs[index]
+            if not entry.size and task.attempt:
+                process.values.forget_stored(entry.id)  # An attempt that died may have left a large value.
             process.oracle.made(process, entry, extra.contained[index] if extra.contained else [])
-            self._publish(entry)
+            self.publish(entry)
         self._done(task, "result")
 
-    def _publish(self, entry: Entry) -> None:
+    def publish(self, entry: Entry) -> None:
         """The value is set. If its last reference went while it was pending, it goes now."""
+        entry.task = None
         self._process.values.ready(entry)
         if entry.alive is None and (entry.book is None or getattr(entry.book, "freed", False)):
             self._process.values.release(entry)
 
-    def _finish_with(self, task: Task, error: bytes, retriable: bool) -> None:
-        if retriable and task.retries_errors and task.retries_left:
-            self._process.oracle.retried(self._process, task.seq)
+    def finish_with(self, task: Task, error: str, retriable: bool = False) -> None:
+        """The task raised, or cannot run."""
+        if retriable and task.retries_errors and task.retries_left and not task.cancelled:
+            self._process.oracle.retried(self._process, task)
             self._retry(task)
             return
         for entry in task.entries:
-            entry.blob, entry.error = error, True
-            self._publish(entry)
-        self._done(task, "error")
+            if not entry.ready:
+                entry.blob, entry.error = dump(Value(0, error=error)), True
+                self.publish(entry)
+        if task.stream is not None:
+            task.stream.fail(task, error)
+        self._done(task, error)
 
     def _done(self, task: Task, how: str) -> None:
         del self.pending[task.seq]
-        self._process.oracle.ended(self._process, task.seq, how)
+        self._process.oracle.ended(self._process, task, how)
         held, task.held, task.arguments = task.held, [], []
+        if isinstance(task, Call) and task.handle is not None:
+            held, task.handle = [*held, task.handle], None
         for ref in held:
             ref.drop()
 
     def _retry(self, task: Task) -> None:
         task.retries_left -= 1
+        self.again(task)
+        if isinstance(task, Call):
+            self._process.actors.retry(task)
+            return
+        pool = pool_of(task)
+        pool.queue.append(task)
+        self._fill(pool)
+
+    def again(self, task: Task) -> None:
+        """The next attempt of a task or call."""
         task.attempt += 1
         task.extra = msgspec.structs.replace(task.extra or m.TaskExtra(), attempt=task.attempt)
-        task.pool.queue.append(task)
-        self._fill(task.pool)
+        if task.stream is not None:
+            task.stream.replay(task)
+
+    # --- the loop: what cancels need to know ------------------------------------------------------------
+
+    def stop_waiting(self, task: Task) -> bool:
+        """Whether the task waited for arguments; it does not any more."""
+        return self._waiting.pop(task.seq, None) is not None
+
+    def find_running(self, task: Task) -> tuple[End, Peer, int] | None:
+        """Where the task was sent, if it was."""
+        for slot in pool_of(task).slots.values():
+            if task.seq in slot.running:
+                return slot.worker[0], slot.worker[1], slot.lease
+        return None
+
+    def find_sent(self, connection: End, seq: int) -> Task | None:
+        """The task that was sent on this connection and is not answered."""
+        peer: Peer = connection.peer
+        if peer.callee is not None:
+            call: Task | None = peer.callee.calls.unanswered.get(seq)
+            return call
+        found = self._slot_of(peer, seq)
+        return found[1].running[seq] if found is not None else None
 
     def _became_idle(self, pool: KeyPool, slot: Slot) -> None:
         if slot.draining:
@@ -285,6 +376,7 @@ class Submitter:
             return
         pool, slot = found
         pool.recalled(slot, message.seqs)
+        self._process.cancels.sweep(pool)
         slot.blocked = message.cause == "blocked"
         if message.cause != "recalled":
             slot.draining = message.cause in ("revoked", "retired")
@@ -318,7 +410,7 @@ class Submitter:
         pool = self._by_key[message.key]
         pool.requested = 0
         while pool.queue:
-            self._finish_with(pool.queue.popleft(), dump(Value(0, error="environment")), False)
+            self.finish_with(pool.queue.popleft(), "environment")
 
     def on_revoked(self, _connection: End, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
@@ -331,6 +423,7 @@ class Submitter:
                 peer.slots.pop(message.lease, None)
                 self._forget(pool, slot)
                 pool.queue.extendleft(reversed(pool.lost(slot)))
+                self._process.cancels.sweep(pool)
                 self._fill(pool)
                 return
 
@@ -363,32 +456,58 @@ class Submitter:
     # --- the loop: deaths -------------------------------------------------------------------------------------
 
     def connection_closed(self, peer: Peer) -> None:
-        """A worker's connection is gone; without it its answers are lost: the node ends it, and tells how."""
+        """A worker's connection is gone. Its death, if it is that, comes from the node (LIVENESS)."""
+        if peer.callee is not None:
+            return
         for pool, slot in list(peer.slots.values()):
             self._forget(pool, slot)
-            if not peer.dead:
-                self._process.node.send(m.ReturnLease(slot.lease, True))
+        if peer.slots:
+            self._process.later(DEATH_NEWS_S, lambda: self._give_up(peer))
+
+    def _give_up(self, peer: Peer) -> None:
+        """A worker without a connection lives on: its answers are lost, so the node ends it, and tells of its death."""
+        if not peer.dead:
+            for lease in peer.slots:
+                self._process.node.send(m.ReturnLease(lease, True, peer.name))
 
     def worker_died(self, peer: Peer, mark: tuple[int, int]) -> None:
-        """Retry or fail what the dead worker held; `mark`: lease and seq of the task that it began last."""
+        """Retry or fail what the dead worker held; `mark`: the lease of its last task, how many of that had begun."""
         for pool, slot in list(peer.slots.values()):
             self._forget(pool, slot)
             tasks = pool.lost(slot)
-            ran = [i for i, task in enumerate(tasks) if task.seq == mark[1]] if mark[0] == slot.lease else []
-            begun = ran[0] + 1 if ran else 0
+            begun = max(0, mark[1] - slot.answered) if mark[0] == slot.lease else 0
             for task in tasks[:begun]:
                 self._survive(task)
             pool.queue.extendleft(reversed(tasks[begun:]))
+            self._process.cancels.sweep(pool)
             self._fill(pool)
         peer.slots.clear()
 
     def _survive(self, task: Task) -> None:
         """A task that had begun when its worker died: try again, or fail it."""
-        if task.retries_left:
+        if task.retries_left and not task.cancelled:
             self._retry(task)
-        else:
-            self._finish_with(task, dump(Value(0, error="crashed")), False)
+            return
+        for entry in task.entries:
+            self._process.values.forget_stored(entry.id)
+        self.finish_with(task, "cancelled" if task.cancelled else "crashed")
 
     def validate(self) -> None:
         for pool in self._by_key.values():
             pool.validate()
+
+
+def pool_of(task: Task) -> KeyPool:
+    assert task.pool is not None
+    return task.pool
+
+
+def resolve(task: Any) -> list[m.Argument] | None:
+    """The wire form of ready arguments; None if one of them is an error."""
+    arguments = []
+    for where, ref in enumerate(task.arguments):
+        entry = ref.entry
+        if entry.error:
+            return None
+        arguments.append(m.Argument(where, entry.id, entry.blob, entry.blob is None))
+    return arguments

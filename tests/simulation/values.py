@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moray.protocol import messages as m
-from tests.simulation.objects import Contains, Entry, Ref, Value, dump, load
-from tests.simulation.user_code import Code
+from tests.simulation.objects import Contains, Entry, Life, Ref, Value, dump, load
+from tests.simulation.user_code import Code, Open
 from tests.simulation.world import RefusedError, ViolationError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Values:
         else:
             self._places.remove(place)
             process.oracle.wrote(object_id, content)
-            yield from process.compute(1e-4 + size * 1e-9)
+            yield from process.work(1e-4 + size * 1e-9)
             process.memory.write(0, place[1], size, content)
         number = place[0] if place is not None else 0
         # Half of the processes' objects are followed by others of their size.
@@ -99,26 +99,29 @@ class Values:
             process.oracle.refused(object_id, answer.code, answer.detail)
             raise RefusedError(f"{answer.code}: {answer.detail}")
         process.oracle.wrote(object_id, content)
-        yield from process.compute(1e-4 + size * 1e-9)
+        yield from process.work(1e-4 + size * 1e-9)
         process.memory.write(int(answer.path or 0), answer.offset, size, content)
 
-    def wait_for(self, entries: list[Entry]) -> Code[None]:
-        """Return when all are ready, or one is an error."""
+    def wait_for(self, entries: list[Entry], timeout_s: float = 0.0) -> Code[None]:
+        """Return when all are ready, or one is an error, or (if it is not 0) after `timeout_s`."""
         process = self._process
-        waited = False
+        deadline = process.world.now + timeout_s if timeout_s else float("inf")
 
         def satisfied() -> bool:
+            if process.world.now >= deadline:
+                return True
             return all(entry.ready for entry in entries) or any(entry.ready and entry.error for entry in entries)
 
-        while not satisfied():
-            if not waited:
-                waited = True
-                process.blocked()
-            yield lambda resume: self._subscribe_all(entries, resume)
-        if waited:
+        if satisfied():
+            return
+        process.blocked()
+        try:
+            while not satisfied():
+                yield Open(lambda resume: self._subscribe_all(entries, resume, deadline))
+        finally:
             process.unblocked()
 
-    def _subscribe_all(self, entries: list[Entry], resume: Callable[[Any], None]) -> None:
+    def _subscribe_all(self, entries: list[Entry], resume: Callable[[Any], None], deadline: float) -> None:
         """Resume once when anything of it becomes ready."""
         called: list[bool] = []
 
@@ -130,10 +133,12 @@ class Values:
         for entry in entries:
             if not entry.ready:
                 self.subscribe(entry, notify)
+        if deadline != float("inf"):
+            self._process.later(deadline - self._process.world.now + 1e-6, notify)
 
-    def get(self, refs: list[Ref]) -> Code[list[tuple[Value, list[Ref]]]]:
+    def get(self, refs: list[Ref], timeout_s: float = 0.0) -> Code[list[tuple[Value, list[Ref]]]]:
         """The values of the references; values with the references inside, each held once."""
-        yield from self.wait_for([ref.entry for ref in refs])
+        yield from self.wait_for([ref.entry for ref in refs], timeout_s)
         loaded: list[tuple[Value, list[Ref]]] = []
         for ref in refs:
             if not ref.entry.ready:
@@ -160,7 +165,7 @@ class Values:
         place = int(answer.path or 0), answer.offset, answer.size
         content = process.memory.read(*place)
         process.oracle.read(process, object_id, content)
-        yield from process.compute(process.world.random.random() * 0.002)
+        yield from process.work(process.world.random.random() * 0.002)
         process.oracle.read(process, object_id, process.memory.read(*place))
         self._unpinned.append(object_id)
         process.wake()
@@ -212,6 +217,9 @@ class Values:
         contained, entry.contained = entry.contained, []
         for ref in contained:
             ref.drop()
+        if isinstance(entry.task, Life):
+            self._process.actors.released(entry.task.actor)
+        entry.task = None
         if entry.owner == self._process.name and not entry.released:
             entry.released = True
             self._process.oracle.freed(self._process, entry)
@@ -219,12 +227,24 @@ class Values:
                 self._free.append(entry.id)
         entry.blob = None
 
+    def forget_stored(self, object_id: bytes) -> None:
+        """Nobody gets the object; an attempt may have left it in the store before it died."""
+        self._free.append(object_id)
+        self._process.wake()
+
+    def ask_again(self, owner: bytes) -> None:
+        """A connection to an owner is gone, and with it perhaps questions or answers."""
+        entries = self._process.entries.values()
+        self.wanted += [entry for entry in entries if entry.owner == owner and not entry.ready and entry.waiters]
+
     def when_ready(self, entry: Entry, peer: Peer) -> None:
         """A borrower asked for the value of our entry."""
         if entry.ready:
             self._send_value(entry, peer)
             return
         asked = self._asked.setdefault(entry.key, [])
+        if peer in asked:
+            return
         asked.append(peer)
         if len(asked) == 1:
             self.subscribe(entry, lambda: self._answer_all(entry))

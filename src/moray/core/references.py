@@ -358,8 +358,8 @@ class References:
         for owner in owners:
             if owner == self.process == sender:
                 # An actor that calls itself: the promise to ourselves is kept now.
-                kept = self._peer(sender).provisional.pop((sender, handover), ())
-                self.unhold([self.owned[key] for key in kept])
+                promised = self._peer(sender).provisional.pop((sender, handover), None)
+                self.unhold([self.owned[key] for key in promised or ()])
             elif owner == self.process:
                 if sender not in self.dead:
                     self._box(sender).changes.accepted.append(handover)

@@ -249,12 +249,12 @@ class Node:
         template = self._templates.prepare((job, runtime_env), config)
         self.workers.start(job, runtime_env, template)
 
-    def stop_worker(self, process: bytes, reason: str) -> None:
+    def stop_worker(self, process: bytes, reason: str, *, now: bool = False) -> None:
         """Ask it to end, and see that it does; a job that has ended gives no grace."""
         worker = self.workers.get(process)
         if worker is None:
             return
-        if self.jobs[worker.job].ended:
+        if now or self.jobs[worker.job].ended:
             self.workers.kill(worker, reason)
         else:
             self.clients.send(process, m.Shutdown(reason))

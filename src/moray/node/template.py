@@ -25,6 +25,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from importlib import import_module, invalidate_caches
 from importlib.util import spec_from_file_location
 from typing import Final, NamedTuple, NoReturn
@@ -56,6 +57,9 @@ from moray.platform.memory_files import read_all
 
 #: Imported by the root template for all jobs: what every worker uses. Never numpy: many jobs do not use it.
 COMMON_MODULES: Final = ("pickle", "cloudpickle")
+#: Imported by a job's template once it had nothing to do for a while: what only some workers use.
+IDLE_MODULES: Final = ("moray.runtime.actor_loop",)
+_IDLE_MS: Final = 300
 #: Descriptors of a job template that was started by exec.
 CONTROL_FD: Final = 3
 CONFIG_FD: Final = 4
@@ -79,9 +83,9 @@ class _ForkServer:
         self._poller = select.poll()
         self._poller.register(control.fileno(), select.POLLIN)
 
-    def _wait(self) -> list[int]:
-        """The descriptors that have something to say; sleeps without a timeout."""
-        return [fd for fd, _events in self._poller.poll()]
+    def _wait(self, timeout_ms: int | None = None) -> list[int]:
+        """The descriptors that have something to say; none when the time is over."""
+        return [fd for fd, _events in self._poller.poll(timeout_ms)]
 
     def _receive(self) -> tuple[AnyPacket, list[int]]:
         data, fds, _flags, _address = socket.recv_fds(self._control, PACKET_BYTES, 2)
@@ -170,10 +174,27 @@ class _RootTemplate(_ForkServer):
 class _JobTemplate(_ForkServer):
     """Makes workers of one job and environment."""
 
+    def __init__(self, control: socket.socket, idle_modules: Sequence[str]) -> None:
+        super().__init__(control)
+        #: To be imported when there is nothing else to do.
+        self._idle_modules = list(idle_modules)
+
+    def _import_idle(self) -> None:
+        """Have what some workers need in memory before the next is forked; each would need as long by itself."""
+        while self._idle_modules:
+            try:
+                import_module(self._idle_modules.pop(0))
+            except Exception:  # noqa: BLE001, S110 - the job's own path may hide it: the worker that needs it will say so.
+                pass
+        _freeze()
+
     def serve(self) -> bytes:
         """Obey; returns only in a child, which is to be the worker with the returned process id."""
         while True:
-            for fd in self._wait():
+            ready = self._wait(_IDLE_MS if self._idle_modules else None)
+            if not ready:
+                self._import_idle()
+            for fd in ready:
                 if fd != self._control.fileno():
                     child, status = self._reap(fd)
                     assert isinstance(child.key, bytes)
@@ -231,7 +252,7 @@ def main_by_exec() -> NoReturn:
 def _run_job_template(control: socket.socket, config: TemplateConfig) -> NoReturn:
     with _exit_with_traceback(f"the template of job {config.job}"):
         process_control.set_name(f"moray:job {config.job}")
-        template = _JobTemplate(control)
+        template = _JobTemplate(control, IDLE_MODULES if config.worker_entry.startswith("moray.") else ())
         failure = _prepare(config)
         if failure is not None:
             template.give_up(failure)

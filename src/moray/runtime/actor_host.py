@@ -5,24 +5,17 @@ Three kinds, by what the class and its options say:
 ===========  ============================================================================================
 ordinary     one call at a time, in the main thread, by the executor's queue
 threaded     ``max_concurrency`` threads, or some of its concurrency groups' own; calls begin in order
-async        coroutines in an event loop in the main thread, as many at once as each group allows
+async        coroutines in an event loop in the main thread: :mod:`moray.runtime.actor_loop`
 ===========  ============================================================================================
-
-In an async actor the main thread's event loop *is* the reactor's leader: its selector turns the reactor while it has
-nothing else to do (:class:`~moray.runtime.loop_selector.LoopSelector`), so that a call costs no change of thread. The
-I/O thread steps in as with tasks when the main thread is busy.
 
 **Replies** are kept until the caller has said that it has them, and sent on the caller's present connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import inspect
 import sys
 import threading
-import warnings
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
@@ -34,8 +27,6 @@ from moray.protocol import messages as m
 from moray.runtime import stream_producer
 from moray.runtime.executor import split_returns
 from moray.runtime.interrupts import base, interruptible
-from moray.runtime.loop_selector import LoopSelector
-from moray.runtime.output import void
 from moray.runtime.references import TaskToken
 from moray.runtime.work import Called, Caller, current_call
 from moray.serialization import NONE_BLOB, context, loads, serialize
@@ -86,10 +77,6 @@ class ActorHost:
         self._threads: dict[str, list[threading.Thread]] = {}
         #: Group → what its threads run now. Each thread adds and removes its own.
         self._busy: dict[str, dict[int, None]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._semaphores: dict[str, asyncio.Semaphore] = {}
-        self._flush_due = False
-        self._warned = False
         self.exiting = False
 
     # --- the loop: calls arrive ----------------------------------------------------------------------
@@ -111,18 +98,18 @@ class ActorHost:
             elif (reply := caller.replies.get(number)) is not None:
                 again.append(reply)
         if again:
+            # What replies said of references was lost with the old connection: it goes before them (REF-COVER).
+            self._worker.references.flush()
             connection.send(m.CallResults(again))
 
     def _dispatch(self, call: Called) -> None:
         if self._early is not None:
             self._early.append(call)
-        elif self._loop is not None:
-            self._spawn(call)
         else:
-            self._enqueue(call)
+            self._begin(call)
 
-    def _enqueue(self, call: Called) -> None:
-        """Into the queue of its group: the main thread's, or threads'."""
+    def _begin(self, call: Called) -> None:
+        """Into the queue of its group: the main thread's, or threads'. Loop only."""
         group = self._group_of(call) if self._queues else ""
         queue = self._queues.get(group)
         if queue is None:
@@ -156,9 +143,9 @@ class ActorHost:
         """Make the instance, tell the head, and let calls begin. An async actor's main thread stays in here."""
         self._executor.name = self._executor.function_name = f"{self.creation.class_name}.__init__"
         self._executor.owner = self._creator_connection
-        if self.creation.asynchronous:
-            self._run_event_loop()
-            return
+        self._live()
+
+    def _live(self) -> None:
         if self._construct():
             self._worker.call_soon(self._open)
 
@@ -199,7 +186,7 @@ class ActorHost:
             self._secure(token)
             self.instance = instance = kind(*args, **kwargs)
             del args, kwargs
-            if type(instance).__repr__ is not object.__repr__:
+            if "__repr__" in {name for kind in type(instance).__mro__[:-1] for name in vars(kind)}:
                 self.label = repr(instance)
         except SystemExit as wish:
             self._exit_by(wish, "__init__")
@@ -262,7 +249,7 @@ class ActorHost:
             self._failed(call, error, begin, None, _NO_EXTRA)
             return
         took = perf_counter_ns() - begin
-        executor.events.append((spec.method, spec.seq, call.connection, begin, took))
+        executor.events.append_main((spec.method, spec.seq, call.connection, begin, took))
         if value is None:
             blob = NONE_BLOB
         elif type(value) in _PLAIN:
@@ -356,6 +343,7 @@ class ActorHost:
             current_call.set(call)
             self._busy[group][get_ident()] = None
             self.running[key] = (call, None)
+            self._executor.look_for(call)
             try:
                 self._executor.owner = call.connection
                 self._executor.name = self._executor.function_name = call.spec.method
@@ -368,126 +356,6 @@ class ActorHost:
                 self._worker.end_waits()
             self._executor.flush()
 
-    # --- coroutines: the main thread ------------------------------------------------------------------------------
-
-    def _run_event_loop(self) -> None:
-        loop = asyncio.SelectorEventLoop(LoopSelector(self._worker))
-        asyncio.set_event_loop(loop)
-        self._loop = loop
-        self.concurrent = self._worker.concurrent = True
-        loop.create_task(self._construct_async())
-        try:
-            loop.run_forever()
-        finally:
-            # Only the process's end leads here.
-            self._leave("its event loop was stopped", 1)
-
-    async def _construct_async(self) -> None:
-        """The constructor runs where asyncio.get_running_loop() works."""
-        if not self._construct():
-            return
-        creation = self.creation
-        self._semaphores = {group: asyncio.Semaphore(self._size_of(group)) for group in ["", *creation.groups]}
-        self._worker.call_soon(self._open_async)
-
-    def _open_async(self) -> None:
-        """Calls may begin. Loop only."""
-        early, self._early = self._early or deque(), None
-        self._worker.node.send(m.ActorStarted(self.actor, self.incarnation))
-        for call in early:
-            self._spawn(call)
-
-    def _spawn(self, call: Called) -> None:
-        """Have the event loop run a call. Loop only: in the main thread, or the I/O thread."""
-        loop = self._loop
-        assert loop is not None
-        if get_ident() == self._worker.main_ident:
-            self._start_task(call)
-        else:
-            loop.call_soon_threadsafe(self._start_task, call)
-
-    def _start_task(self, call: Called) -> None:
-        assert self._loop is not None
-        task = self._loop.create_task(self._run_async(call))
-        self.running[call.caller.process, call.spec.seq] = (call, task)
-
-    async def _run_async(self, call: Called) -> None:
-        current_call.set(call)
-        begin = perf_counter_ns()
-        token: TaskToken | None = None
-        extra = call.spec.extra or _NO_EXTRA
-        executor = self._executor
-        group = self._group_of(call) if self.creation.groups else ""
-        semaphore = self._semaphores[group]
-        try:
-            async with semaphore:
-                executor.check_cancelled(call)
-                executor.owner = call.connection
-                executor.name = executor.function_name = extra.name or call.spec.method
-                method = self._methods.get(call.spec.method) or self._find(call.spec.method)
-                if call.spec.extra is None:
-                    args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
-                else:
-                    token = TaskToken(call.caller.process, call.spec.seq)
-                    args, kwargs = await self._arguments_async(call, extra, token)
-                begin = perf_counter_ns()
-                value = method(*args, **kwargs)
-                del args, kwargs
-                if extra.stream is not None:
-                    items = value if hasattr(value, "__aiter__") else _as_async(value)
-                    await stream_producer.answer_async(executor, call, self._name(call), extra, items, token, begin)
-                    return
-                if inspect.isawaitable(value):
-                    value = await value
-        except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
-            self._failed_async(call, error, begin, token, extra)
-            return
-        finally:
-            self.running.pop((call.caller.process, call.spec.seq), None)
-            if not self._flush_due:
-                self._flush_due = True
-                assert self._loop is not None
-                self._loop.call_soon(self._flush_async)
-        took = perf_counter_ns() - begin
-        executor.events.append((call.spec.method, call.spec.seq, call.connection, begin, took))
-        if extra.num_returns == 1 and value is None and token is None:
-            self.results.append((call, m.Result(call.spec.seq, took // 1000, NONE_BLOB)))
-            return
-        try:
-            values = split_returns(value, extra.num_returns, self._name(call))
-        except ValueError as error:
-            self._failed_async(call, error, begin, token, extra)
-            return
-        executor.answer(call, self._name(call), values, took // 1000, token)
-
-    def _failed_async(
-        self, call: Called, error: BaseException, begin: int, token: TaskToken | None, extra: m.TaskExtra
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError) and call.cancelled:
-            error = self._executor.cancelled(call, "its coroutine was cancelled")
-        self._failed(call, error, begin, token, extra)
-
-    async def _arguments_async(self, call: Called, extra: m.TaskExtra, token: TaskToken) -> tuple[Any, dict[str, Any]]:
-        """Like `_arguments`, for a thread that must not wait for long: large ones are pinned quickly."""
-        outer, context.cover = context.cover, token
-        try:
-            args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
-            if extra.arguments:
-                args, kwargs = self._executor.fill_in(args, kwargs, extra.arguments, token)
-        finally:
-            context.cover = outer
-        if token.touched:
-            secured = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            self._worker.references.secure_soon(token, lambda: void(loop.call_soon_threadsafe(secured.set)))
-            await secured.wait()
-        return args, kwargs
-
-    def _flush_async(self) -> None:
-        """Once for all calls that ended in this round of the event loop."""
-        self._flush_due = False
-        self._executor.flush()
-
     # --- cancels and deaths: the loop --------------------------------------------------------------------------
 
     def pending(self) -> list[Called]:
@@ -499,10 +367,7 @@ class ActorHost:
         return calls
 
     def cancel_running(self, process: bytes, seq: int) -> None:
-        """A coroutine is cancelled; a thread can only ask whether it is (``is_canceled()``)."""
-        _call, task = self.running.get((process, seq), (None, None))
-        if task is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(task.cancel)
+        """A thread can only ask whether its call is cancelled (``is_canceled()``)."""
 
     def forget_caller(self, process: bytes) -> None:
         """A caller died: what it still wanted is not begun."""
@@ -511,15 +376,7 @@ class ActorHost:
                 call.cancelled = True
 
     def warn_blocking(self) -> None:
-        """The main thread of an async actor is about to wait."""
-        if self._loop is not None and not self._warned and get_ident() == self._worker.main_ident:
-            self._warned = True
-            warnings.warn(
-                f"a blocking moray.get() or wait() in the async actor {self.creation.class_name} stops its event loop, "
-                "and all its other calls, until it returns: write `await ref` instead",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+        """This thread is about to wait in moray."""
 
     # --- replies --------------------------------------------------------------------------------------------------
 
@@ -575,11 +432,11 @@ class ActorHost:
         if self.exiting:
             return
         self.exiting = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: self._leave("", 0))
-        else:
-            self._executor.queue.append(_Farewell(self))
-            self._worker.wake()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        self._executor.queue.append(_Farewell(self))
+        self._worker.wake()
 
     def farewell(self) -> None:
         """The user's last code: ``__ray_shutdown__`` of the instance, then atexit handlers."""
@@ -592,13 +449,6 @@ class ActorHost:
             import traceback
 
             traceback.print_exc()
-
-
-async def _as_async(items: Any) -> Any:
-    """The items of an ordinary generator, in an event loop that others use too."""
-    for item in items:
-        yield item
-        await asyncio.sleep(0)
 
 
 class _Farewell:
@@ -620,7 +470,12 @@ def start_now(worker: Worker, start: m.StartActor, connection: Connection | None
     """This worker becomes an actor. Loop only."""
     if worker.executor.host is not None:
         return  # Told twice, after a reconnect.
-    host = worker.executor.host = ActorHost(worker, start, connection)
+    kind = ActorHost
+    if start.creation.asynchronous:
+        from moray.runtime.actor_loop import AsyncActorHost  # With asyncio, which most workers do not need.
+
+        kind = AsyncActorHost
+    host = worker.executor.host = kind(worker, start, connection)
     worker.executor.queue.append(_Become(host))
     worker.wake()
 

@@ -449,6 +449,8 @@ class ActorClient:
         renewed = message.incarnation != callee.incarnation
         callee.incarnation = message.incarnation
         callee.state, callee.reason = message.state, message.reason
+        if callee.creator == self._runtime.process:
+            self._runtime.explainer.actor_changed(message.actor, message.state)
         if message.state == _ALIVE:
             self._came_alive(callee, message, renewed)
         else:
@@ -487,6 +489,9 @@ class ActorClient:
                     for call in calls[start : start + _BATCH_CALLS]
                 ]
                 connection.send(m.Calls(callee.calls.answered, specs))
+                for call in calls[start : start + _BATCH_CALLS]:
+                    if call.cancelled:
+                        self._runtime.cancels.send_cancel(connection, call)
         callee.connection = connection
         self._pump(callee)
 

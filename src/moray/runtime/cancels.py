@@ -159,7 +159,8 @@ class Cancels:
         for each in swept:
             queue: deque[Any] = each.queue
             with each.lock:
-                ended, kept = [], []
+                ended: list[Any] = []
+                kept: list[Any] = []
                 for _ in range(len(queue)):
                     task = queue.popleft()
                     (ended if task.cancelled else kept).append(task)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import json
 import os
 import sys
 import threading
 import uuid
+import warnings
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from moray import config, exceptions
@@ -41,6 +43,9 @@ _MEANINGFUL: Final = frozenset({
     "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
     "configure_logging", "logging_config", "logging_format", "logging_level",
 })  # fmt: skip
+#: What a job's template imports, so that `import ray` gives moray in workers if it does, or will, in the driver.
+_IN_WORKER: Final = "moray.compat.in_worker"
+_ON_DEMAND: Final = "moray.compat.on_demand"
 #: How long shutdown waits for the node to finish before it ends it by force.
 _SHUTDOWN_S: Final = 10.0
 
@@ -183,6 +188,9 @@ def init(address: str | None, **options: Any) -> Context:
     driver.output.configure(logging.to_driver)
     driver.undo_logging = logging.install()
     _install(driver)
+    if job.preload == [_ON_DEMAND] and _as_ray():
+        # Another thread called moray.compat.install() meanwhile, and found no session.
+        sys.modules["moray.compat"].tell_workers(driver)
     return Context(driver)
 
 
@@ -191,10 +199,14 @@ def _init_local(options: dict[str, Any]) -> Context:
     from moray.runtime.local_mode import LocalRuntime
 
     if options.get("runtime_env"):
-        raise ValueError("init(local_mode=True) runs everything in this process: runtime_env is not possible")
-    namespace = options.get("namespace") or getattr(options.get("job_config"), "ray_namespace", None)
-    runtime = LocalRuntime(_node_config(options), namespace or str(uuid.uuid4()))
+        warnings.warn(
+            "init(local_mode=True) runs everything in this process, as it is: runtime_env has no effect",
+            UserWarning,
+            stacklevel=4,
+        )
+    runtime = LocalRuntime(_node_config(options), _namespace(options))
     state.runtime = cast("Runtime", runtime)
+    _end_at_exit()
     return Context(runtime)
 
 
@@ -266,8 +278,7 @@ def _node_config(options: dict[str, Any]) -> NodeConfig:
 
 def _job_config(options: dict[str, Any]) -> m.JobConfig:
     environ = dict(os.environ)
-    given = options.get("job_config")
-    runtime_env = options.get("runtime_env") or getattr(given, "runtime_env", None) or {}
+    runtime_env = _runtime_env(options)
     for name, value in (runtime_env.get("env_vars") or {}).items():
         if not isinstance(value, str):
             raise TypeError(f"runtime_env: env_vars[{name!r}]={value!r} should be a string")
@@ -281,9 +292,38 @@ def _job_config(options: dict[str, Any]) -> m.JobConfig:
         cwd=cwd,
         environ=environ,
         executable=sys.executable,
-        namespace=options.get("namespace") or getattr(given, "ray_namespace", None) or str(uuid.uuid4()),
+        namespace=_namespace(options),
         entrypoint=" ".join(sys.argv),
+        preload=[_IN_WORKER if _as_ray() else _ON_DEMAND],
     )
+
+
+def _namespace(options: dict[str, Any]) -> str:
+    """As given, or MORAY_NAMESPACE (RAY_NAMESPACE), or one of its own."""
+    given = options.get("namespace") or getattr(options.get("job_config"), "ray_namespace", None)
+    return given or config.env_str("NAMESPACE") or str(uuid.uuid4())
+
+
+def _runtime_env(options: dict[str, Any]) -> dict[str, Any]:
+    """As given, completed by MORAY_RUNTIME_ENV (RAY_RUNTIME_ENV), a JSON object; what is given wins."""
+    given = options.get("runtime_env") or getattr(options.get("job_config"), "runtime_env", None) or {}
+    text = config.env_str("RUNTIME_ENV")
+    if not text.strip():
+        return dict(given)
+    try:
+        outer = dict(json.loads(text))
+    except (TypeError, ValueError):
+        name = config.env_name("RUNTIME_ENV")
+        raise ValueError(f"the environment variable {name}={text!r} should be a JSON object") from None
+    merged = outer | dict(given)
+    merged["env_vars"] = (outer.get("env_vars") or {}) | (given.get("env_vars") or {})
+    return merged
+
+
+def _as_ray() -> bool:
+    """Whether `import ray` gives moray here. moray.compat is not imported for the question."""
+    compat = sys.modules.get("moray.compat")
+    return compat is not None and compat.is_installed()
 
 
 def _connect(node_address: str, job: m.JobConfig) -> Driver:
@@ -311,11 +351,17 @@ _atexit_registered = False
 
 def _install(driver: Driver) -> None:
     """Make `driver` this process's runtime."""
-    global _restore_switch_interval, _atexit_registered
+    global _restore_switch_interval
     _restore_switch_interval = sys.getswitchinterval()
     sys.setswitchinterval(config.SWITCH_INTERVAL_S)
     state.runtime = driver
     driver.start()
+    _end_at_exit()
+
+
+def _end_at_exit() -> None:
+    """Call `shutdown` when the program ends."""
+    global _atexit_registered
     if not _atexit_registered:
         _atexit_registered = True
         atexit.register(_at_exit)

@@ -46,6 +46,9 @@ REPLY_AFTER_NS: Final = 300_000
 #: Functions of one owner that are kept.
 FUNCTIONS_KEPT: Final = 1000
 
+#: Cancels that found nothing, and are remembered.
+_UNFOUND_KEPT: Final = 100
+
 _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
 
@@ -79,6 +82,8 @@ class Executor:
         self.revoked = 0
         #: What runs now in the main thread.
         self.current: Work | None = None
+        #: Cancelled by their owners and not found here, (owner, seq): finished, or just being begun (CANCEL).
+        self.unfound: dict[tuple[bytes, int], None] = {}
         #: The actor that this process is.
         self.host: ActorHost | None = None
         #: The name of the task that runs, or ran last, and of its function.
@@ -160,6 +165,19 @@ class Executor:
         taken.reverse()
         return taken
 
+    def note_unfound(self, owner: bytes, seq: int) -> None:
+        """A cancel came for work that nobody sees. Loop only."""
+        self.unfound[owner, seq] = None
+        if len(self.unfound) > _UNFOUND_KEPT:
+            del self.unfound[next(iter(self.unfound))]
+
+    def look_for(self, work: Any) -> None:
+        """Whether a cancel came while `work` was taken from its queue. The thread that begins it, which has made it
+        visible before."""
+        if isinstance(work, (Queued, Called)):
+            key = (work.connection.peer.origin.process, work.spec.seq)
+            work.cancelled = work.cancelled or key in self.unfound
+
     def has_work_of(self, lease: int) -> bool:
         """Whether a task of a lease up to `lease` runs or waits for its answer to be sent."""
         current = self.current
@@ -191,6 +209,8 @@ class Executor:
             except IndexError:
                 break
             self.current = queued
+            if self.unfound:
+                self.look_for(queued)
             self.begun += 1
             worker.work = queued
             if type(queued) is Queued:
@@ -396,6 +416,9 @@ class Executor:
         took = perf_counter_ns() - begin
         self.events.append((extra.name or name, work.spec.seq, work.connection, begin, took))
         cancelled = isinstance(error, exceptions.TaskCancelledError)
+        if work.cancelled and not work.spares_children:
+            # Also what it has submitted since the cancel came.
+            self._worker.call_soon(lambda: self._worker.cancels.cancel_children(work))
         retriable = not cancelled and _wants_retry(extra.retry, error)
         shown = error if cancelled else self._worker.task_error(extra.name or name, error, work)
         packed = serialize(shown)

@@ -234,6 +234,8 @@ class Explainer:
         #: Objects that were told of → whether as a deadlock.
         self._told: OrderedDict[bytes, bool] = OrderedDict()
         self._exploring = 0
+        #: Actors of ours that are restarting → since when.
+        self._restarting: dict[bytes, float] = {}
         runtime.handlers |= {m.Why: self._on_why, m.Because: self._on_because}
         self._pause_s = min(1.0, self._warn_after_s / 4)
         #: The next look is set. Loop only, but for a glance.
@@ -318,14 +320,14 @@ class Explainer:
         # A driver's loop has timers anyway; a worker's turns faster without, while it only runs tasks.
         self._armed = runtime.kind == "driver"
         waits = runtime.values.waits()
-        if waits:
+        if waits or self._restarting:
             self._armed = True
         if self._armed:
             runtime.reactor.call_later(self._pause_s, self._look)
-        if not waits:
-            self._looks.clear()
-            return
         now = monotonic()
+        for actor, since in self._restarting.items():
+            if now >= since + self._warn_after_s and actor not in self._told and self._exploring < _MOST_AT_ONCE:
+                self._consider_actor(actor)
         looks = {}
         for wait in waits:
             key = wait.since, id(wait.entries)
@@ -335,6 +337,26 @@ class Explainer:
                 self._consider(wait)
             looks[key] = due
         self._looks = looks
+
+    def actor_changed(self, actor: bytes, state: str) -> None:
+        """An actor of ours is restarting, or is not any more. Loop only."""
+        if state == "restarting":
+            self._restarting.setdefault(actor, monotonic())
+            self.arm()
+        else:
+            self._restarting.pop(actor, None)
+
+    def _consider_actor(self, actor: bytes) -> None:
+        """An actor has not come back for long, whether anybody waits for it or not."""
+
+        def heard(graph: WaitGraph) -> None:
+            self._exploring -= 1
+            if actor in self._restarting and self._is_news(actor, graph):
+                story = ["An actor has been restarting again and again, or for long.", *graph.story()]
+                self.runtime.output.warn("\n".join(story))
+
+        self._exploring += 1
+        self.explore(Target("actor", self.runtime.process, actor), heard)
 
     def _consider(self, wait: Wait) -> None:
         """Find out whether a wait is worth a warning, and whose."""
@@ -366,13 +388,8 @@ class Explainer:
         self.explore(self.answers.target(entry), heard)
 
     def _tell(self, wait: Wait, entry: Entry, graph: WaitGraph) -> None:
-        deadlock = graph.is_deadlock()
-        known = self._told.get(entry.id)
-        if entry.ready or not graph.is_notable() or known or (known is not None and not deadlock):
+        if entry.ready or not self._is_news(entry.id, graph):
             return
-        self._told[entry.id] = deadlock
-        if len(self._told) > _TOLD_KEPT:
-            self._told.popitem(last=False)
         runtime = self.runtime
         where = ""
         if runtime.kind == "worker":
@@ -382,3 +399,18 @@ class Explainer:
             where = f" in {self.answers.where(wait)} (pid {runtime.pid})"
         story = [f"{wait.how}{where} has been waiting for {monotonic() - wait.since:.0f} s.", *graph.story()]
         runtime.output.warn("\n".join(story))
+
+    def _is_news(self, what: bytes, graph: WaitGraph) -> bool:
+        """Whether this has not been told, neither of the object nor of an actor on the way; from now on it has."""
+        deadlock = graph.is_deadlock()
+        if not graph.is_notable():
+            return False
+        about = {what, *(target.id for target in graph.path() if target.kind == "actor")}
+        known = [self._told[each] for each in about if each in self._told]
+        if any(known) or (known and not deadlock):
+            return False
+        for each in about:
+            self._told[each] = deadlock
+            if len(self._told) > _TOLD_KEPT:
+                self._told.popitem(last=False)
+        return True

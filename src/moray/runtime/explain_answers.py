@@ -154,8 +154,7 @@ class Answers:
         if call.seq in callee.calls.unanswered and peer is not None:
             return self._sent(name, call, peer.origin.process, peer.pid)
         if callee.state != "alive":
-            again = f" (restart {callee.incarnation}: {callee.reason})" if callee.state == "restarting" else ""
-            text = f"{_capital(name)} waits for {actor_text(callee)}, which is {callee.state}{again}."
+            text = f"{_capital(name)} waits for {actor_text(callee)}, which is {callee.state}."
             process = callee.creator or self._runtime.process
             return Finding(
                 text, name, notable=callee.state == "restarting", every=[Target("actor", process, callee.actor)]
@@ -196,7 +195,8 @@ class Answers:
         reason = f": {callee.reason}" if callee.reason else ""
         if callee.state == "dead":
             return Finding(f"{text} is dead{reason}.")
-        return Finding(f"{text} is {callee.state}{reason}.", actor_text(callee), actor=target.id)
+        which = f" (restart {callee.incarnation})" if callee.state == "restarting" else ""
+        return Finding(f"{text} is {callee.state}{which}{reason}.", actor_text(callee), actor=target.id)
 
     # --- tasks and calls: at their worker ---------------------------------------------------------------
 
@@ -205,13 +205,15 @@ class Answers:
         if runtime.kind != "worker":
             return Finding("The task's process runs no tasks.")
         work = runtime._find_work(target.id[:12], _number(target.id[12:]))
+        blocking = self._stopped_by(work)
+        if blocking is not None:
+            name = (
+                f"{self._kind(work)} {self.work_name(work)}() (pid {runtime.pid})" if work is not None else "the call"
+            )
+            text = f"{_capital(name)} cannot go on: {self.work_name(blocking)}() stops the event loop of its actor."
+            return Finding(text, name, notable=True, every=[self._work_target(blocking)])
         if work is None:
-            blocking = self._stopped_by(None)
-            if blocking is None:
-                return Finding(f"It is not at pid {runtime.pid} any more: its result is on its way.")
-            who = self.work_name(blocking)
-            text = f"It has not begun in pid {runtime.pid}: {who}() stops the event loop of its actor."
-            return Finding(text, notable=True, every=[self._work_target(blocking)])
+            return Finding(f"It is not at pid {runtime.pid} any more: its result is on its way.")
         if self._has_begun(work):
             return self._running(work)
         return self._in_line(work)
@@ -221,22 +223,20 @@ class Answers:
         host = runtime.executor.host
         if host is None or not isinstance(work, Called) or not host.concurrent:
             return work is runtime.executor.current
-        _call, task = host.running.get((work.caller.process, work.spec.seq), (None, None))
-        if _call is not work:
+        call, task = host.running.get((work.caller.process, work.spec.seq), (None, None))
+        if call is not work or not host.creation.asynchronous:
+            return call is work
+        if task is None:
             return False
-        waiting = getattr(task.get_coro(), "cr_await", None) if task is not None else None
-        # Directly under its coroutine is only the semaphore of its group, or the user's own code.
-        return getattr(getattr(waiting, "cr_code", None), "co_qualname", "") != "_ContextManagerMixin.__aenter__"
+        # Directly under the call's coroutine is either the wait for its turn, or the user's own code.
+        waiting = getattr(task.get_coro(), "cr_await", None)
+        return getattr(getattr(waiting, "cr_code", None), "co_qualname", "") != "_Limit.wait"
 
     def _running(self, work: Work) -> Finding:
         runtime = self._runtime
         what = f"{self._kind(work)} {self.work_name(work)}()"
         name = f"{what} (pid {runtime.pid})"
         waits = [wait for wait in runtime.values.waits() if wait.work is work]
-        blocking = self._stopped_by(work)
-        if blocking is not None:
-            text = f"{_capital(name)} cannot go on: {self.work_name(blocking)}() stops the event loop of its actor."
-            return Finding(text, name, notable=True, every=[self._work_target(blocking)])
         host = runtime.executor.host
         concurrent = host is not None and host.concurrent
         sure = [wait for wait in waits if concurrent or wait.thread in (0, runtime.main_ident)]

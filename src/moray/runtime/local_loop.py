@@ -87,8 +87,8 @@ class PrivateLoop(asyncio.SelectorEventLoop):
         return task.result()
 
     def end(self) -> None:
-        """Cancel what is left, and close."""
-        if self.is_closed():
+        """Cancel what is left, and close, unless it is code in the loop that ends the session."""
+        if self.is_closed() or self.is_running():
             return
         for task in asyncio.all_tasks(self):
             task.cancel()

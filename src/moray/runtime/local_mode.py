@@ -142,8 +142,9 @@ class LocalRuntime:
         return (call.extra.name or call.function_name) if call is not None else ""
 
     def current_name(self) -> str:
-        """The same: what runs in the calling code."""
-        return self.task_name()
+        """The name of what runs in the calling code; of a call, with its class's."""
+        call = current_local.get()
+        return (call.extra.name or call.name) if call is not None else ""
 
     def function_name(self) -> str:
         """The running task's function."""

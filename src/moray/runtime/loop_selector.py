@@ -17,12 +17,17 @@ class LoopSelector(selectors.EpollSelector):
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
+        #: Some descriptor of asyncio's is ready. Set by whoever turns the reactor.
+        self._ready = False
         worker.reactor.register(self.fileno(), READ, self._noted)
 
     def _noted(self, _events: int) -> None:
-        """Some descriptor of asyncio's is ready: it will be found."""
+        self._ready = True
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready for asyncio, after a turn of the reactor."""
         self._worker.turn_for_event_loop(timeout)
+        if not self._ready:
+            return []
+        self._ready = False  # Before the look: it is ready again as long as somebody has something to read.
         return super().select(0)

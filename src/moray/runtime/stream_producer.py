@@ -14,7 +14,6 @@ while more than :data:`MOST_FRAMES` frames have not left this process.
 
 from __future__ import annotations
 
-import asyncio
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -103,6 +102,8 @@ class Producer:
     @base
     async def run_async(self, iterator: AsyncIterator[Any]) -> None:
         """As :meth:`run`, in the event loop of an async actor."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
         self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
@@ -205,6 +206,8 @@ class Producer:
 
     async def finish_async(self) -> None:
         """Return when all items were sent."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
         self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
@@ -312,6 +315,8 @@ def answer(
 @base
 def _run_event_loop(producer: Producer, value: AsyncIterator[Any]) -> None:
     """For an async generator that is a task: it has an event loop of its own, whose waits count as the user's."""
+    import asyncio
+
     asyncio.run(producer.run_async(value))
 
 
@@ -325,6 +330,8 @@ async def answer_async(
     begin_ns: int,
 ) -> None:
     """As :func:`answer`, for an async generator in the event loop of its actor."""
+    import asyncio
+
     producer = Producer(executor, work, extra, name)
     try:
         try:

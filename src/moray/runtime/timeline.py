@@ -120,7 +120,7 @@ def _ask_living(runtime: Runtime) -> dict[str, ProcessEvents]:
     workers = {
         worker["process"]: worker["pid"]
         for worker in state["workers"]
-        if worker["job"] == job and worker["process"] != runtime.process.hex()
+        if worker["job"] == job and worker["pid"] and worker["process"] != runtime.process.hex()
     }
     answers: deque[tuple[str, Any]] = deque()
     numbers: dict[str, int] = {}

@@ -22,6 +22,8 @@ class Queued(msgspec.Struct, gc=False, eq=False):
     spec: m.TaskSpec
     #: Not to be run any more (CANCEL).
     cancelled: bool = False
+    #: What it has submitted is not cancelled with it.
+    spares_children: bool = False
 
 
 class Caller(Incoming):
@@ -45,6 +47,7 @@ class Called(msgspec.Struct, gc=False, eq=False):
     number: int
     spec: m.CallSpec
     cancelled: bool = False
+    spares_children: bool = False
     #: Actors have no leases.
     lease: int = 0
 

@@ -274,8 +274,12 @@ class Worker(Runtime):
         peer: Peer = connection.peer
         if peer.caller is None:
             peer.caller = Caller(peer.origin.process, connection)
-        if peer.caller.hello(message.number, message.conversation):
-            peer.caller.connection = connection
+        replaced = peer.caller.connection
+        if peer.caller.hello(message.number, message.conversation) and replaced is not connection:
+            peer.caller.connection = peer.connection = connection
+            # Its end may not have been seen yet; what was said on it is said again, on this one, and before any reply.
+            self.drain_connection(replaced)
+            replaced.close("replaced by a newer connection")
 
     def _on_calls(self, connection: Connection, message: m.Calls) -> None:
         host = self.executor.host
@@ -286,36 +290,45 @@ class Worker(Runtime):
 
     def turn_for_event_loop(self, timeout_s: float | None) -> None:
         """The main thread's event loop has nothing to do for so long (None: until something happens)."""
-        waits = timeout_s is None or timeout_s > 0
-        if waits:
-            self._busy = False
-            if self._io_leads:
-                self._main_wants = True
-                self.reactor.interrupt()
-        elif self._io_leads:
-            return  # It reads what comes.
-        with self.reactor.lead:
+        lead = self.reactor.lead
+        if timeout_s is not None and timeout_s <= 0:
+            # If the I/O thread leads, it reads what comes, and goes on while this thread is busy: never wait for it.
+            if lead.acquire(False):
+                try:
+                    self.reactor.turn(0)
+                finally:
+                    lead.release()
+            return
+        self._busy = False
+        if self._io_leads:
+            self._main_wants = True
+            self.reactor.interrupt()
+        with lead:
             self._main_wants = False
-            self.reactor.turn(HEARTBEAT_S if timeout_s is None else max(0.0, timeout_s))
-        if waits:
-            self.executor.begun += 1
-            self._busy = True
-            if self._parked:
-                self._kick()
+            self.reactor.turn(HEARTBEAT_S if timeout_s is None else timeout_s)
+        self.executor.begun += 1
+        self._busy = True
+        if self._parked:
+            self._kick()
 
     # --- cancels (CANCEL) ----------------------------------------------------------------------------------------
 
     def _on_cancel(self, connection: Connection, message: m.CancelTask) -> None:
         """The owner wants a task or call of its own to end."""
         owner = connection.peer.origin.process
+        executor, host = self.executor, self.executor.host
         work = self._find_work(owner, message.seq)
+        if work is None:
+            # A thread may have it in its hands, between the queue and the place where one sees it: it looks here then.
+            executor.note_unfound(owner, message.seq)
+            work = self._find_work(owner, message.seq)
         if work is None:
             connection.send(m.CancelAnswer(message.seq, message.attempt, "finished"))
             return
-        begun = work is self.executor.current
-        host = self.executor.host
+        work.spares_children = not message.recursive
+        work.cancelled = True  # Before the look at what runs: who begins it looks in the other order.
+        begun = work is executor.current
         running = host.running.get((owner, message.seq)) if host is not None else None
-        work.cancelled = True
         if not begun and running is None:
             connection.send(m.CancelAnswer(message.seq, message.attempt, "unstarted"))
             return

@@ -1,0 +1,1 @@
+"""Helpers of `ray.util` that have no counterpart in moray."""

@@ -1,0 +1,436 @@
+"""Who of a pool's processes runs what: one thread per pool, which alone touches the state below.
+
+Users' threads and the callbacks of results only put events into a queue, by one C call each (INTERRUPT).
+
+**Batches.** A process has at most one batch of tasks, of one function. A batch is a single task until the last runs of
+that function have been short; then it is as many as fit into :data:`BATCH_NS`, at most an even share of what waits, and
+never more than have been run before. A process that is still at it when another one has nothing to do is asked to give
+back what it has not begun, so that a task never waits behind a long one while a process is idle.
+
+**Deaths.** When a process dies, its batch's tasks fail with the reason, and a new process takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from itertools import count, islice
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, Final, NamedTuple
+
+import moray
+from moray.exceptions import ActorError, GetTimeoutError, MorayError, TaskError
+from moray.util.multiprocessing.worker import MOST_FUNCTIONS
+
+logger = logging.getLogger(__name__)
+
+#: Run time of one batch, in ns: some twenty round trips, so that these cost little; and few enough that results come
+#: soon.
+BATCH_NS: Final = 3_000_000
+#: Tasks of one batch at most: the results of more come too late.
+MOST_TASKS: Final = 1000
+#: A batch that takes longer, in seconds, gives back the rest of its tasks when a process is idle.
+RECALL_AFTER_S: Final = 0.01
+#: Batches whose longest runs count.
+REMEMBERED: Final = 4
+#: How long processes that are asked to end may take (atexit handlers), in seconds.
+END_GRACE_S: Final = 10.0
+
+
+class Function:
+    """A function that tasks call, and how long it took lately."""
+
+    __slots__ = ("call", "key", "longest", "runs")
+
+    def __init__(self, call: Callable[..., Any], key: int) -> None:
+        self.call = call
+        #: 0: not remembered by the processes.
+        self.key = key
+        self.longest: deque[int] = deque(maxlen=REMEMBERED)
+        self.runs = 0
+
+
+class Task(NamedTuple):
+    """One call, or one chunk of a map."""
+
+    job: Any
+    index: int
+    function: Function
+    mode: int
+    payload: Any
+
+
+class _Batch:
+    """Tasks that were sent to a process together."""
+
+    __slots__ = ("began", "number", "recalled", "tasks")
+
+    def __init__(self, number: int, tasks: list[Task]) -> None:
+        self.number = number
+        self.tasks = tasks
+        self.began = monotonic()
+        self.recalled = False
+
+
+class _Slot:
+    """The place of one process."""
+
+    __slots__ = ("batch", "handle", "known", "left")
+
+    def __init__(self, handle: Any, left: int) -> None:
+        self.handle = handle
+        self.batch: _Batch | None = None
+        #: Keys of functions that the process has, the least recently used first.
+        self.known: OrderedDict[int, None] = OrderedDict()
+        #: Tasks that it may still run; -1: any number.
+        self.left = left
+
+
+class Dispatcher:
+    """The state of a pool and its thread. The pool itself may be dropped: nothing here refers to it but open results."""
+
+    def __init__(self, make_worker: Callable[[], Any], processes: int, tasks_per_process: int | None) -> None:
+        self._make_worker = make_worker
+        self._tasks_per_process = tasks_per_process or -1
+        #: (method, arguments), for the thread.
+        self.events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._pending: deque[Task] = deque()
+        self._slots = [_Slot(make_worker(), self._tasks_per_process) for _ in range(processes)]
+        self._numbers = count(1)
+        self._callbacks: deque[Callable[[], Any]] = deque()
+        #: Open imaps whose iterables may have more.
+        self._feeders = 0
+        self._closed = False
+        self._ended = False
+        self.thread = threading.Thread(target=self._run, name="moray-pool", daemon=True)
+        self.thread.start()
+
+    # --- any thread ------------------------------------------------------------------------------------
+
+    def submit(self, tasks: list[Task]) -> None:
+        """Have tasks run."""
+        self.events.put((self._on_submit, tasks))
+
+    def open_feeder(self) -> None:
+        """More tasks will come, even after :meth:`close`."""
+        self.events.put((self._on_feeder, 1))
+
+    def close_feeder(self) -> None:
+        """Those are all."""
+        self.events.put((self._on_feeder, -1))
+
+    def close(self) -> None:
+        """End when all is done."""
+        self.events.put((self._on_close,))
+
+    def terminate(self) -> None:
+        """End now."""
+        self.events.put((self._on_terminate,))
+
+    # --- the thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        events = self.events
+        while not self._ended:
+            try:
+                event = events.get(timeout=RECALL_AFTER_S if self._overdue_possible() else None)
+                while True:
+                    event[0](*event[1:])
+                    if self._ended or events.empty():
+                        break
+                    event = events.get()
+            except Empty:
+                pass
+            del event
+            self._dispatch()
+            self._recall()
+            while self._callbacks:
+                self._call_back(self._callbacks.popleft())
+            if self._closed and not self._ended and not self._pending and not self._feeders and self._is_idle():
+                self._end_in_peace()
+
+    def _is_idle(self) -> bool:
+        return all(slot.batch is None for slot in self._slots)
+
+    @staticmethod
+    def _call_back(callback: Callable[[], Any]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception("a callback of a pool's result raised; the result itself is not touched by that")
+
+    def _on_submit(self, tasks: list[Task]) -> None:
+        if self._ended:
+            self._fail(tasks, _terminated())
+        else:
+            self._pending.extend(tasks)
+
+    def _on_feeder(self, change: int) -> None:
+        self._feeders += change
+
+    def _on_close(self) -> None:
+        self._closed = True
+
+    def _on_terminate(self) -> None:
+        self._ended = True
+        tasks = [task for slot in self._slots if slot.batch is not None for task in slot.batch.tasks]
+        tasks += self._pending
+        self._pending.clear()
+        for slot in self._slots:
+            _kill(slot.handle)
+        self._slots = []
+        self._fail(tasks, _terminated())
+
+    def _end_in_peace(self) -> None:
+        """Processes run their atexit handlers; those that take too long are killed."""
+        self._ended = True
+        slots, self._slots = self._slots, []
+        used = [slot.handle for slot in slots if slot.known]
+        del slots  # Those that never ran a task, and may never have started, end by this.
+        if not moray.is_initialized():
+            return
+        deadline = monotonic() + END_GRACE_S
+        try:
+            ends = [(handle, handle.__ray_terminate__.remote()) for handle in used]
+        except MorayError:
+            return  # The session has ended, and they with it.
+        for handle, end in ends:
+            try:
+                moray.get(end, timeout=max(0.0, deadline - monotonic()))
+            except GetTimeoutError:
+                _kill(handle)
+            except MorayError:
+                pass  # It has ended.
+
+    # --- sending ------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        if self._ended:
+            return
+        for slot in self._slots:
+            if not self._pending:
+                return
+            if slot.batch is None:
+                self._send(slot, self._next_batch(slot))
+
+    def _next_batch(self, slot: _Slot) -> _Batch:
+        pending = self._pending
+        first = pending.popleft()
+        tasks = [first]
+        function = first.function
+        if function.key and function.longest and pending:
+            most = min(
+                BATCH_NS // (max(function.longest) + 1), function.runs, -(-len(pending) // len(self._slots)), MOST_TASKS
+            )
+            if slot.left >= 0:
+                most = min(most, slot.left)
+            while len(tasks) < most and pending and pending[0].function is function and pending[0].mode == first.mode:
+                tasks.append(pending.popleft())
+        return _Batch(next(self._numbers), tasks)
+
+    def _send(self, slot: _Slot, batch: _Batch) -> None:
+        first = batch.tasks[0]
+        function = first.function
+        known = slot.known
+        sent = None if function.key in known and function.key else (function.call,)
+        known[function.key] = None
+        known.move_to_end(function.key)
+        if len(known) > MOST_FUNCTIONS:
+            known.popitem(last=False)
+        payloads = [task.payload for task in batch.tasks]
+        slot.batch = batch
+        try:
+            ref = slot.handle.run.remote(batch.number, function.key, sent, first.mode, payloads)
+            ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
+        except ActorError as error:
+            self._replace(slot, error)
+        except Exception as error:  # noqa: BLE001 - whatever pickling of the user's values raises.
+            known.pop(function.key, None)
+            slot.batch = None
+            self._send_failed(batch, error)
+
+    def _post(self, handler: Callable[..., None], slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+        self.events.put((handler, slot, batch, future))
+
+    def _send_failed(self, batch: _Batch, error: BaseException) -> None:
+        """One of the arguments cannot be pickled, or the session has ended. Nothing was run."""
+        if len(batch.tasks) == 1:
+            self._fail(batch.tasks, error)
+            return
+        for task in batch.tasks:
+            # A function of its own for each: no batches, and only the culprit fails.
+            self._pending.appendleft(task._replace(function=Function(task.function.call, 0)))
+
+    # --- results ---------------------------------------------------------------------------------------------
+
+    def _on_done(self, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+        if slot.batch is not batch:
+            return  # The pool was terminated.
+        error = future.exception()
+        if isinstance(error, ActorError):
+            self._replace(slot, error)
+        elif error is not None:
+            self._ask_each(slot, batch, error)
+        else:
+            self._settle(slot, batch, future.result())
+
+    def _settle(self, slot: _Slot, batch: _Batch, answer: Any) -> None:
+        function = batch.tasks[0].function
+        if answer is None:
+            slot.known.clear()
+            slot.batch = None
+            self._pending.extendleft(reversed(batch.tasks))
+        elif isinstance(answer, TaskError):
+            self._fail(batch.tasks, answer)
+            self._free(slot, len(batch.tasks))
+        else:
+            outcomes, longest = answer
+            function.longest.append(longest)
+            function.runs += len(outcomes)
+            self._deliver(slot, batch, outcomes)
+
+    def _deliver(self, slot: _Slot, batch: _Batch, outcomes: list[tuple[bool, Any]]) -> None:
+        """What is behind the outcomes was given back."""
+        for task, (success, value) in zip(batch.tasks, outcomes, strict=False):
+            self._tell(task, success, value)
+        self._pending.extendleft(reversed(batch.tasks[len(outcomes) :]))
+        self._free(slot, len(outcomes))
+
+    def _free(self, slot: _Slot, ran: int) -> None:
+        slot.batch = None
+        if slot.left >= 0:
+            slot.left -= ran
+            if slot.left <= 0:
+                self._renew(slot)
+
+    def _renew(self, slot: _Slot) -> None:
+        """A new process in the place of one that has gone, or has run as many tasks as it may."""
+        slot.batch = None
+        slot.known.clear()
+        slot.left = self._tasks_per_process
+        slot.handle = None  # The old one ends by this.
+        slot.handle = self._make_worker()
+
+    def _replace(self, slot: _Slot, error: BaseException) -> None:
+        batch = slot.batch
+        self._renew(slot)
+        if batch is not None:
+            self._fail(batch.tasks, error)
+
+    def _ask_each(self, slot: _Slot, batch: _Batch, error: BaseException) -> None:
+        """The batch's answer could not be sent or read: a result that does not pickle, or arguments that do not load."""
+        try:
+            ref = slot.handle.outcomes.remote(batch.number)
+        except MorayError as ended:
+            self._replace(slot, ended)
+            return
+        ref.future().add_done_callback(partial(self._post, partial(self._on_each, error), slot, batch))
+
+    def _on_each(self, first: BaseException, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+        if slot.batch is not batch:
+            return
+        error = future.exception()
+        if error is not None:
+            self._replace(slot, error)
+            return
+        blobs: list[bytes] | None = future.result()
+        if blobs is None:
+            slot.known.clear()
+            slot.batch = None
+            self._send_failed(batch, first)
+            return
+        import pickle
+
+        outcomes: list[tuple[bool, Any]] = []
+        for blob in blobs:
+            try:
+                outcomes.append(pickle.loads(blob))
+            except Exception as unreadable:  # noqa: BLE001 - whatever unpickling of the user's value raises.
+                outcomes.append((False, unreadable))
+        self._deliver(slot, batch, outcomes)
+
+    def _fail(self, tasks: list[Task], error: BaseException) -> None:
+        for task in tasks:
+            self._tell(task, False, error)
+
+    def _tell(self, task: Task, success: bool, value: Any) -> None:
+        callback = task.job._deliver(task.index, success, value)
+        if callback is not None:
+            self._callbacks.append(callback)
+
+    # --- recalls ------------------------------------------------------------------------------------------------
+
+    def _overdue_possible(self) -> bool:
+        """Whether a process is idle while another one has tasks that it may not have begun."""
+        busy = [slot.batch for slot in self._slots if slot.batch is not None]
+        return (
+            len(busy) < len(self._slots)
+            and not self._pending
+            and any(len(batch.tasks) > 1 and not batch.recalled for batch in busy)
+        )
+
+    def _recall(self) -> None:
+        if self._ended or not self._overdue_possible():
+            return
+        now = monotonic()
+        for slot in self._slots:
+            batch = slot.batch
+            if batch is None or batch.recalled or len(batch.tasks) == 1 or now - batch.began < RECALL_AFTER_S:
+                continue
+            batch.recalled = True
+            try:
+                ref = slot.handle.give_back.remote(batch.number)
+            except MorayError:
+                continue  # It has died: the batch's own answer says so.
+            ref.future().add_done_callback(partial(self._post, self._on_given_back, slot, batch))
+
+    def _on_given_back(self, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+        if slot.batch is not batch or future.exception() is not None:
+            return  # The batch's own answer has come first, and said what was not run; or will say why.
+        given: int = future.result()
+        if given:
+            rest = batch.tasks[-given:]
+            del batch.tasks[-given:]
+            self._pending.extendleft(reversed(rest))
+
+
+class Functions:
+    """The functions that tasks of one pool call. Any thread.
+
+    Plain functions are sent to each process once. What may change between two calls (objects, methods, closures) is
+    pickled for each call anew, as the standard library's pool does.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._known: dict[Callable[..., Any], Function] = {}
+
+    def of(self, call: Callable[..., Any], many: bool) -> Function:
+        """The function's; `many`: it is for all chunks of one map."""
+        if type(call) is BuiltinFunctionType or (type(call) is FunctionType and call.__closure__ is None):
+            found = self._known.get(call)
+            if found is None:
+                if len(self._known) >= MOST_FUNCTIONS:
+                    for old in list(islice(self._known, len(self._known) // 2)):
+                        self._known.pop(old, None)
+                found = self._known.setdefault(call, Function(call, next(self._numbers)))
+            return found
+        return Function(call, next(self._numbers) if many else 0)
+
+
+def _kill(handle: Any) -> None:
+    if moray.is_initialized():
+        try:
+            moray.kill(handle)
+        except MorayError:
+            pass  # Its session has ended, and it with it.
+
+
+def _terminated() -> RuntimeError:
+    return RuntimeError("the pool was terminated before this result was there")
