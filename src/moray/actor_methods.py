@@ -13,6 +13,7 @@ from moray.typed_calls import (
     Method,
     MethodDecorator,
     MethodKeywords,
+    OpenFunction,
     P,
     R,
     Several,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 @overload
 def method(function: StaticMethod, /) -> StaticMethod: ...  # type: ignore[overload-overlap]
+@overload
+def method(function: OpenFunction, /) -> Any: ...
 @overload
 def method(function: Callable[Concatenate[Any, P], Undeclared], /) -> Method[P, ObjectRef[Any], Any]: ...
 @overload
@@ -48,7 +51,7 @@ def method(
     *, num_returns: Several, **options: Unpack[MethodKeywords]
 ) -> CountedMethodDecorator[list[ObjectRef[Any]]]: ...
 @overload
-def method(*, num_returns: Literal[1, "streaming"] | None, **options: Unpack[MethodKeywords]) -> MethodDecorator: ...
+def method(*, num_returns: Literal[1, "streaming"] | None, **options: Unpack[MethodKeywords]) -> MethodDecorator: ...  # type: ignore[overload-overlap]
 @overload
 def method(*, num_returns: int | str, **options: Unpack[MethodKeywords]) -> CountedMethodDecorator[Any]: ...
 def method(*args: Any, **options: Any) -> Any:

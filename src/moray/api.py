@@ -17,6 +17,7 @@ from moray.typed_calls import (
     CountedDecorator,
     Generating,
     Item,
+    OpenFunction,
     P,
     R,
     RemoteDecorator,
@@ -119,6 +120,8 @@ def is_initialized() -> bool:
 def remote(kind: Class[P, T], /) -> ActorClass[T, P]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(kind: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(function: OpenFunction, /) -> Any: ...
 @overload
 def remote(function: Callable[P, Undeclared], /) -> RemoteFunction[P, ObjectRef[Any]]: ...
 @overload
@@ -242,13 +245,29 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}{hint}")
 
 
+@overload
 def wait(
     ray_waitables: list[Waitable],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[Waitable], list[Waitable]]: ...
+@overload
+def wait(  # type: ignore[overload-cannot-match]
+    ray_waitables: list[ObjectRef[Any] | ObjectRefGenerator[Any]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[Any] | ObjectRefGenerator[Any]], list[ObjectRef[Any] | ObjectRefGenerator[Any]]]: ...
+def wait(
+    ray_waitables: list[Any],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
     fetch_local: bool = True,  # noqa: ARG001 - Ray's; see the docstring.
-) -> tuple[list[Waitable], list[Waitable]]:
+) -> tuple[list[Any], list[Any]]:
     """Wait until `num_returns` of the references are ready, or `timeout` seconds have passed.
 
     Args:
@@ -280,9 +299,7 @@ def wait(
         raise ValueError(f"num_returns={num_returns}: give 1 to {len(ray_waitables)}, the number of references")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout={timeout}: give seconds ≥ 0, or None to wait without a limit")
-    waitables: Any = ray_waitables
-    answer: Any = runtime.values.wait(waitables, num_returns, timeout)
-    return answer  # type: ignore[no-any-return]
+    return runtime.values.wait(ray_waitables, num_returns, timeout)
 
 
 def cancel(

@@ -44,6 +44,12 @@ class RemoteFunction(Called[P, R]):
         16
     """
 
+    if TYPE_CHECKING:
+        __name__: str
+        __qualname__: str
+        #: The function itself.
+        __wrapped__: Callable[P, Any]
+
     def __init__(self, function: Callable[..., Any], options: TaskOptions, exported: _Exported | None = None) -> None:
         functools.update_wrapper(cast("Any", self), function)
         self._function = function

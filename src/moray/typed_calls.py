@@ -4,8 +4,8 @@ Nothing here does anything when a program runs. :func:`typed` gives its argument
 plain method; for a checker it is an attribute whose call is :class:`RemoteCall`.
 
 Python's types cannot say "these parameters, each as itself or as a reference to it". What comes nearest is a list of
-overloads, one for each way to put references into the first four positions (the last reference decides which; what
-follows is checked as the function says). A reference in positions five to eight is accepted with the rest unchecked.
+overloads, one for each way to put references into the first three positions (the last reference decides which; what
+follows is checked as the function says). A reference in positions four to eight is accepted with the rest unchecked.
 ``A | ObjectRef[A]`` would be shorter, but mypy infers Never for A as soon as a reference follows.
 
 docs/typing.md says what is checked and what is not.
@@ -48,7 +48,6 @@ T = TypeVar("T")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
-D = TypeVar("D")
 Item = TypeVar("Item")
 Plain = TypeVar("Plain")
 StaticMethod = TypeVar("StaticMethod", bound="staticmethod[Any, Any] | classmethod[Any, Any, Any]")
@@ -125,93 +124,7 @@ class RemoteCall(Generic[P, R]):
         **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: A,
-        b: B,
-        c: C,
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: A,
-        b: B,
-        c: ObjectRef[C],
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: A,
-        b: ObjectRef[B],
-        c: C,
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: A,
-        b: ObjectRef[B],
-        c: ObjectRef[C],
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: ObjectRef[A],
-        b: B,
-        c: C,
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: ObjectRef[A],
-        b: B,
-        c: ObjectRef[C],
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: ObjectRef[A],
-        b: ObjectRef[B],
-        c: C,
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: RemoteCall[Concatenate[A, B, C, D, Q], R],
-        a: ObjectRef[A],
-        b: ObjectRef[B],
-        c: ObjectRef[C],
-        d: ObjectRef[D],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> R: ...
+    def __call__(self, a: Any, b: Any, c: Any, d: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> R: ...
     @overload
     def __call__(self, a: Any, b: Any, c: Any, d: Any, e: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> R: ...
     @overload
@@ -236,6 +149,8 @@ class TypedRemote:
 
     @overload
     def __get__(self, instance: None, owner: object) -> Callable[..., Any]: ...
+    @overload  # Only what mypy has made of an ambiguous function, Called[Any, Any], fits here.
+    def __get__(self, instance: Called[[Undeclared], Undeclared], owner: object) -> Any: ...
     @overload
     def __get__(self, instance: Called[P, R], owner: object) -> RemoteCall[P, R]: ...
     def __get__(self, instance: Any, owner: object) -> Any:
@@ -267,6 +182,13 @@ class Constructor(Protocol[P, R_co]):
 
 if MYPY:
 
+    class OpenFunction(Protocol):
+        """A function whose result may be anything. mypy finds all overloads fit if it is Any, and joins them to a type
+        that takes no call; it loses T of ``T -> T``. So for mypy such functions become Any as a whole.
+        """
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Undeclared: ...
+
     class Class(Protocol[P, R_co]):
         """A class, and no function, with its constructor's parameters, as only mypy can infer them."""
 
@@ -274,6 +196,11 @@ if MYPY:
         def mro(self) -> list[type]: ...
 
 else:
+
+    class OpenFunction(Protocol):
+        """Nothing: pyright keeps generic functions."""
+
+        def _never(self) -> None: ...
 
     class Class(Protocol[P, R_co]):
         """Nothing: pyright infers a constructor's parameters from the class, see :class:`TypedCreation`."""
@@ -289,6 +216,8 @@ class RemoteDecorator(Protocol):
     def __call__(self, kind: Class[P, T], /) -> ActorClass[T, P]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, kind: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: OpenFunction, /) -> Any: ...
     @overload
     def __call__(self, function: Callable[P, Undeclared], /) -> RemoteFunction[P, ObjectRef[Any]]: ...
     @overload
@@ -385,6 +314,8 @@ class MethodDecorator(Protocol):
     @overload
     def __call__(self, function: StaticMethod, /) -> StaticMethod: ...  # type: ignore[overload-overlap]
     @overload
+    def __call__(self, function: OpenFunction, /) -> Any: ...
+    @overload
     def __call__(self, function: Callable[Concatenate[Any, P], Undeclared], /) -> Method[P, ObjectRef[Any], Any]: ...
     @overload
     def __call__(
@@ -401,6 +332,9 @@ class MethodDecorator(Protocol):
 class CountedMethodDecorator(Protocol[R]):
     """``@moray.method(num_returns=…)``: the option decides what a call gives."""
 
+    @overload
+    def __call__(self, function: StaticMethod, /) -> StaticMethod: ...  # type: ignore[overload-overlap]
+    @overload
     def __call__(self, function: Callable[Concatenate[Any, P], Plain], /) -> Method[P, R, Plain]: ...
 
 

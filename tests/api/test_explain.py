@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +69,11 @@ def test_a_running_task(session: ModuleType) -> None:
 
 def test_a_chain_over_three_processes(session: ModuleType) -> None:
     @moray.remote
-    def nest(depth: int) -> Any:
-        return moray.get(nest.remote(depth - 1)) if depth else time.sleep(60)
+    def nest(depth: int) -> object:
+        if depth:
+            return moray.get(nest.remote(depth - 1))
+        time.sleep(60)
+        return None
 
     text = story(
         nest.remote(2),
@@ -192,8 +197,9 @@ def test_a_process_that_holds_the_interpreter_lock(session: ModuleType) -> None:
 
 
 def test_only_what_waits_can_be_explained(session: ModuleType) -> None:
+    wrong: Any = 1
     with pytest.raises(TypeError, match="takes an ObjectRef, ObjectRefGenerator or ActorHandle, not 1"):
-        moray.explain(1)
+        moray.explain(wrong)
     ref = moray.put(1)
     moray.shutdown()
     moray.init(num_cpus=1)
@@ -361,7 +367,7 @@ def test_a_task_that_waits_for_its_own_result(session: ModuleType) -> None:
             return self.value
 
     @moray.remote
-    def itself(box: Any) -> Any:
+    def itself(box: Any) -> object:
         (ref,) = moray.get(box.take.remote())
         return moray.get(ref)
 
@@ -419,6 +425,33 @@ def test_an_event_loop_that_a_blocking_get_stops(session: ModuleType) -> None:
 
     actor = moray.remote(Async).remote()
     story(actor.block.remote(actor), "stops the event loop of its actor", r"This is a deadlock: call Async.block\(\)")
+
+
+@pytest.mark.slow
+def test_a_busy_program_never_looks_like_a_deadlock(session: ModuleType) -> None:
+    """Everything changes while it is being asked for."""
+    task: Any = moray.remote(sleep)
+    actors = [moray.remote(Person).remote() for _ in range(3)]
+    until = time.monotonic() + 5
+    stories: list[str] = []
+
+    def work(seed: int) -> None:
+        chosen = random.Random(seed)
+        while time.monotonic() < until:
+            first = task.remote(chosen.random() / 50)
+            # The last actor waits for nobody, so that the others may wait for it.
+            last = actors[-1].sleep.remote(chosen.random() / 100)
+            refs = [first, last, *(actor.get.remote([chosen.choice((first, last))]) for actor in actors[:-1])]
+            stories.extend((moray.explain(chosen.choice(refs)), moray.explain(chosen.choice(actors))))
+            moray.get(refs)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stories) > 50
+    assert not [text for text in stories if "deadlock" in text]
 
 
 # --- warnings ------------------------------------------------------------------------------------------

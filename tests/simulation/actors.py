@@ -326,5 +326,3 @@ def spec_of(call: Call) -> m.CallSpec:
 def constructor_error(error: str) -> bytes:
     """The pickled error of a constructor."""
     return dump(Value(0, error=f"constructor: {error}"))
-
-

@@ -15,7 +15,6 @@ from moray.core.resources import CPU, UNIT
 from moray.core.scheduler_actions import Action, Grant, Revoke, StopWorker
 from tests.simulation.world import ViolationError
 
-
 #: Bytes of an actor's id, which stands in place of an owner.
 _ACTOR_ID: Final = 16
 

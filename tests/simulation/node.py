@@ -97,9 +97,7 @@ class Node:
         self._handlers: dict[type, Callable[[Client, Any], None]] = {
             m.RequestLeases: self._on_request,
             m.ReturnLease: self._on_return,
-            m.RevokedLease: lambda client, message: self.tell(
-                "revoked", client.process, message.lease, self.world.now
-            ),
+            m.RevokedLease: lambda client, message: self.tell("revoked", client.process, message.lease, self.world.now),
             m.Blocked: lambda client, _: self.tell("blocked", client.process, self.world.now),
             m.Unblocked: lambda client, _: self.tell("unblocked", client.process, self.world.now),
             m.WorkerBusy: lambda client, message: self.tell("owns_objects", client.process, message.owns_objects),
@@ -341,4 +339,5 @@ class Node:
         """Actors, names and jobs of detached actors that are not gone."""
         table = self.actors.table
         left = [f"{actor['class_name']} {actor['state']}" for actor in table.describe() if actor["state"] != "dead"]
-        return left + [str(name) for name in table._names] + [f"job {number}" for number in self.actors._detached.values()]
+        left += [str(name) for name in table._names]
+        return left + [f"job {number}" for number in self.actors._detached.values()]

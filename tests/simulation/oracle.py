@@ -3,8 +3,9 @@
 Tasks: one runs again only if the worker of its last run is dead or that run asked to be retried; under a lease that its
 worker has; for its own job; its error is one that had a cause. Calls and actors: :mod:`tests.simulation.calls_oracle`.
 Cancels (CANCEL): only what somebody asked for, or a part of it, is cancelled; what its worker said had not begun never
-begins; no cancelled task is tried again. Streams (STREAM-1): a consumer takes the items one by one. Objects (REF-FREE): none is freed while a living process has a reference or a living
-container has it inside; none that arrives is gone; what is read is what was written.
+begins; no cancelled task is tried again. Streams (STREAM-1): a consumer takes the items one by one. Objects
+(REF-FREE): none is freed while a living process has a reference or a living container has it inside; none that arrives
+is gone; what is read is what was written.
 
 Exceptions. When a process dies, references that only it covered may be lost: those unregistered or on their way at that
 moment, what it owned, and all that is inside of these. They are *excused* from then on.
@@ -180,7 +181,8 @@ class Oracle:
 
     def interrupted(self, owner: bytes, seq: int) -> None:
         """A worker ends a running task."""
-        if self.tasks[owner, seq].last < 0:
+        record = self.tasks[owner, seq]
+        if record.last < 0 and not (record.owner.dead or record.owner.leaving):
             raise ViolationError(f"task {seq} of {owner!r} was interrupted, and nobody had asked for that (CANCEL)")
 
     def took(self, object_id: bytes, before: int) -> None:
@@ -192,10 +194,20 @@ class Oracle:
     def unended(self) -> list[str]:
         """Tasks of living owners that have not ended."""
         return [
-            f"{record.owner.title}/{seq} ({len(record.runs)} runs)"
+            f"{record.owner.title}/{seq} ({self._where(record, seq)})"
             for (_, seq), record in self.tasks.items()
             if not record.ended and not record.owner.dead
         ]
+
+    @staticmethod
+    def _where(record: Record, seq: int) -> str:
+        """What is known of a task that does not end."""
+        runs = ", ".join(f"{run.worker.title}{' (dead)' * run.worker.dead}" for run in record.runs)
+        task = record.owner.submitter.pending[seq]
+        if not isinstance(task, Call):
+            return f"a task run at [{runs}]"
+        callee = task.callee
+        return f"a call of {callee.actor!r}, which is {callee.state} ({callee.reason}), run at [{runs}]"
 
     # --- objects -------------------------------------------------------------------------------------
 

@@ -73,6 +73,8 @@ class Process:
         self._pending: dict[int, Callable[[Any], None]] = {}
         #: References that user code keeps in a global variable.
         self.stash: list[Ref] = []
+        #: Its driver's program is over and has said so.
+        self.leaving = False
         self.shut_down = False
         #: It runs a task.
         self.busy = False

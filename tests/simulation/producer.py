@@ -98,7 +98,7 @@ class Producer:
             self._announce()
         worker.blocked()
         try:
-            while self.making.must_pause() and not self._is_orphan():
+            while self.making.must_pause() and not (self._work.cancelled or self._is_orphan()):
                 yield Open(self._wait)
         finally:
             worker.unblocked()

@@ -1,127 +1,26 @@
 """What users run: drivers and tasks, drawn from a seed.
 
-A task's *plan* is its payload, so that a retry does the same as the first try did. Three kinds of tasks exist:
+A task's *plan* is its payload, so that a retry does the same as the first try did. These kinds of tasks exist:
 ``leaf`` computes; ``tree`` submits others, waits for some of them in ``get`` and returns references; ``holder`` puts
-references into a global of its worker, which outlives it. Tasks that wait hold CPUs only: a program that waits with
-a GPU in its hands for another that needs it is stuck by its own doing.
+references into a global of its worker, or its actor, which outlives it; ``stream`` and ``uneven`` are generators;
+``method`` and ``exit`` are methods (:mod:`tests.simulation.actor_programs`). Tasks that wait
+hold CPUs only: a program that waits with a GPU in its hands for another that needs it is stuck by its own doing.
 """
 
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import msgspec
-
-from moray.protocol.messages import RESOURCE_UNIT, Resources, TaskExtra
-from tests.simulation.objects import Entry, Ref, Value
-from tests.simulation.submission import Task
-from tests.simulation.user_code import Code
+from moray.protocol.messages import RESOURCE_UNIT, Resources
+from tests.simulation import actor_programs
+from tests.simulation.context import Context, CrashError, ExitError, Outcome, Plan, TaskFailedError
+from tests.simulation.objects import Ref
+from tests.simulation.user_code import Code, InterruptError
 from tests.simulation.world import RefusedError
-
-if TYPE_CHECKING:
-    from tests.simulation.process import Process
 
 #: Tasks do not nest deeper than this.
 _DEEPEST: Final = 3
-
-
-class TaskFailedError(Exception):
-    """The task raises."""
-
-
-class CrashError(Exception):
-    """The task ends its process."""
-
-
-class Plan(msgspec.Struct, array_like=True):
-    """What a task does."""
-
-    kind: str
-    seed: int
-    depth: int
-    num_returns: int
-    duration_s: float
-    #: How often its tries crash or raise before one succeeds.
-    crashes: int = 0
-    raises: int = 0
-
-
-class Outcome(msgspec.Struct):
-    """What a task returns: (bytes in the store or 0, references) of each value."""
-
-    values: list[tuple[int, list[Ref]]] = []
-
-
-class Context:
-    """The local variables of one piece of user code."""
-
-    def __init__(self, process: Process, plan: Plan, attempt: int = 0) -> None:
-        self.process = process
-        self.plan = plan
-        self.attempt = attempt
-        self.random = Random(plan.seed)
-        #: References in local variables, each held once.
-        self.refs: list[Ref] = []
-
-    def hold(self, refs: list[Ref]) -> None:
-        self.refs += refs
-
-    def pick(self, most: int) -> list[Ref]:
-        """Some of the references, each at most once."""
-        unique = list({id(ref): ref for ref in self.refs}.values())
-        return self.random.sample(unique, min(len(unique), self.random.randint(0, most)))
-
-    def drop(self, ref: Ref) -> None:
-        self.refs.remove(ref)
-        ref.drop()
-
-    def drop_some(self, share: float) -> None:
-        for ref in list(self.refs):
-            if self.random.random() < share:
-                self.drop(ref)
-
-    def close(self) -> None:
-        """The local variables go."""
-        refs, self.refs = self.refs, []
-        for ref in refs:
-            ref.drop()
-
-    # --- the API ------------------------------------------------------------------------------------
-
-    def submit(self, plan: Plan, resources: Resources, arguments: list[Ref], inside: list[Ref]) -> list[Ref]:
-        """Submit a task; its references are held."""
-        process, submitter = self.process, self.process.submitter
-        seq = process.next_seq()
-        entries = [Entry(process.object_id(seq, index)) for index in range(plan.num_returns)]
-        refs = [process.make_ref(entry).hold() for entry in entries]
-        for ref in (*arguments, *inside):
-            process.references.escape(ref)
-        payload = msgspec.msgpack.encode((plan, [ref.entry.id for ref in inside]))
-        max_calls = self.random.choice((0, 0, 0, 0, 0, 3)) if plan.kind == "leaf" else 0
-        function = submitter.function(plan.kind, max_calls)
-        runtime_env = self.random.choice(("", "", "", "env")) if plan.kind == "leaf" else ""
-        task = Task(
-            seq, function, function.durations, submitter.pool(resources, runtime_env), payload, entries,
-            TaskExtra(num_returns=plan.num_returns) if plan.num_returns != 1 else None,
-            retries_left=3, retries_errors=True,
-            held=[ref.hold() for ref in (*arguments, *inside)], arguments=list(arguments),
-        )  # fmt: skip
-        process.oracle.submitted(process, task)
-        self.refs += refs
-        submitter.submit(task)
-        return refs
-
-    def put(self, size: int, inside: list[Ref]) -> Code[None]:
-        ref = yield from self.process.values.put(size, inside)
-        self.refs.append(ref)
-
-    def get(self, refs: list[Ref]) -> Code[list[Value]]:
-        """Wait for the values and keep the references that are in them."""
-        loaded = yield from self.process.values.get(refs)
-        for _value, inside in loaded:
-            self.refs += inside
-        return [value for value, _inside in loaded]
 
 
 def draw_plan(random: Random, depth: int, mean_s: float, faults: bool) -> Plan:
@@ -133,7 +32,8 @@ def draw_plan(random: Random, depth: int, mean_s: float, faults: bool) -> Plan:
     if faults and kind == "leaf":
         crashes = random.choice((0,) * 12 + (1, 2, 9))
         raises = random.choice((0,) * 8 + (1, 2, 9))
-    return Plan(kind, random.getrandbits(32), depth, returns, random.expovariate(1 / mean_s), crashes, raises)
+    duration_s, swallows = random.expovariate(1 / mean_s), random.random() < 0.2
+    return Plan(kind, random.getrandbits(32), depth, returns, duration_s, crashes, raises, swallows=swallows)
 
 
 def draw_resources(random: Random, kind: str, total: Resources) -> Resources:
@@ -153,22 +53,66 @@ def draw_size(random: Random, largest: int) -> int:
 
 
 def run(context: Context) -> Code[Outcome]:
-    """A task."""
+    """A task, or a method."""
+    try:
+        yield from _run(context)
+    except InterruptError:
+        if not context.plan.swallows:
+            raise
+    largest = context.process.universe.largest_object
+    values = [(draw_size(context.random, largest), context.pick(2)) for _ in range(context.plan.num_returns)]
+    return Outcome(values)
+
+
+def _run(context: Context) -> Code[None]:
     plan = context.plan
     yield from context.process.compute(plan.duration_s)
     if context.attempt < plan.crashes:
         raise CrashError
     if context.attempt < plan.raises:
         raise TaskFailedError("raised")
+    if plan.kind == "exit":
+        raise ExitError
     if plan.kind == "tree":
         yield from _tree(context)
+    elif plan.kind == "method":
+        yield from _method(context)
     elif plan.kind == "holder":
         context.process.stash += [ref.hold() for ref in context.pick(2)]
         if context.process.stash and context.random.random() < 0.5:
             context.process.stash.pop(0).drop()
-    largest = context.process.universe.largest_object
-    values = [(draw_size(context.random, largest), context.pick(2)) for _ in range(plan.num_returns)]
-    return Outcome(values)
+
+
+def _method(context: Context) -> Code[None]:
+    """Of an actor."""
+    random = context.random
+    if random.random() < 0.2:
+        yield from _put_some(context, 2)
+    if random.random() < 0.2:
+        plan = draw_plan(random, _DEEPEST, context.plan.duration_s + 1e-4, context.process.universe.faulty)
+        context.submit(plan, {"CPU": RESOURCE_UNIT // 2}, context.pick(1), context.pick(1))
+    if random.random() < 0.1:
+        yield from actor_programs.play(context, context.plan.duration_s + 1e-4, 2)
+    if random.random() < 0.2:
+        yield from _get_some(context, 2)
+
+
+def item_count(context: Context) -> int:
+    """How many items a generator makes: an uneven one fewer, when it is run again."""
+    plan = context.plan
+    return max(0, plan.items - context.attempt) if plan.kind == "uneven" else plan.items
+
+
+def make_item(context: Context, index: int) -> Code[tuple[int, list[Ref]]]:
+    """One item of a generator."""
+    plan = context.plan
+    yield from context.process.compute(plan.duration_s)
+    if index == plan.items // 2:
+        if context.attempt < plan.crashes:
+            raise CrashError
+        if context.attempt < plan.raises:
+            raise TaskFailedError("raised")
+    return draw_size(context.random, context.process.universe.largest_object), context.pick(2)
 
 
 def _tree(context: Context) -> Code[None]:
@@ -179,6 +123,8 @@ def _tree(context: Context) -> Code[None]:
         context.submit(plan, draw_resources(random, plan.kind, universe.total), context.pick(2), context.pick(1))
         if random.random() < 0.3:
             yield from context.process.compute(random.random() * 0.01)
+    if universe.with_actors:
+        yield from actor_programs.play(context, context.plan.duration_s + 1e-4, 4)
     if random.random() < 0.8:
         yield from _get_some(context, 3)
     context.drop_some(0.3)
@@ -218,6 +164,10 @@ def driver(context: Context, style: str) -> Code[None]:
         context.drop_some(0.3)
         while len(process.submitter.pending) > 60 and not universe.winding_down:
             yield from process.compute(0.01)
+    if universe.with_actors:
+        yield from context.get(context.refs, 5.0)
+        context.close()
+        return
     last = [ref for ref in context.refs if random.random() < 0.7]
     unique = list({id(ref): ref for ref in last}.values())
     for ref in unique:
@@ -231,6 +181,8 @@ def _mixed(context: Context, mean_s: float) -> Code[None]:
     for _ in range(random.randint(1, 6)):
         plan = draw_plan(random, 0, mean_s, universe.faulty)
         context.submit(plan, draw_resources(random, plan.kind, universe.total), context.pick(3), context.pick(2))
+    if universe.with_actors:
+        yield from actor_programs.play(context, mean_s, 6)
     if random.random() < 0.6:
         yield from context.get(context.pick(4))
     yield from context.process.compute(random.random() * 0.05)

@@ -139,7 +139,6 @@ class Submitter:
         self.pending[task.seq] = task
         if task.held and task.extra is None:
             task.extra = _REFERENCES
-        task.parent = self._process.current
         for entry in task.entries:
             entry.task = task
 

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from typing import Final
 
 from moray.protocol import messages as m
+from tests.simulation.context import ActorInfo, Context, Plan
 from tests.simulation.memory import Memory
 from tests.simulation.network import End, break_connection
 from tests.simulation.node import Node
 from tests.simulation.oracle import Oracle
 from tests.simulation.process import Process
-from tests.simulation.programs import Context, Plan, driver
+from tests.simulation.programs import driver
 from tests.simulation.world import ViolationError, World
 
 #: Within so long everything must end once faults have stopped.
 _PATIENCE_S: Final = 300.0
+#: When a user kills actors whose resources others wait for.
+_IMPATIENT_S: Final = 30.0
 #: Leases linger, slow clients catch up.
 _SETTLE_S: Final = 5.0
 #: The death of a process is noticed after at most so long.
@@ -31,9 +34,14 @@ _KINDS: Final = ("calm", "deadly", "deadly", "breaking", "fair")
 
 
 def may_break(end: End) -> bool:
-    """Whether the connection may be lost: not while tasks are on it, because their answers cannot be repeated yet."""
+    """Whether the connection may be lost."""
     sides = (end, end.other)
-    return not any(side.closed or side.cut or side.peer is None or side.peer.slots for side in sides)
+    return not any(side.closed or side.cut or side.peer is None for side in sides)
+
+
+def carries_tasks(end: End) -> bool:
+    """Whether a lease is on it: its loss costs the worker."""
+    return any(side.peer.slots for side in (end, end.other))
 
 
 class Universe:
@@ -44,21 +52,29 @@ class Universe:
         random = self.world.random
         self.kind = random.choice(_KINDS)
         self.faulty = self.kind in {"deadly", "breaking"}
+        self.with_actors = self.kind != "fair" and random.random() < 0.75
+        #: Connections that were lost while both sides lived.
+        self.breaks = 0
         #: Short tasks of a job of their own are timed, and wait no longer than this.
         self.watching = self.kind == "fair"
         self.patience_s = 1.0
         self.failing_disk = random.choice((0.0, 0.1)) if self.faulty else 0.0
         self.total = {"CPU": random.choice((1, 2, 2, 4, 8)) * m.RESOURCE_UNIT, "blue": 2 * m.RESOURCE_UNIT}
+        # Only actors want it.
+        self.total["green"] = m.RESOURCE_UNIT
         if random.random() < 0.6:
             self.total["GPU"] = random.choice((1, 2)) * m.RESOURCE_UNIT
         capacity = random.choice((1 << 17, 1 << 19, 1 << 22))
         self.largest_object = capacity // random.choice((2, 8))
         self.winding_down = False
         self.memory = Memory()
-        #: Lease and seq of the task that each worker began last; outlives it.
+        #: Of each worker: the lease of its last task, and how many of that have begun; outlives it.
         self.marks: dict[bytes, tuple[int, int]] = {}
         #: All processes that ever were.
         self.processes: dict[bytes, Process] = {}
+        #: Hidden object → the actor that it keeps alive.
+        self.lives: dict[bytes, ActorInfo] = {}
+        self._actors = 0
         self.oracle = Oracle(self)
         self.node = Node(self, capacity)
         #: Drivers whose programs run.
@@ -80,6 +96,10 @@ class Universe:
         self._working.add(process.name)
         context = Context(process, Plan(style, self.world.random.getrandbits(32), 0, 0, 0.0))
         process.start(driver(context, style), lambda: self._working.discard(process.name))
+
+    def next_actor(self) -> bytes:
+        self._actors += 1
+        return f"actor{self._actors}".ljust(16, ".").encode()
 
     def living(self) -> list[Process]:
         return [process for process in self.processes.values() if not process.dead]
@@ -107,6 +127,9 @@ class Universe:
             return
         random = self.world.random
         victim = random.choice(self.living())
+        hosts = [process for process in self.living() if getattr(process, "host", None) is not None]
+        if hosts and random.random() < 0.3:
+            victim = random.choice(hosts)
         dice = random.random()
         if dice < 0.5 and (victim.kind == "worker" or self._may_lose_driver()):
             self.die(victim, -9)
@@ -127,9 +150,11 @@ class Universe:
         random = self.world.random
         victim = random.choice(self.living())
         ends = [end for end in victim.ends if end is not victim.node and may_break(end)]
-        if ends:
-            self.world.log(f"{victim.title} loses a connection")
-            break_connection(self.world, random.choice(ends))
+        end = random.choice(ends) if ends else None
+        if end is not None and (not carries_tasks(end) or self.world.chance(0.1)):
+            self.breaks += 1
+            self.world.log(f"{victim.title} loses {end.name}")
+            break_connection(self.world, end)
         self._expect_break()
 
     def _may_lose_driver(self) -> bool:
@@ -144,19 +169,43 @@ class Universe:
             self.world.step()
         self.world.log("--- no more work, no more faults")
         self.winding_down = True
-        self.world.run_until(lambda: not self._working, _PATIENCE_S, "drivers wait for their tasks")
-        self.world.run_until(lambda: not self.oracle.unended(), _PATIENCE_S, "tasks have not ended")
+        self.world.run_until(lambda: not self._working, _PATIENCE_S, lambda: "drivers wait for their tasks")
+        self._drop_stashes()
+        self.world.at(_IMPATIENT_S, "", self._kill_holders)
+        self.world.run_until(
+            lambda: not self.oracle.unended(), _PATIENCE_S, lambda: f"tasks have not ended: {self.oracle.unended()}"
+        )
         # Tasks of dead owners go on to their end, and so do their references.
-        self.world.run_until(lambda: not any(process.busy for process in self.living()), _PATIENCE_S, "workers run")
+        self.world.run_until(
+            lambda: not any(process.busy for process in self.living()), _PATIENCE_S, lambda: "workers run"
+        )
         self._let_go()
         self._leave()
 
-    def _let_go(self) -> None:
-        self.world.log("--- everything is dropped")
+    def _drop_stashes(self) -> None:
+        """What global variables and actors hold goes, now and again: actors may wait for resources of actors."""
         for process in self.living():
             stash, process.stash = process.stash, []
             for ref in stash:
                 ref.drop()
+        self.world.at(1.0, "", self._drop_stashes)
+
+    def _kill_holders(self) -> None:
+        """A user loses patience: tasks and actors that wait for what actors hold may keep these alive themselves."""
+        for name, actor in list(self.node.actors.table._actors.items()):
+            if actor.made.resources:
+                self._any_driver().node.send(m.KillActor(name, True))
+        self.world.at(_IMPATIENT_S, "", self._kill_holders)
+
+    def _any_driver(self) -> Process:
+        return next(process for process in self.living() if process.kind == "driver")
+
+    def _let_go(self) -> None:
+        self.world.log("--- everything is dropped")
+        driver = self._any_driver()
+        for actor in self.node.actors.table.describe():
+            if actor["detached"] and actor["state"] != "dead":
+                driver.node.send(m.KillActor(bytes.fromhex(actor["actor"]), True))
         self.world.run_for(_SETTLE_S)
         for process in self.living():
             left = process.left()
@@ -167,12 +216,15 @@ class Universe:
             raise ViolationError(f"the store is not empty: {stats}")
         if self.memory.files():
             raise ViolationError(f"files are left on disk: {self.memory.files()}")
+        if actors := self.node.actors_left():
+            raise ViolationError(f"actors are left: {actors}")
         self.node.book.check_rest()
 
     def _leave(self) -> None:
         self.world.log("--- the drivers leave")
         for process in self.living():
             if process.kind == "driver":
+                process.leaving = True
                 process.node.send(m.Shutdown())
-        self.world.run_until(self.node.at_rest, _PATIENCE_S, "jobs have not ended")
+        self.world.run_until(self.node.at_rest, _PATIENCE_S, lambda: "jobs have not ended")
         self.node.book.check_rest()

@@ -276,7 +276,7 @@ class Worker(Process):
         token = Token(owner, spec.seq)
         begin = self.world.now
         plan, inside = load_payload(spec.payload)
-        context = Context(self, plan, extra.attempt)
+        context = Context(self, plan, extra.attempt, work)
         producer = Producer(self, work, extra) if extra.stream is not None else None
         failure = "cancelled" if work.cancelled else ""
         outcome = Outcome()

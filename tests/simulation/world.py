@@ -95,12 +95,12 @@ class World:
             return True
         return False
 
-    def run_until(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
+    def run_until(self, condition: Callable[[], bool], limit_s: float, what: Callable[[], str]) -> None:
         """Step until `condition` holds; a violation if that takes more than `limit_s` simulated seconds."""
         deadline = self.now + limit_s
         while not condition():
             if self.now > deadline or not self.step():
-                raise ViolationError(f"after {limit_s:g} simulated seconds without faults: {what}")
+                raise ViolationError(f"after {limit_s:g} simulated seconds without faults: {what()}")
 
     def run_for(self, duration_s: float) -> None:
         """Let time pass."""

@@ -37,6 +37,8 @@ from moray.runtime_context import get_runtime_context
 __name__ = "ray"
 __version__ = RAY_VERSION
 __commit__ = ""
+#: An older name of it.
+ObjectID = ObjectRef
 #: Makes it a package: everything below it is found by :mod:`moray.compat.finder`.
 __path__: list[str] = []
 
@@ -46,7 +48,7 @@ WORKER_MODE = 1
 LOCAL_MODE = 2
 
 __all__ = [
-    "LOCAL_MODE", "SCRIPT_MODE", "WORKER_MODE", "ObjectRef", "__version__", "available_resources", "cancel",
+    "LOCAL_MODE", "SCRIPT_MODE", "WORKER_MODE", "ObjectID", "ObjectRef", "__version__", "available_resources", "cancel",
     "cluster_resources", "exceptions", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init",
     "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "timeline", "wait",
 ]  # fmt: skip

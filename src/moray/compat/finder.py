@@ -131,7 +131,7 @@ def _missing(name: str) -> ModuleNotFoundError:
     # The name is moray's on purpose: with the one that was asked for, `from ray import tune` would hide this message
     # behind "cannot import name".
     return ModuleNotFoundError(
-        f"No module named {name!r}: `import ray` gives moray {__version__} here (moray.compat), which has no counterpart"
-        " of it",
+        f"No module named {name!r}: `import ray` gives moray {__version__} here (moray.compat), "
+        "which has no counterpart of it",
         name=name.replace("ray", "moray", 1),
     )

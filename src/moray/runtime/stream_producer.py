@@ -28,7 +28,7 @@ from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
 from moray.runtime.references import ItemMade
 from moray.runtime.values import unpicklable
-from moray.serialization import NONE_BLOB, serialize
+from moray.serialization import NONE_BLOB, Serialized, serialize
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
@@ -46,8 +46,21 @@ MESSAGE_BYTES: Final = 1 << 18
 #: The generator pauses while so many frames have not been sent, until there are fewer than a quarter of them.
 MOST_FRAMES: Final = 32
 
+#: … and while so many items in the store are not known to the node.
+MOST_UNSEALED: Final = 8
+
 #: (owner's process, seq) → what makes its items here. Threads add, credits look.
 _producers: dict[tuple[bytes, int], Producer] = {}
+
+
+class Written:
+    """An item in the store, which is not sent before the node knows of it."""
+
+    __slots__ = ("item", "passed")
+
+    def __init__(self, item: m.StreamItem) -> None:
+        self.item = item
+        self.passed = False
 
 
 class Producer:
@@ -62,8 +75,13 @@ class Producer:
         self._attempt = extra.attempt
         self.making = Making(spec.skip, spec.ahead)
         #: (index, item) not yet sent, oldest first. The generator's thread appends; whoever flushes takes.
-        self.out: deque[tuple[int, m.StreamItem | ItemMade]] = deque()
+        self.out: deque[tuple[int, m.StreamItem | ItemMade | Written]] = deque()
         self._out_bytes = 0
+        #: Items in the store: how many were written (by the generator's thread), and sealed (the loop says).
+        self._written = 0
+        self._sealed = 0
+        #: Why an item could not be kept.
+        self._failure: BaseException | None = None
         self._flush_lock = allocate_lock()
         self._flushed_ns = 0
         #: The loop will look after `out` within :data:`TICK_S`.
@@ -96,7 +114,7 @@ class Producer:
                 raise TaskInterrupt  # The signal finds code of ours here most of the time, and leaves it alone.
             if work.cancelled:
                 raise self._executor.cancelled(work, "it was interrupted")
-            if self._is_orphan():
+            if self._is_orphan() or self._failure is not None:
                 break
 
     @base
@@ -119,7 +137,7 @@ class Producer:
                 if self._waits_for_sending or self.making.must_pause():
                     await event.wait()
                 self._waits_for_sending = False
-                if self._is_orphan():
+                if self._is_orphan() or self._failure is not None:
                     return
 
     def _put(self, item: Any) -> None:
@@ -137,9 +155,12 @@ class Producer:
             made = m.StreamItem(packed.to_bytes())
             self._out_bytes += packed.size
         else:
-            _blobs, sizes = self._executor.place(self._work, [packed], index + 1)
-            made = m.StreamItem(b"", sizes[0])
+            made = m.StreamItem(b"", packed.size)
             self._out_bytes += MESSAGE_BYTES  # It is not to be left behind when this process dies.
+            if not packed.contained:
+                self._put_large(index, made, packed)
+                return
+            self._executor.place(self._work, [packed], index + 1)
         if packed.contained:
             made.contained = [ref.binary() for ref in packed.contained]
             gated = ItemMade(self._key[0], made, packed.contained, self._passed)
@@ -154,6 +175,33 @@ class Producer:
             self._armed = True
             self._worker.call_soon(self._arm)
 
+    def _put_large(self, index: int, made: m.StreamItem, packed: Serialized) -> None:
+        """An item for the store: the generator goes on while the node takes note of it (STORE-SEAL)."""
+        if self._failure is not None:
+            raise self._failure
+        written = Written(made)
+        work = self._work
+        key = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail + (index + 1).to_bytes(4, "big")
+        self.out.append((index, written))
+        self._written += 1
+        try:
+            self._worker.values.write_soon(key, packed, lambda error: self._on_sealed(written, error))
+        except BaseException:
+            self.out.pop()  # It is the last, and not passed: nobody has taken it.
+            self._written -= 1
+            raise
+        self.making.made = index + 1
+
+    def _on_sealed(self, written: Written, error: BaseException | None) -> None:
+        """The node has taken note of an item, or could not. Loop only."""
+        self._sealed += 1
+        if error is not None:
+            self._failure = error
+        else:
+            written.passed = True
+            self.flush()
+        self._resume()
+
     def _connection(self) -> Connection:
         """Where to send: an actor's caller may have a new connection."""
         caller = getattr(self._work, "caller", None)
@@ -161,11 +209,16 @@ class Producer:
         return connection
 
     def _is_congested(self) -> bool:
-        return len(self._connection().out) >= MOST_FRAMES
+        return len(self._connection().out) >= MOST_FRAMES or self._written - self._sealed >= MOST_UNSEALED
 
     def _is_orphan(self) -> bool:
         """Nobody is there any more who could want the items."""
         return self._work.connection.peer.dead is not None
+
+    def _is_over(self) -> bool:
+        """Nobody is there any more who could want the items, or nobody wants them. No signal ends the wait of a threaded
+        actor's call."""
+        return self._work.cancelled or self._is_orphan()
 
     def _pause(self, waiter: Any) -> None:
         """Wait until the generator may be resumed; a cancel ends that, too."""
@@ -173,7 +226,7 @@ class Producer:
         if self._is_congested():
             self._waits_for_sending = True
             worker.call_soon(self._arm)
-            while self._is_congested() and not self._is_orphan():
+            while self._is_congested() and not self._is_over():
                 worker.block(waiter, monotonic() + HEARTBEAT_S)
             self._waits_for_sending = False
         if not self.making.must_pause():
@@ -181,7 +234,7 @@ class Producer:
         self._announce()
         worker.blocked()
         try:
-            while self.making.must_pause() and not self._is_orphan():
+            while self.making.must_pause() and not self._is_over():
                 worker.block(waiter, monotonic() + HEARTBEAT_S)
         finally:
             worker.unblocked()
@@ -198,7 +251,7 @@ class Producer:
         self._resume = waiter.notify
         self._waits_for_sending = True
         self.flush()
-        while self.out and not self._is_orphan():
+        while self.out and not self._is_orphan() and self._failure is None:
             # Not `block`: what is done already cannot be cancelled.
             self._worker.wake()
             waiter.wait(HEARTBEAT_S)
@@ -213,11 +266,15 @@ class Producer:
         self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
         self._waits_for_sending = True
         self.flush()
-        while self.out and not self._is_orphan():
+        while self.out and not self._is_orphan() and self._failure is None:
             event.clear()
             if self.out:
                 await event.wait()
         _producers.pop(self._key, None)
+
+    def items(self) -> int:
+        """How many items the owner gets."""
+        return self.making.made - len(self.out) if self._failure is not None else self.making.made
 
     # --- any thread --------------------------------------------------------------------------------------
 
@@ -260,7 +317,8 @@ class Producer:
         if perf_counter_ns() - self._flushed_ns > SEND_AFTER_NS:
             self.flush()
         waits = self._waits_for_sending
-        if waits and len(self._connection().out) < MOST_FRAMES // 4:
+        few_unsealed = self._written - self._sealed < MOST_UNSEALED
+        if waits and few_unsealed and len(self._connection().out) < MOST_FRAMES // 4:
             waits = False
             self._resume()
         self._armed = False
@@ -306,9 +364,12 @@ def answer(
                     iterator.close()  # It may stand at an item; its `finally` blocks belong to the task.
     except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
         producer.finish()
-        executor.failed(work, name, error, begin_ns, token, extra, loaded, items=producer.making.made)
+        executor.failed(work, name, error, begin_ns, token, extra, loaded, items=producer.items())
         return
     producer.finish()
+    if producer._failure is not None:
+        executor.failed(work, name, producer._failure, begin_ns, token, extra, loaded, items=producer.items())
+        return
     _respond(executor, work, name, begin_ns, token, producer.making.made, loaded)
 
 
@@ -343,9 +404,12 @@ async def answer_async(
         cancelled = isinstance(error, asyncio.CancelledError)
         await producer.finish_async()
         shown = executor.cancelled(work, "it was interrupted") if cancelled else error
-        executor.failed(work, name, shown, begin_ns, token, extra, items=producer.making.made)
+        executor.failed(work, name, shown, begin_ns, token, extra, items=producer.items())
         return
     await producer.finish_async()
+    if producer._failure is not None:
+        executor.failed(work, name, producer._failure, begin_ns, token, extra, items=producer.items())
+        return
     _respond(executor, work, name, begin_ns, token, producer.making.made, None)
 
 

@@ -23,9 +23,10 @@ from moray.protocol import messages as m
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.explain_answers import why_pending
 from moray.runtime.references import Contains, TaskToken
-from moray.runtime.space import Place, Space
+from moray.runtime.space import Space
 from moray.runtime.tasks import Life
 from moray.runtime.waits import Wait
+from moray.runtime.writing import Writer, store_error
 from moray.serialization import Serialized, loads, loads_covered, serialize
 from moray.store.client import StoreClient
 
@@ -43,6 +44,9 @@ class Values:
         self.store = StoreClient(arena, runtime.welcome.arena_bytes)
         #: Where the next objects can be written without asking.
         self.space = Space(runtime)
+        writer = Writer(runtime, self)
+        self.write = writer.write
+        self.write_soon = writer.write_soon
         #: Ids whose last view has gone; filled by finalizers in any thread (DEL).
         self._unpinned: deque[bytes] = deque()
         #: Keys of our objects in the store. Threads add, the loop removes.
@@ -90,67 +94,7 @@ class Values:
         entry.ready = True
         return ref
 
-    def write(self, object_id: bytes, serialized: Serialized, acknowledged: bool = False) -> None:
-        """Write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
-        (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
-        place = self.space.take(serialized.size)
-        if place is not None:
-            # Interrupted anywhere here, the place goes back by itself.
-            self._runtime.check_usable()
-            self._fill(place.offset, "", serialized)
-            self._seal(object_id, serialized.size, place, acknowledged)
-            return
-        try:
-            self._create(object_id, serialized)
-            self._seal(object_id, serialized.size, None, acknowledged)
-        except BaseException:
-            self._runtime.node.send(m.AbortObject(object_id))  # If it was sealed, this changes nothing.
-            raise
-
-    def _create(self, object_id: bytes, serialized: Serialized) -> None:
-        """Ask for space for one object, and write it there."""
-        runtime = self._runtime
-
-        def undo(_answer: Any) -> None:
-            # The loop may have sent the question after the caller, interrupted, gave the object up (INTERRUPT).
-            runtime.node.send(m.AbortObject(object_id))
-
-        # What is not needed any more makes room first.
-        before = self._book_drops if runtime.events else None
-        answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), undo, before)
-        if isinstance(answer, m.StoreError) and answer.code == "exists":
-            # An earlier attempt of this task died between its seal and its answer: this one takes its place.
-            runtime.node.send(m.FreeObjects([object_id]))
-            answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), undo)
-        if isinstance(answer, m.StoreError):
-            raise _store_error(answer)
-        self._fill(answer.offset, answer.path, serialized)
-
-    def _fill(self, offset: int, path: str, serialized: Serialized) -> None:
-        view = self.store.view(offset, serialized.size, path)
-        serialized.write_into(view, self.store.copy_into)
-        view.release()
-
-    def _seal(self, object_id: bytes, size: int, place: Place | None, acknowledged: bool) -> None:
-        """Tell the node that an object is complete, and, if it lies in a place, that it is there."""
-        runtime = self._runtime
-        ahead, ahead_size = self.space.wish(size)
-        number = place.number if place is not None else 0
-        if not acknowledged:
-            runtime.node.send(m.SealObject(0, object_id, number, size, ahead, ahead_size))
-        else:
-            seal = lambda request: m.SealObject(request, object_id, number, size, ahead, ahead_size)  # noqa: E731
-            answer = runtime.ask(seal)
-            if isinstance(answer, m.StoreError) and answer.code == "exists":
-                # As in `_create`; only here is it found out.
-                runtime.node.send(m.FreeObjects([object_id]))
-                answer = runtime.ask(seal)
-            if isinstance(answer, m.StoreError):
-                raise _store_error(answer, object_id)
-        if place is not None:
-            self.space.sealed(place)
-
-    def _book_drops(self) -> None:
+    def book_drops(self) -> None:
         """Tell the node of all objects that were dropped before this call. Loop only."""
         self._runtime.references.flush()
         self.flush()
@@ -297,7 +241,7 @@ class Values:
 
         answer = runtime.ask(lambda number: m.PinObject(number, object_id), unpin)
         if isinstance(answer, m.StoreError):
-            raise _store_error(answer, object_id)
+            raise store_error(answer, object_id)
         return self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
 
     def _on_unpinned(self, object_id: bytes) -> None:
@@ -614,11 +558,3 @@ def load_error(blob: bytes | memoryview, cover: Entry | None) -> BaseException:
     if isinstance(error, exceptions.TaskError):
         return error.as_instanceof_cause()
     return error
-
-
-def _store_error(answer: m.StoreError, object_id: bytes = b"") -> exceptions.MorayError:
-    if answer.code == "full":
-        return exceptions.ObjectStoreFullError(answer.detail)
-    if answer.code == "disk":
-        return exceptions.OutOfDiskError(answer.detail)
-    return exceptions.ObjectLostError(f"object {object_id.hex()}: {answer.detail}")

@@ -8,7 +8,6 @@ from moray.ids import (
     FunctionID,
     JobID,
     NodeID,
-    ObjectID,
     PlacementGroupID,
     TaskID,
     UniqueID,
@@ -22,5 +21,6 @@ __all__ = [
     "ObjectRefGenerator", "PlacementGroupID", "StreamingObjectRefGenerator", "TaskID", "UniqueID", "WorkerID",
 ]  # fmt: skip
 
-#: An older name of it.
+#: Older names of them.
+ObjectID = ObjectRef
 StreamingObjectRefGenerator = ObjectRefGenerator

@@ -81,7 +81,7 @@ class _Batch:
 class _Slot:
     """The place of one process."""
 
-    __slots__ = ("batch", "handle", "known", "left")
+    __slots__ = ("batch", "handle", "known", "left", "used")
 
     def __init__(self, handle: Any, left: int) -> None:
         self.handle = handle
@@ -90,6 +90,8 @@ class _Slot:
         self.known: OrderedDict[int, None] = OrderedDict()
         #: Tasks that it may still run; -1: any number.
         self.left = left
+        #: It was given a task.
+        self.used = False
 
 
 class Dispatcher:
@@ -97,6 +99,7 @@ class Dispatcher:
 
     def __init__(self, make_worker: Callable[[], Any], processes: int, tasks_per_process: int | None) -> None:
         self._make_worker = make_worker
+        self._job = moray.get_runtime_context().get_job_id()
         self._tasks_per_process = tasks_per_process or -1
         #: (method, arguments), for the thread.
         self.events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
@@ -107,15 +110,20 @@ class Dispatcher:
         #: Open imaps whose iterables may have more.
         self._feeders = 0
         self._closed = False
+        #: Nothing is run any more.
         self._ended = False
-        self.thread = threading.Thread(target=self._run, name="moray-pool", daemon=True)
-        self.thread.start()
+        #: The thread looks at no more events.
+        self._left = False
+        self._thread = threading.Thread(target=self._run, name="moray-pool", daemon=True)
+        self._thread.start()
 
     # --- any thread ------------------------------------------------------------------------------------
 
     def submit(self, tasks: list[Task]) -> None:
         """Have tasks run."""
         self.events.put((self._on_submit, tasks))
+        if self._left:
+            self._drain()
 
     def open_feeder(self) -> None:
         """More tasks will come, even after :meth:`close`."""
@@ -133,41 +141,69 @@ class Dispatcher:
         """End now."""
         self.events.put((self._on_terminate,))
 
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def handles(self) -> list[Any]:
+        """The processes' actors, as far as they are there."""
+        return [handle for slot in list(self._slots) if (handle := slot.handle) is not None]
+
     # --- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        events = self.events
         while not self._ended:
             try:
-                event = events.get(timeout=RECALL_AFTER_S if self._overdue_possible() else None)
-                while True:
-                    event[0](*event[1:])
-                    if self._ended or events.empty():
-                        break
-                    event = events.get()
+                self._step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for ever.
+                self._end_at_once(error)
+            self._call_back()
+        self._left = True
+        self._drain()
+
+    def _step(self) -> None:
+        try:
+            event = self.events.get(timeout=RECALL_AFTER_S if self._overdue_possible() else None)
+            event[0](*event[1:])
+            while not self._ended:
+                event = self.events.get_nowait()
+                event[0](*event[1:])
+        except Empty:
+            pass
+        self._dispatch()
+        self._recall()
+        if self._closed and not self._ended and not self._pending and not self._feeders and self._is_idle():
+            self._call_back()
+            self._end_in_peace()
+
+    def _drain(self) -> None:
+        """What was submitted while the pool ended fails. Any thread: each event is taken once."""
+        while not self.events.empty():
+            try:
+                event = self.events.get_nowait()
             except Empty:
-                pass
-            del event
-            self._dispatch()
-            self._recall()
-            while self._callbacks:
-                self._call_back(self._callbacks.popleft())
-            if self._closed and not self._ended and not self._pending and not self._feeders and self._is_idle():
-                self._end_in_peace()
+                break
+            event[0](*event[1:])
+        self._call_back()
+
+    def _session_lives(self) -> bool:
+        return moray.is_initialized() and moray.get_runtime_context().get_job_id() == self._job
 
     def _is_idle(self) -> bool:
         return all(slot.batch is None for slot in self._slots)
 
-    @staticmethod
-    def _call_back(callback: Callable[[], Any]) -> None:
-        try:
-            callback()
-        except Exception:
-            logger.exception("a callback of a pool's result raised; the result itself is not touched by that")
+    def _call_back(self) -> None:
+        """Call what the user wanted to be called."""
+        while self._callbacks:
+            try:
+                self._callbacks.popleft()()
+            except Exception:
+                logger.exception("a callback of a pool's result raised; the result itself is not touched by that")
 
     def _on_submit(self, tasks: list[Task]) -> None:
         if self._ended:
-            self._fail(tasks, _terminated())
+            self._fail(tasks, RuntimeError("the pool was closed or terminated before this call"))
         else:
             self._pending.extend(tasks)
 
@@ -178,22 +214,25 @@ class Dispatcher:
         self._closed = True
 
     def _on_terminate(self) -> None:
+        self._end_at_once(RuntimeError("the pool was terminated before this result was there"))
+
+    def _end_at_once(self, error: BaseException) -> None:
         self._ended = True
         tasks = [task for slot in self._slots if slot.batch is not None for task in slot.batch.tasks]
         tasks += self._pending
         self._pending.clear()
         for slot in self._slots:
-            _kill(slot.handle)
+            self._kill(slot.handle)
         self._slots = []
-        self._fail(tasks, _terminated())
+        self._fail(tasks, error)
 
     def _end_in_peace(self) -> None:
         """Processes run their atexit handlers; those that take too long are killed."""
         self._ended = True
         slots, self._slots = self._slots, []
-        used = [slot.handle for slot in slots if slot.known]
+        used = [slot.handle for slot in slots if slot.used]
         del slots  # Those that never ran a task, and may never have started, end by this.
-        if not moray.is_initialized():
+        if not self._session_lives():
             return
         deadline = monotonic() + END_GRACE_S
         try:
@@ -204,7 +243,7 @@ class Dispatcher:
             try:
                 moray.get(end, timeout=max(0.0, deadline - monotonic()))
             except GetTimeoutError:
-                _kill(handle)
+                self._kill(handle)
             except MorayError:
                 pass  # It has ended.
 
@@ -238,13 +277,15 @@ class Dispatcher:
         first = batch.tasks[0]
         function = first.function
         known = slot.known
-        sent = None if function.key in known and function.key else (function.call,)
-        known[function.key] = None
-        known.move_to_end(function.key)
-        if len(known) > MOST_FUNCTIONS:
-            known.popitem(last=False)
+        sent = None if function.key in known else (function.call,)
+        if function.key:
+            known[function.key] = None
+            known.move_to_end(function.key)
+            if len(known) > MOST_FUNCTIONS:
+                known.popitem(last=False)
         payloads = [task.payload for task in batch.tasks]
         slot.batch = batch
+        slot.used = True
         try:
             ref = slot.handle.run.remote(batch.number, function.key, sent, first.mode, payloads)
             ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
@@ -314,7 +355,10 @@ class Dispatcher:
         slot.batch = None
         slot.known.clear()
         slot.left = self._tasks_per_process
+        slot.used = False
         slot.handle = None  # The old one ends by this.
+        if not self._session_lives():
+            raise RuntimeError("the pool's session has ended, and its processes with it: make a new Pool")
         slot.handle = self._make_worker()
 
     def _replace(self, slot: _Slot, error: BaseException) -> None:
@@ -354,6 +398,13 @@ class Dispatcher:
             except Exception as unreadable:  # noqa: BLE001 - whatever unpickling of the user's value raises.
                 outcomes.append((False, unreadable))
         self._deliver(slot, batch, outcomes)
+
+    def _kill(self, handle: Any) -> None:
+        if handle is not None and self._session_lives():
+            try:
+                moray.kill(handle)
+            except MorayError:
+                pass  # The session has ended since, and it with it.
 
     def _fail(self, tasks: list[Task], error: BaseException) -> None:
         for task in tasks:
@@ -422,15 +473,3 @@ class Functions:
                 found = self._known.setdefault(call, Function(call, next(self._numbers)))
             return found
         return Function(call, next(self._numbers) if many else 0)
-
-
-def _kill(handle: Any) -> None:
-    if moray.is_initialized():
-        try:
-            moray.kill(handle)
-        except MorayError:
-            pass  # Its session has ended, and it with it.
-
-
-def _terminated() -> RuntimeError:
-    return RuntimeError("the pool was terminated before this result was there")

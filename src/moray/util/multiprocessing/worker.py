@@ -98,6 +98,7 @@ class PoolWorker:
         functions = self._functions
         if function is not None:
             functions[key] = function[0]
+            functions.move_to_end(key)
             if len(functions) > MOST_FUNCTIONS:
                 functions.popitem(last=False)
         elif key in functions:

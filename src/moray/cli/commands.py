@@ -1,0 +1,139 @@
+"""The commands and their options; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from moray.cli.run import Program, RunCommand
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    import platform
+
+    from moray import __version__
+    from moray.compat import RAY_VERSION
+
+    click.echo(f"moray {__version__} (Python {platform.python_version()}; runs programs for Ray {RAY_VERSION})")
+    context.exit()
+
+
+@click.group(
+    context_settings=_CONTEXT,
+    epilog="""\b
+Examples:
+  moray run program.py --its-own option     run a program
+  moray run --as-ray program.py             run a program that was written for Ray
+  moray doctor                              look whether this machine is fit for moray
+  moray benchmark                           see how fast moray is here
+""",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
+)
+def moray() -> None:
+    """moray: tasks, actors and objects on all CPUs, with the programming model of Ray."""
+
+
+@moray.command(
+    cls=RunCommand,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="""\b
+Examples:
+  moray run program.py --its-own option
+  moray run --as-ray -m package.module argument
+  moray run --as-ray -c "import ray; print(ray.get(ray.put(1)))"
+""",
+)
+@click.option("--as-ray", is_flag=True, help="Let `import ray` give moray, in the program and in its workers.")
+@click.option("-m", "module", metavar="MODULE", help="Run a module; all that follows are its arguments.")
+@click.option("-c", "code", metavar="CODE", help="Run this code; all that follows are its arguments.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT] [ARGUMENTS]...")
+def run(as_ray: bool, module: str | None, code: str | None, arguments: tuple[str, ...]) -> Program:
+    """Run a Python program, as `python` would.
+
+    SCRIPT is the path of a file. The program starts its own session, by init() or at its first task.
+    """
+    from moray.cli.run import plan
+
+    return plan(as_ray, module, code, list(arguments))
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray demo              the full tour if this is a checkout of the project, else the small one
+  moray demo --small      a few seconds; needs nothing but moray
+"""
+)
+@click.option("--small", is_flag=True, help="The small tour, which is part of the package.")
+def demo(small: bool) -> Any:
+    """Show what moray does."""
+    from moray.cli.demo import choose
+
+    return choose(small)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray benchmark
+  moray benchmark --seconds 2 --json > here.json
+"""
+)
+@click.option("--seconds", type=click.FloatRange(0.05, 60), default=0.5, show_default=True, help="For each line.")
+@click.option("--num-cpus", type=click.IntRange(1), help="CPUs of the session. Default: all that may be used.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def benchmark(seconds: float, num_cpus: int | None, as_json: bool) -> None:
+    """Measure moray, in a few seconds.
+
+    A quick look, which other load disturbs; comparisons with other libraries are the project's own benchmarks.
+    """
+    from moray.cli.benchmark import measure_and_print
+
+    measure_and_print(seconds, num_cpus, as_json)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray doctor
+  moray doctor --sweep                  remove what crashed sessions left
+  moray doctor --json --temp-dir /big   look at sessions that were started with _temp_dir="/big"
+"""
+)
+@click.option("--sweep", is_flag=True, help="Remove what sessions left whose node is dead; living ones stay.")
+@click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where sessions are, if not in TMPDIR or /tmp.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(sweep: bool, temp_dir: str, as_json: bool) -> int:
+    """Examine this machine.
+
+    Whether it is fit for moray, and whether crashed sessions left something. Exits with 1 if something is missing that
+    moray cannot do without.
+    """
+    from moray.cli.doctor import examine_and_print
+
+    return examine_and_print(sweep, temp_dir, as_json)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray completion bash >> ~/.bashrc
+  moray completion zsh  >> ~/.zshrc
+  moray completion fish > ~/.config/fish/completions/moray.fish
+"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion script."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(moray, {}, "moray", "_MORAY_COMPLETE").source())

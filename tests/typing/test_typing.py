@@ -1,0 +1,66 @@
+"""mypy and pyright accept the right program, and find each error of the wrong one (docs/typing.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tidy.source import ROOT
+
+HERE = Path(__file__).parent
+ACCEPTED, REFUSED = HERE / "accepted.py", HERE / "refused.py"
+_MARK = re.compile(r"# error(?:: (\w+))?$")
+
+
+def run(*arguments: str) -> str:
+    """What a checker prints; 1 is its exit code when it has found errors."""
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), f"{arguments} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def mypy(path: Path) -> dict[int, str]:
+    """Line → the error that mypy finds there."""
+    found = {}
+    for line in run("mypy", "--no-error-summary", "--hide-error-context", str(path)).splitlines():
+        match = re.fullmatch(r"(.+?):(\d+): error: (.*)", line)
+        if match and (ROOT / match[1]) == path:
+            found[int(match[2])] = match[3]
+    return found
+
+
+def pyright(path: Path) -> dict[int, str]:
+    """Line → the error that pyright finds there."""
+    report = json.loads(run("pyright", "--outputjson", str(path)))
+    assert report["summary"]["filesAnalyzed"] == 1
+    return {found["range"]["start"]["line"] + 1: found["message"] for found in report["generalDiagnostics"]}
+
+
+def marked(path: Path, checker: str) -> set[int]:
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    marks = ((number, _MARK.search(line)) for number, line in lines)
+    return {number for number, mark in marks if mark and mark[1] in (None, checker)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_the_right_program_is_accepted(checker: Callable[[Path], dict[int, str]]) -> None:
+    assert checker(ACCEPTED) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_each_error_is_found(checker: Callable[[Path], dict[int, str]]) -> None:
+    found = checker(REFUSED)
+    expected = marked(REFUSED, checker.__name__)
+    assert len(expected) > 40
+    assert not expected - set(found), "lines whose error is not found"
+    assert not {line: found[line] for line in set(found) - expected}, "errors in lines that are right"
