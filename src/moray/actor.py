@@ -390,6 +390,17 @@ class ActorHandle(Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_handle, (self._moray_actor, self._moray_creator, self._actor_ref, self._moray_shared.blob)
 
+    def __del__(self) -> None:
+        # Drops the reference, which C code notes, and then lets the loop look, which may sleep for a while: an actor
+        # that nobody can call any more should not hold its resources meanwhile (DEL: it appends and wakes, no more).
+        try:
+            reference, self._actor_ref = self._actor_ref, None
+            if reference is not None:
+                del reference
+                self._moray_runtime.wake()
+        except Exception:  # noqa: BLE001, S110 - half made, or the session has ended: there is nobody to tell.
+            pass
+
     def __repr__(self) -> str:
         return f"Actor({self._moray_shared.meta.class_name}, {self._moray_actor.hex()})"
 

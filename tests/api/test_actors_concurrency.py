@@ -1,7 +1,7 @@
 """Actors that run several calls at once: threads, coroutines, concurrency groups, out of order."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_out_of_order_execution() -> None:
         return seen
 
     kind = type("Notes", (), {"note": note, "__module__": __name__})
-    ordered = moray.remote(kind).remote()
-    unordered = moray.remote(allow_out_of_order_execution=True)(kind).remote()
+    ordered = moray.remote(kind).remote()  # type: ignore[var-annotated]
+    unordered = moray.remote(allow_out_of_order_execution=True)(kind).remote()  # type: ignore[var-annotated]
     for actor, last in ((ordered, [1, 2]), (unordered, [2, 1])):
         refs = [actor.note.remote(slow.remote()), actor.note.remote(2)]
         assert max(moray.get(refs), key=len) == last
@@ -196,7 +196,7 @@ def test_the_constructor_sees_the_running_loop() -> None:
 
 def test_max_concurrency_of_async_actors() -> None:
     for options, most in (({"max_concurrency": 3}, 3), ({}, 50)):
-        actor = Async.options(**options).remote()
+        actor = Async.options(**options).remote()  # type: ignore[arg-type]
         moray.get([actor.work.remote(0.1 if most == 50 else 0.01) for _ in range(50)])
         found = moray.get(actor.most_at_once.remote())
         assert found == most if most == 3 else 3 < found <= most

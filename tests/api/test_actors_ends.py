@@ -1,7 +1,7 @@
 """How actors end: killed, by themselves, by an error of the constructor, by a signal; what callers hear."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 

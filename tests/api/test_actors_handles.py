@@ -1,7 +1,7 @@
 """Handles of actors: passed, stored, pickled, compared, weak and strong; the actor ends with the last one."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 

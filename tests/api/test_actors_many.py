@@ -1,7 +1,7 @@
 """Many actors at once, actors that make actors, and what actors print."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 

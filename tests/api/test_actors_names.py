@@ -1,7 +1,7 @@
 """Names and namespaces of actors, detached actors, and who may be found."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 

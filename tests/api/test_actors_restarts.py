@@ -1,7 +1,7 @@
 """Actors that come back: restarts, calls that are tried again, and what is told in between."""
 
 # A class decorator's result is not known to mypy.
-# mypy: disable-error-code="attr-defined,no-any-return"
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 

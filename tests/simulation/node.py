@@ -160,9 +160,10 @@ class Node:
             self.send(action.owner, m.LeaseRefused(action.key, action.reason, action.infeasible))
 
     def _on_return(self, client: Client, message: m.ReturnLease) -> None:
+        broken = self.scheduler.worker_of(client.process, message.lease) if message.broken else b""
         self.tell("return_lease", client.process, message.lease, message.discard, self.world.now)
-        if message.broken and message.broken in self.clients:
-            self.universe.die(self.clients[message.broken].body, -9)
+        if broken in self.clients:
+            self.universe.die(self.clients[broken].body, -9)
 
     def send(self, process: bytes, message: m.Message) -> None:
         client = self.clients.get(process)

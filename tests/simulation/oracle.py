@@ -40,6 +40,8 @@ class Run:
     attempt: int
     #: It asked for another.
     retried: bool = False
+    #: Its answer was lost with a connection.
+    unheard: bool = False
     #: Of a call: of the actor.
     incarnation: int = -1
 
@@ -142,6 +144,13 @@ class Oracle:
         record = self.tasks[process.name, task.seq]
         record.runs[-1].retried = record.reordered = True
 
+    def out_of_reach(self, process: Process, task: Task) -> None:
+        """Its owner has lost the connection to its worker, and the lease."""
+        for run in self.tasks[process.name, task.seq].runs:
+            run.retried = run.unheard = True
+        if not self._universe.breaks:
+            raise ViolationError(f"task {task.seq} of {process.title} is given up, but no connection was lost")
+
     def ended(self, process: Process, task: Task, how: str) -> None:
         record = self.tasks[process.name, task.seq]
         story = f"task {task.seq} of {process.title}"
@@ -150,7 +159,7 @@ class Oracle:
         record.ended = how
         if how == "cancelled" and record.last < 0:
             raise ViolationError(f"{story} was cancelled, and nobody had asked for that")
-        if how == "crashed" and not any(run.worker.dead for run in record.runs):
+        if how == "crashed" and not any(run.worker.dead or run.unheard for run in record.runs):
             raise ViolationError(f"{story} has crashed, but no worker of it is dead")
         if record.actor:
             self.calls.check_end(record, how, story)

@@ -33,6 +33,8 @@ class Peer:
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.connection: End | None = None
+        #: All that are open.
+        self.connections: dict[End, None] = {}
         self.dead = False
         #: Functions of ours that it knows.
         self.functions: set[int] = set()
@@ -116,6 +118,10 @@ class Process:
     @property
     def title(self) -> str:
         return self.name.decode().rstrip(".")
+
+    def is_busy(self) -> bool:
+        """Whether user code runs here that is no driver's program."""
+        return self.busy
 
     def unsent(self) -> list[Any]:
         """Tasks and results that are here and whose references are on their way."""
@@ -270,6 +276,7 @@ class Process:
         connect(here, there)
         here.peer = peer
         peer.connection = here
+        peer.connections[here] = None
         here.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.name, 0))
         return here
 
@@ -283,8 +290,8 @@ class Process:
     def _on_hello(self, connection: End, hello: m.Hello) -> None:
         peer = self.peer(hello.process)
         connection.peer = peer
-        if peer.connection is None:
-            peer.connection = connection
+        peer.connection = connection
+        peer.connections[connection] = None
         if peer.name in self.references.core.peers:
             self.references.core.reconnected(peer.name)
 
@@ -293,6 +300,7 @@ class Process:
         connection.hang_up()
         if peer is None:
             return
+        peer.connections.pop(connection, None)
         if peer.connection is connection:
             peer.connection = None
             peer.functions.clear()
@@ -311,10 +319,9 @@ class Process:
         peer = self.peer(message.process)
         if peer.dead:
             return
-        if peer.connection is not None:
-            peer.connection.drain()
-        if peer.connection is not None:
-            self.close(peer.connection)
+        for connection in list(peer.connections):
+            connection.drain()
+            self.close(connection)
         peer.dead = True
         self.submitter.worker_died(peer, self.universe.marks.get(peer.name, (0, 0)))
         self.references.process_died(peer)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _UNSENT: Final = 64
 
 
+def is_wanted(entry: Entry) -> bool:
+    """Whether anything needs the value that an entry is about to get."""
+    return entry.alive is not None if entry.book is None else not getattr(entry.book, "freed", False)
+
+
 class Inbox:
     """What user code has of a generator: items that have arrived, oldest first, each held once."""
 
@@ -105,7 +110,7 @@ class Stream:
         if self._forgotten:
             return False
         if self.dynamic:
-            return task.entries[0].alive is not None or task.entries[0].book is not None
+            return is_wanted(task.entries[0])
         return not self.inbox.dropped
 
     def arrived(self, task: Task, connection: network.End, message: m.StreamItems) -> None:
@@ -179,7 +184,7 @@ class Stream:
         """Make the references to all items the value of the task's own object, if anybody still refers to that."""
         process = self._process
         process.references.drain()
-        if entry.alive is None and entry.book is None:
+        if not is_wanted(entry):
             return
         refs = list(self.inbox.items)
         entry.blob = process.pickle(refs)

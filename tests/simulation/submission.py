@@ -421,8 +421,14 @@ class Submitter:
                 slot.worker[0].drain()
                 peer.slots.pop(message.lease, None)
                 self._forget(pool, slot)
-                pool.queue.extendleft(reversed(pool.lost(slot)))
-                self._process.cancels.sweep(pool)
+                tasks = pool.lost(slot)
+                if slot.worker[0].closed:  # Any of them may have run there, and its answer is lost.
+                    for task in tasks:
+                        self._process.oracle.out_of_reach(self._process, task)
+                        self._survive(task)
+                else:
+                    pool.queue.extendleft(reversed(tasks))
+                    self._process.cancels.sweep(pool)
                 self._fill(pool)
                 return
 

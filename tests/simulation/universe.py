@@ -177,7 +177,7 @@ class Universe:
         )
         # Tasks of dead owners go on to their end, and so do their references.
         self.world.run_until(
-            lambda: not any(process.busy for process in self.living()), _PATIENCE_S, lambda: "workers run"
+            lambda: not any(process.is_busy() for process in self.living()), _PATIENCE_S, lambda: "workers run"
         )
         self._let_go()
         self._leave()

@@ -67,6 +67,9 @@ class Worker(Process):
             m.StreamCredit: self._on_credit,
         }
 
+    def is_busy(self) -> bool:
+        return self.busy or (self.host is not None and bool(self.host.running))
+
     def unsent(self) -> list[Any]:
         """What is here and has references in it, encodable."""
         found: list[Any] = [work.spec for work in [*self.queue, self.current] if isinstance(work, (Queued, Called))]

@@ -178,8 +178,10 @@ def test_actors_that_hold_each_other_end_with_the_session(tmp_path: Path) -> Non
 def test_a_caller_whose_actor_has_gone_may_go_on(moray_session: ModuleType) -> None:
     maker, process = parent()
     children = [moray.get(maker.make.remote(), timeout=30)[0] for _ in range(3)]
-    moray.get([child.pid.remote() for child in children[-1:]], timeout=30)
+    actors = moray.get([child.pid.remote() for child in children], timeout=30)
     os.kill(process, signal.SIGKILL)
+    for actor in actors:
+        gone(actor)
     for child in children:
         with pytest.raises(ActorError):
             moray.get(child.pid.remote(), timeout=30)
@@ -210,9 +212,9 @@ child = textwrap.dedent('''
 
     plain = Counter.options(name="plain").remote()
     stays = Counter.options(name="stays", lifetime="detached", max_restarts=1).remote()
+    moray.get(stays.add.remote())
     print("pids", os.getpid(), moray.get(plain.pid.remote()), moray.get(stays.pid.remote()), flush=True)
     plain.sleep.remote()
-    stays.add.remote()
     time.sleep(60)
 ''')
 address = context.address_info["address"]

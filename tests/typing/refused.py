@@ -64,7 +64,7 @@ def functions() -> None:
     add.remote(text.remote(1))  # error: pyright
     add.remote("1", add.remote(1))  # error: pyright
     add.remote(add.remote(1), "2")  # error
-    add.remote(add.remote(1), add.remote(1), add.remote(1))  # error
+    add.remote(add.remote(1), add.remote(1), add.remote(1))  # error: pyright
     add.remote(y=1)  # error
     count.remote("1")  # error
     add(1)  # error

@@ -7,6 +7,7 @@ frames are taken out of the traceback.
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import sys
@@ -58,7 +59,7 @@ class Program(NamedTuple):
             compat.install()
         code, names = self.load()
         main = ModuleType("__main__")
-        main.__dict__.update(names, __builtins__=__builtins__)
+        main.__dict__.update(names, __builtins__=builtins)
         # The interpreter's own __main__ must outlive the program, as it is below us on the stack.
         sys.modules["moray.cli.__main__"], sys.modules["__main__"] = sys.modules["__main__"], main
         exec(code, main.__dict__)  # noqa: S102 - it is what the user asked for

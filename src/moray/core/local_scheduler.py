@@ -180,6 +180,13 @@ class LocalScheduler:
             self._freed(worker)
         return self._decide()
 
+    def worker_of(self, owner: bytes, lease: int) -> bytes:
+        """The worker that `owner` has under this lease; b"" if that is over."""
+        held = self._leases.get(lease)
+        if held is None or held.worker is None or held.request.owner.process != owner:
+            return b""
+        return held.worker.process
+
     def revoked(self, worker: bytes, lease: int, now: float) -> list[Action]:
         """The worker acknowledges: nothing of leases up to `lease` is queued or runs there."""
         self._advance(now)

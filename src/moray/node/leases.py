@@ -115,10 +115,12 @@ class Leases:
         )
 
     def _on_return(self, client: Client, message: m.ReturnLease) -> None:
+        # Not `message.broken` itself: if this crossed a revocation, that may be somebody else's worker by now.
+        broken = self.scheduler.worker_of(client.process, message.lease) if message.broken else b""
         self.perform(self.scheduler.return_lease(client.process, message.lease, message.discard, monotonic()))
-        if message.broken:
+        if broken:
             # It may be in C code that never ends, and what it would still say is lost: there is nothing to wait for.
-            self._events.stop_worker(message.broken, "its owner lost the connection to it, or gave it up", now=True)
+            self._events.stop_worker(broken, "its owner lost the connection to it, or gave it up", now=True)
 
     def _on_revoked(self, client: Client, message: m.RevokedLease) -> None:
         self.perform(self.scheduler.revoked(client.process, message.lease, monotonic()))

@@ -43,6 +43,8 @@ _BATCH_CALLS: Final = 256
 _BATCH_BYTES: Final = 256 * 1024
 #: A caller that has nothing more to say tells the actor after so long which replies it has.
 _ANSWERED_AFTER_S: Final = 1.0
+#: When a connection that could not be made is tried again.
+_CONNECT_AGAIN_S: Final = 0.1
 #: When a full connection is looked at again.
 _FULL_RETRY_S: Final = 0.002
 
@@ -476,9 +478,13 @@ class ActorClient:
         """Begin, or resume, the conversation with the present incarnation."""
         if callee.peer is None or callee.peer.dead is not None:
             return
-        connection = self._runtime.connect(callee.peer)
+        peer = callee.peer
+        connection = self._runtime.connect(peer)
+        if connection is None:
+            # It has died since, and the head is about to say so; or we have no descriptor left, which may pass.
+            self._runtime.reactor.call_later(_CONNECT_AGAIN_S, lambda: self._reconnect(callee, peer))
         if connection is None or connection is callee.connection:
-            return  # It has died since, and the head is about to say so.
+            return
         self._runtime.submitter.settle(connection)
         runs = callee.calls.resend()
         for number, calls in runs or [(callee.calls.next, [])]:

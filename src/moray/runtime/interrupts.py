@@ -4,7 +4,8 @@ The loop, led by the I/O thread, sends the main thread a signal, again and again
 the handler in the main thread between two bytecodes, and it interrupts blocking system calls. The handler raises
 :class:`TaskInterrupt` only if
 
-- what runs now is what is to be ended, and
+- what runs now is what is to be ended,
+- the user's code is not already dealing with it: what its ``finally`` blocks do is done to the end, and
 - the interrupted code is the user's: no frame of ours lies between it and the executor's, so that no state of ours
   is left half changed. A wait of ours (``get``) is ended by waking it: it looks at :meth:`Interrupts.due` and raises
   itself.
@@ -13,6 +14,7 @@ the handler in the main thread between two bytecodes, and it interrupts blocking
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import CellType, CodeType, FrameType, FunctionType, MethodType
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 SIGNAL: Final = signal.SIGRTMIN + 7
 #: A signal is swallowed inside a finalizer, and left alone while code of ours runs: so it is sent again.
 REPEAT_S: Final = 0.1
+#: So many errors that came while others were handled are looked through.
+_DEEPEST_CONTEXT: Final = 20
 
 #: The code of ours that calls the user's functions: what is above it on the stack is the user's.
 bases: set[CodeType] = set()
@@ -76,9 +80,9 @@ class Interrupts:
         worker.reactor.call_later(REPEAT_S, lambda: self._repeat(work))
 
     def due(self) -> bool:
-        """Whether what the main thread runs is to be ended. Main thread."""
+        """Whether what the main thread runs is to be ended, and does not know it. Main thread."""
         target = self.target
-        return target is not None and target is self._worker.executor.current
+        return target is not None and target is self._worker.executor.current and not _is_handled()
 
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
         if not self.due():
@@ -92,6 +96,18 @@ class Interrupts:
             if _is_ours(at):
                 return
             at = at.f_back
+
+
+def _is_handled() -> bool:
+    """Whether this thread is in a handler or a ``finally`` block of an interrupt, or in one of an error in there."""
+    error = sys.exc_info()[1]
+    for _ in range(_DEEPEST_CONTEXT):
+        if error is None:
+            return False
+        if isinstance(error, TaskInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -73,7 +73,7 @@ class Follower:
 
     def read(self, send: Send) -> bool:
         """Send the lines that were complete when this was called; whether there was anything new."""
-        end = os.fstat(self.fd).st_size
+        end = os.lseek(self.fd, 0, os.SEEK_END)  # A quarter of fstat's cost, which each result pays; reads say where.
         if end == self.offset:
             return False
         if end < self.offset:

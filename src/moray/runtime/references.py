@@ -314,7 +314,7 @@ class ReferenceShell:
         if failed._entry.contained is None:
             return
         self.drain()
-        if entry.alive is not None or entry.book is not None:
+        if is_wanted(entry):
             container = self.book(entry)
             assert isinstance(container, Owned)
             entry.contained = [failed]
@@ -513,3 +513,10 @@ class ReferenceShell:
                         "cannot be reached"
                     ),
                 )
+
+
+def is_wanted(entry: Entry) -> bool:
+    """Whether anything needs the value that an entry of ours is about to get. Loop only, events drained: what was freed
+    must not be given anything to hold, for nothing would end that."""
+    book = entry.book
+    return entry.alive is not None if book is None else not book.freed

@@ -45,7 +45,9 @@ def _leave(_answer: Any) -> None:
 class Peer:
     """Another process of the session, as far as this one talks to it. Owned by the loop."""
 
-    __slots__ = ("address", "callee", "caller", "connection", "dead", "functions", "origin", "pid", "slots")
+    __slots__ = (
+        "address", "callee", "caller", "connection", "connections", "dead", "functions", "origin", "pid", "slots",
+    )  # fmt: skip
 
     def __init__(self, origin: Origin, address: str, pid: int = 0) -> None:
         self.origin = origin
@@ -53,6 +55,8 @@ class Peer:
         self.pid = pid
         #: The connection to send on; None: not connected at the moment.
         self.connection: Connection | None = None
+        #: All that are open: both sides may have connected at once, and an old one may not have ended here yet.
+        self.connections: dict[Connection, None] = {}
         #: Why the process is gone; None while it lives.
         self.dead: m.ProcessDied | None = None
         #: Functions of ours that it knows.
@@ -403,8 +407,9 @@ class Runtime:
         job = hello.job_id.to_bytes(4, "big") if hello.job_id else None
         peer = self.peer(hello.process, hello.address, hello.pid, job)
         connection.peer = peer
-        if peer.connection is None:
-            peer.connection = connection
+        # The newest: the one before may be dead unseen, and answers to what is repeated here would be lost on it.
+        peer.connection = connection
+        peer.connections[connection] = None
         self.references.reconnected(peer)
 
     def peer(self, process: bytes, address: str = "", pid: int = 0, job: bytes | None = None) -> Peer:
@@ -435,6 +440,7 @@ class Runtime:
         connection = Connection(sock, self.reactor, self.on_message, self._on_peer_closed)
         connection.peer = peer
         peer.connection = connection
+        peer.connections[connection] = None
         job = self.welcome.job_id
         connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.process, self.pid, self.address, None, job))
         return connection
@@ -451,6 +457,7 @@ class Runtime:
         peer = connection.peer
         if peer is None:
             return
+        peer.connections.pop(connection, None)
         if peer.connection is connection:
             peer.connection = None
             peer.functions.clear()
@@ -481,8 +488,7 @@ class Runtime:
 
     def _drain(self, peer: Peer) -> None:
         """Read what a dead process still had sent, so that nothing that arrived is lost."""
-        connection = peer.connection
-        if connection is not None:
+        for connection in list(peer.connections):
             self.drain_connection(connection)
             connection.close("the process ended")
 
@@ -554,7 +560,7 @@ class Runtime:
         object_ref.importer = None
         self.events.clear()
         descriptors = [self._listener.fileno(), self.node.fd, *self.reactor.descriptors()]
-        descriptors += [peer.connection.fd for peer in self.peers.values() if peer.connection is not None]
+        descriptors += [connection.fd for peer in self.peers.values() for connection in peer.connections]
         for fd in descriptors:
             try:
                 os.close(fd)
@@ -570,8 +576,8 @@ class Runtime:
         if object_ref.importer == self.references.import_ref:
             object_ref.importer = None
         for peer in list(self.peers.values()):
-            if peer.connection is not None:
-                peer.connection.close()
+            for connection in list(peer.connections):
+                connection.close()
         self.node.close()
         self.reactor.unregister(self._listener.fileno())
         self._listener.close()

@@ -21,6 +21,7 @@ from moray.core.streams import Arriving, End
 from moray.object_ref import Entry, ObjectRef
 from moray.object_ref_generator import Dropped, DynamicObjectRefGenerator, Inbox, ObjectRefGenerator
 from moray.protocol import messages as m
+from moray.runtime.references import is_wanted
 from moray.runtime.values import dump_error
 from moray.serialization import NONE_BLOB, serialize
 
@@ -70,8 +71,7 @@ class Stream:
         """The inbox, if anybody wants what comes."""
         if self._kept is not None:
             entry = task.entry
-            wanted = entry is not None and (entry.alive is not None or entry.book is not None)
-            return self._kept if wanted else None
+            return self._kept if entry is not None and is_wanted(entry) else None
         return self._dropped() if self._dropped is not None else None
 
     def arrived(self, task: Task, connection: Connection, message: m.StreamItems) -> None:
@@ -167,7 +167,7 @@ class Stream:
         """Make the references to all items the value of the task's own object, if anybody still refers to that."""
         references = self._runtime.references
         references.drain()
-        if entry.alive is None and entry.book is None:
+        if not is_wanted(entry):
             return
         # Our own class and our own references: no code of the user's runs here (CALLBACKS).
         serialized = serialize(DynamicObjectRefGenerator(inbox))

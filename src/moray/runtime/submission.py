@@ -508,11 +508,7 @@ class Submitter:
         if message.infeasible:
             self._runtime.output.warn(message.reason)
             return
-        error = exceptions.RuntimeEnvSetupError(message.reason)
-        self._fail_pool(pool, error)
-
-    def _fail_pool(self, pool: KeyPool, error: BaseException) -> None:
-        blob = dump_error(error)
+        blob = dump_error(exceptions.RuntimeEnvSetupError(message.reason))
         pool.requested = 0
         while pool.queue:
             self.finish_with(pool.queue.popleft(), blob, False)
@@ -529,7 +525,13 @@ class Submitter:
                 self._runtime.drain_connection(slot.worker[0])
                 self.settle(slot.worker[0])
                 peer.slots.pop(message.lease, None)
-                self._runtime.cancels.requeue(pool, pool.lost(slot))
+                tasks = pool.lost(slot)
+                if slot.worker[0].closed:  # Any of them may have run there, and its answer is lost.
+                    death = m.ProcessDied(peer.origin.process, peer.pid, 0, "its answers came no more")
+                    for task in tasks:
+                        self._survive(task, death, "is out of reach")
+                else:
+                    self._runtime.cancels.requeue(pool, tasks)
                 self._fill(pool)
                 return
 
@@ -605,30 +607,27 @@ class Submitter:
             self._fill(pool)
         peer.slots.clear()
 
-    def _survive(self, task: Task, death: m.ProcessDied) -> None:
+    def _survive(self, task: Task, death: m.ProcessDied, fate: str = "has died") -> None:
         """A task that had begun (or whose result was not sent) when its worker died: try again, or fail it."""
         if task.retries_left and not task.cancelled:
             if task.entries is None and task.entry is not None and task.stream is None:
                 task.entries, task.entry = [task.entry], None  # Its result is not taken by the short way.
             self._retry(task)
             return
+        for entry in task.entries if task.entries is not None else [task.entry]:
+            if entry is not None:
+                self._runtime.values.forget_stored(entry)
         if task.cancelled:
-            for entry in task.entries if task.entries is not None else [task.entry]:
-                if entry is not None:
-                    self._runtime.values.forget_stored(entry)
             self.finish_with(task, self._runtime.cancels.error_blob(task, "its worker was ended"), False)
             return
         error = exceptions.WorkerCrashedError(
-            f"the worker (pid {death.pid}) that ran task {task.options.name}() has died: {death.reason}"
+            f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
             + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),
             exit_code=death.status if death.status >= 0 else None,
             signal_number=-death.status if death.status < 0 else None,
             stderr_tail=death.stderr,
             pid=death.pid,
         )
-        for entry in task.entries if task.entries is not None else [task.entry]:
-            if entry is not None:
-                self._runtime.values.forget_stored(entry)
         self.finish_with(task, dump_error(error), False)
 
     def session_ended(self, reason: str) -> None:

@@ -105,7 +105,10 @@ class Values:
         """The value of one reference."""
         entry = ref._entry
         if not entry.ready:
-            self._wait_for([entry], timeout_s)
+            if timeout_s is None:
+                self._wait_for_one(entry)
+            else:
+                self._wait_for([entry], timeout_s)
         if self._runtime.output.pending:
             self._runtime.output.drain()
         return self.load(entry)
@@ -126,6 +129,30 @@ class Values:
             for ref in refs:
                 ref._entry.seen = True  # One error is raised for all.
             raise
+
+    def _wait_for_one(self, entry: Entry) -> None:
+        """`_wait_for`, for the most frequent case: one entry, without a limit."""
+        runtime = self._runtime
+        runtime.check_usable()
+        waiter = runtime.new_waiter()
+        notify = waiter.notify
+        try:
+            work = runtime.current_work() if runtime.concurrent else runtime.work
+            self._getters[waiter] = "get()", (entry,), 0, monotonic(), work, get_ident(), None
+            if self.subscribe(entry, notify):
+                return
+            runtime.blocked()
+            try:
+                if self._stored and runtime.events:
+                    runtime.wake()  # This thread has time now: let the loop book what was dropped.
+                while not entry.ready:
+                    runtime.block(waiter, None)
+            finally:
+                runtime.unblocked()
+        finally:
+            self._getters.pop(waiter, None)
+            if not entry.ready:
+                self._unsubscribe((entry,), notify)
 
     def _wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
         """Return when all are ready, or raise the first error among them as soon as it is there."""

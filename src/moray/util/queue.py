@@ -16,8 +16,8 @@ __all__ = ["Empty", "Full", "JoinableQueue", "Queue"]
 
 _T = TypeVar("_T")
 
-#: Calls that may wait in the queue's actor at once. A waiting ``get`` must not keep a ``put`` out, so it is as good as no
-#: limit; a waiting coroutine costs some kilobytes.
+#: Calls that may wait in the queue's actor at once. A waiting ``get`` must not keep a ``put`` out, so it is as good as
+#: no limit; a waiting coroutine costs some kilobytes.
 _MOST_WAITING = 1_000_000
 
 
@@ -32,8 +32,8 @@ class Full(queue.Full):
 class Queue:
     """A first-in-first-out queue between processes, with the methods of :class:`queue.Queue` and more.
 
-    Items are copied: what is put is pickled, what is got is a new object. An ObjectRef that is put arrives as its value;
-    put it into a list to keep it a reference.
+    Items are copied: what is put is pickled, what is got is a new object. An ObjectRef that is put arrives as its
+    value; put it into a list to keep it a reference.
 
     Args:
         maxsize: how many items there may be; 0: any number.
@@ -99,14 +99,14 @@ class Queue:
             return self._ask(self._actor().get, _checked(timeout))
         return self._ask(self._actor().get_nowait)
 
-    async def put_async(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+    async def put_async(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the interface.
         """:meth:`put` in an asyncio loop."""
         if block:
             await self._ask_async(self._actor().put, item, _checked(timeout))
         else:
             await self._ask_async(self._actor().put_nowait, item)
 
-    async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:
+    async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - part of the interface.
         """:meth:`get` in an asyncio loop."""
         if block:
             return await self._ask_async(self._actor().get, _checked(timeout))
@@ -244,13 +244,13 @@ class _QueueActor:
     async def full(self) -> bool:
         return self._queue.full()
 
-    async def put(self, item: Any, timeout: float | None = None) -> None:
+    async def put(self, item: Any, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the interface.
         if not self._queue.full():
             self._queue.put_nowait(item)
             return
         await _within(timeout, lambda: self._queue.put(item), Full)
 
-    async def get(self, timeout: float | None = None) -> Any:
+    async def get(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - part of the interface.
         if not self._queue.empty():
             return self._queue.get_nowait()
         return await _within(timeout, self._queue.get, Empty)
@@ -285,7 +285,7 @@ class _QueueActor:
         await self._queue.join()
 
 
-async def _within(timeout: float | None, step: Callable[[], Awaitable[_T]], error: type[Exception]) -> _T:
+async def _within(timeout: float | None, step: Callable[[], Awaitable[_T]], error: type[Exception]) -> _T:  # noqa: ASYNC109 - part of the interface.
     """The step's value, or `error` if it takes too long."""
     if timeout == 0:
         raise error("the queue is empty" if error is Empty else "the queue is full")

@@ -60,7 +60,7 @@ class Task(NamedTuple):
     """One call, or one chunk of a map."""
 
     job: Any
-    index: int
+    position: int
     function: Function
     mode: int
     payload: Any
@@ -95,7 +95,7 @@ class _Slot:
 
 
 class Dispatcher:
-    """The state of a pool and its thread. The pool itself may be dropped: nothing here refers to it but open results."""
+    """The state of a pool and its thread. The pool may be dropped: nothing here refers to it but open results."""
 
     def __init__(self, make_worker: Callable[[], Any], processes: int, tasks_per_process: int | None) -> None:
         self._make_worker = make_worker
@@ -368,7 +368,7 @@ class Dispatcher:
             self._fail(batch.tasks, error)
 
     def _ask_each(self, slot: _Slot, batch: _Batch, error: BaseException) -> None:
-        """The batch's answer could not be sent or read: a result that does not pickle, or arguments that do not load."""
+        """The batch's answer could not be sent or read: a result does not pickle, or an argument does not load."""
         try:
             ref = slot.handle.outcomes.remote(batch.number)
         except MorayError as ended:
@@ -411,7 +411,7 @@ class Dispatcher:
             self._tell(task, False, error)
 
     def _tell(self, task: Task, success: bool, value: Any) -> None:
-        callback = task.job._deliver(task.index, success, value)
+        callback = task.job._deliver(task.position, success, value)
         if callback is not None:
             self._callbacks.append(callback)
 

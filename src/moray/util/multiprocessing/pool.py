@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import moray
 from moray.config import env_name
@@ -19,6 +19,8 @@ from moray.util.multiprocessing.results import (
 )
 from moray.util.multiprocessing.worker import APPLY, CONTROL, MAP, STARMAP, PoolWorker, chunks_of
 
+_I = TypeVar("_I", bound=IMapIterator)
+
 #: Chunks that ``imap`` takes ahead of its reader from an iterable without a length.
 READ_AHEAD: Final = 512
 
@@ -26,10 +28,10 @@ READ_AHEAD: Final = 512
 class Pool:
     """A pool of processes, each an actor, with the methods of the standard library's.
 
-    What differs from the standard library: lambdas, closures and what ``__main__`` defines can be sent; a task whose process
-    dies fails with an error that says why, instead of hanging; an error of the initializer is raised by all results;
-    results that a terminated pool did not get raise RuntimeError instead of hanging; ``imap`` over an iterable without a
-    length reads at most 512 chunks ahead of whoever takes its results.
+    What differs from the standard library: lambdas, closures and what ``__main__`` defines can be sent; a task whose
+    process dies fails with an error that says why, instead of hanging; an error of the initializer is raised by all
+    results; results that a terminated pool did not get raise RuntimeError instead of hanging; ``imap`` over an iterable
+    without a length reads at most 512 chunks ahead of whoever takes its results.
 
     Short tasks are sent to a process several at a time; those that it has not begun go to another one that is idle, so
     tasks may wait for each other as long as there are processes for all of them.
@@ -58,7 +60,7 @@ class Pool:
         processes: int | None = None,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] | None = None,
-        maxtasksperchild: int | None = None,
+        maxtasksperchild: Any = None,
         context: Any = None,  # noqa: ARG002 - the standard library's; see the docstring.
         ray_address: str | None = None,
         ray_remote_args: dict[str, Any] | None = None,
@@ -173,7 +175,7 @@ class Pool:
         """:meth:`imap` in the order in which the results come."""
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
 
-    def _imap(self, kind: type[Any], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None) -> Any:
+    def _imap(self, kind: type[_I], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None) -> _I:
         self._check_open()
         _check_chunksize(chunksize or 1)
         function = self._functions.of(func, many=True)

@@ -1,7 +1,7 @@
 """What a pool's calls return: results that come later, one by one or as an iterator.
 
-The pool's thread delivers outcomes; any thread may wait. A wait is a plain :class:`threading.Event` that is made by whoever
-waits first, since most results are ready, or dropped, before anybody does.
+The pool's thread delivers outcomes; any thread may wait. A wait is a plain :class:`threading.Event` that is made by
+whoever waits first, since most results are ready, or dropped, before anybody does.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _NOTHING: Final = object()
 
 
 def plain_error(error: BaseException) -> BaseException:
-    """What the user's function raised, with the remote traceback as its cause, as the standard library's pool has it."""
+    """What the user's function raised, with the remote traceback as its cause, as in the standard library."""
     if not isinstance(error, TaskError):
         return error
-    from multiprocessing.pool import RemoteTraceback
+    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 
     cause = error.cause
     cause.__cause__ = RemoteTraceback(f'\n"""\n{error.traceback_str}\n"""')
@@ -117,10 +117,7 @@ class MapResult(AsyncResult):
 
 
 class IMapIterator(Iterator[Any]):
-    """The results of ``imap``, in order.
-
-    `feed` gives more tasks to the pool while the iterable has some; `ahead` is how many may be there that nobody has taken.
-    """
+    """The results of ``imap``, in order."""
 
     def __init__(self, pool: Any, feeder: Feeder) -> None:
         self._pool = pool
@@ -187,6 +184,11 @@ class IMapIterator(Iterator[Any]):
             self._arrived[index] = success, value
             self._changed.notify_all()
 
+    def _look_again(self) -> None:
+        """Other threads may wait for a result that will not come."""
+        with self._changed:
+            self._changed.notify_all()
+
     def __del__(self) -> None:
         self._feeder.abandon()
 
@@ -202,7 +204,11 @@ class Feeder:
     """Takes chunks from an iterable and submits them, no further ahead of the reader than it may be."""
 
     def __init__(
-        self, chunks: Iterator[Any], ahead: int | None, submit: Callable[[Any, int, Any], None], ended: Callable[[], None]
+        self,
+        chunks: Iterator[Any],
+        ahead: int | None,
+        submit: Callable[[Any, int, Any], None],
+        ended: Callable[[], None],
     ) -> None:
         self._chunks = chunks
         #: None: any number.
@@ -229,7 +235,7 @@ class Feeder:
             reader = self._reader()
             if reader is None:
                 return
-            while self.open and (everything or self._ahead is None or reader._fed - reader._taken < self._ahead):
+            while everything or self._ahead is None or reader._fed - reader._taken < self._ahead:
                 try:
                     chunk = next(self._chunks, _NOTHING)
                 except Exception as error:  # noqa: BLE001 - the iterable's; the reader raises it.
@@ -238,6 +244,7 @@ class Feeder:
                     chunk = _NOTHING
                 if chunk is _NOTHING:
                     self.abandon()
+                    reader._look_again()
                     return
                 number, reader._fed = reader._fed, reader._fed + 1
                 self._submit(reader, number, chunk)

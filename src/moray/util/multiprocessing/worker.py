@@ -1,8 +1,8 @@
 """The actor that is one process of a pool.
 
 Calls run in the process's main thread, one batch of tasks after another. Next to it, in a thread of a concurrency group
-of its own, :meth:`PoolWorker.give_back` can take what a batch has not begun. Both take tasks from the same deque by single
-C calls, so that each task is taken exactly once.
+of its own, :meth:`PoolWorker.give_back` can take what a batch has not begun. Both take tasks from the same deque by
+single C calls, so that each task is taken exactly once.
 """
 
 from __future__ import annotations
@@ -134,14 +134,17 @@ class PoolWorker:
             try:
                 found.append(cloudpickle.dumps((success, value)))
             except Exception as error:  # noqa: BLE001 - whatever pickling of the user's value raises.
-                found.append(cloudpickle.dumps((False, _describe("the pickling of a result", _unsendable(value, error)))))
+                found.append(
+                    cloudpickle.dumps((False, _describe("the pickling of a result", _unsendable(value, error))))
+                )
         return found
 
 
 def _unsendable(value: Any, error: BaseException) -> Exception:
-    from multiprocessing.pool import MaybeEncodingError
+    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 
-    return MaybeEncodingError(error, value)
+    made: Exception = MaybeEncodingError(error, value)
+    return made
 
 
 def _describe(what: Any, error: BaseException) -> TaskError:
