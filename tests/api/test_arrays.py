@@ -111,7 +111,7 @@ def test_two_gets_see_the_same_memory() -> None:
 def test_arrays_are_aligned() -> None:
     for value in ([np.arange(LARGE)], {"odd": b"x" * 13, "array": np.arange(LARGE), "more": [np.ones(LARGE)]}):
         copy = moray.get(moray.put(value))
-        arrays = [copy[0]] if isinstance(copy, list) else [copy["array"], copy["more"][0]]
+        arrays = [copy[0]] if isinstance(copy, list) else [copy["array"], copy["more"][0]]  # type: ignore[index]
         assert all(address(array) % 64 == 0 for array in arrays)
 
 

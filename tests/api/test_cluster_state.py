@@ -153,7 +153,7 @@ def test_of_actors() -> None:
 
 @pytest.mark.parametrize("kind", [Waiting, AsyncWaiting])
 def test_calls_that_run_at_once_have_their_own_task_ids(kind: type) -> None:
-    actor = moray.remote(kind).options(max_concurrency=2).remote()
+    actor = moray.remote(kind).options(max_concurrency=2).remote()  # type: ignore[var-annotated]
     refs = [actor.context.remote(), actor.context.remote()]
     assert [each["task"] for each in moray.get(refs)] == [ref.task_id().hex() for ref in refs]
 

@@ -173,10 +173,10 @@ def test_many_large_items_ahead_of_a_slow_consumer() -> None:
         for _ in range(n):
             yield bytes(90_000)
 
-    generator = wide.remote(500)
-    assert len(moray.get(next(generator))) == 90_000
+    generator = wide.remote(500)  # type: ignore[assignment]
+    assert len(moray.get(next(generator))) == 90_000  # type: ignore[arg-type]
     time.sleep(0.2)
-    assert sum(len(moray.get(ref)) for ref in generator) == 499 * 90_000
+    assert sum(len(moray.get(ref)) for ref in generator) == 499 * 90_000  # type: ignore[arg-type, misc]
 
 
 # --- dropping ------------------------------------------------------------------------------------------------------

@@ -378,7 +378,7 @@ def test_wait_for_completion(tmp_path: Path) -> None:
 
 def test_get_of_a_generator_says_what_to_do() -> None:
     with pytest.raises(TypeError, match="iterate over it"):
-        moray.get(count.remote(1))
+        moray.get(count.remote(1))  # type: ignore[call-overload]
 
 
 def as_argument(value: Any) -> Any:

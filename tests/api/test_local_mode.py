@@ -134,7 +134,7 @@ def test_unpicklable_arguments_and_results_are_found() -> None:
     with pytest.raises(TypeError, match="argument 0 of echo"):
         echo.remote(threading.Lock())
     with pytest.raises(TypeError, match="the result of"):
-        moray.get(moray.remote(threading.Lock).remote())
+        moray.get(moray.remote(threading.Lock).remote())  # type: ignore[call-overload]
 
 
 @moray.remote

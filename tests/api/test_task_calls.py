@@ -131,7 +131,7 @@ def test_none_is_a_result() -> None:
 
 
 def test_top_level_reference_arrives_as_its_value() -> None:
-    assert moray.get(add.remote(add.remote(1, 1), y=moray.put(5))) == 7
+    assert moray.get(add.remote(add.remote(1, 1), y=moray.put(5))) == 7  # type: ignore[call-overload]
 
 
 def test_nested_reference_arrives_as_reference() -> None:

@@ -47,9 +47,9 @@ def identity(value: Any) -> Any:
 )
 def test_option_typo_is_refused_with_a_suggestion(typo: str, meant: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{typo}.*{meant}"):
-        one.options(**{typo: 1})
+        one.options(**{typo: 1})  # type: ignore[call-overload]
     with pytest.raises((TypeError, ValueError), match=f"{typo}.*{meant}"):
-        moray.remote(**{typo: 1})(lambda: None)
+        moray.remote(**{typo: 1})(lambda: None)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
