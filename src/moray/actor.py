@@ -11,12 +11,9 @@ method object holds its handle and never the other way round: the last handle's 
 from __future__ import annotations
 
 import os
-import warnings
 from types import GenericAlias, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeAlias, Unpack, cast, overload
 from weakref import WeakValueDictionary
-
-import msgspec
 
 from moray import exceptions
 from moray.actor_methods import method
@@ -28,8 +25,8 @@ from moray.runtime import actor_meta, state
 from moray.runtime.actor_meta import ActorMeta, MethodMeta
 from moray.runtime.actor_plans import CallPlan, ClassPlans
 from moray.runtime.arguments import LargeArguments, prepare
+from moray.runtime.detached import make_self_contained
 from moray.runtime.signatures import Signature, parameters_of
-from moray.serialization import serialize
 from moray.typed_calls import (
     ActorKeywords,
     Called,
@@ -153,7 +150,7 @@ class ActorClass(Generic[T, Parameters]):
         exported.signature().check(self.__name__, args, kwargs)
         spec, creation = self._describe(runtime, blob)
         if spec.detached:
-            _make_self_contained(runtime, spec, creation, contained, args, kwargs)
+            make_self_contained(runtime, spec, creation, contained, args, kwargs)
             made = runtime.actors.create(spec, creation, None, [])
         else:
             prepared = prepare(runtime.values, args, kwargs, self.__name__, exported.large) if args or kwargs else None
@@ -290,44 +287,6 @@ class _ExportedClass:
         return described
 
 
-def _make_self_contained(
-    runtime: Runtime,
-    spec: m.ActorSpec,
-    creation: m.Creation,
-    contained: list[ObjectRef[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    """A detached actor may be made again when its creator is gone: all arguments go inline, whatever their size,
-    and references inside them are kept for ever (FUNCTIONS)."""
-    plain_args = [_fetched(runtime, value) for value in args]
-    plain_kwargs = {name: _fetched(runtime, value) for name, value in kwargs.items()}
-    if plain_args or plain_kwargs:
-        try:
-            serialized = serialize((tuple(plain_args), plain_kwargs))
-        except Exception as error:  # Whatever the pickling of the user's values raises.
-            from moray.runtime.values import unpicklable
-
-            raise unpicklable((args, kwargs), f"the arguments of {spec.class_name}()", error) from error
-        creation.payload = serialized.to_bytes()
-        contained = contained + serialized.contained
-    if contained:
-        warnings.warn(
-            f"detached actor {spec.class_name}: its class or arguments contain {len(contained)} references. As it may "
-            "be made again at any time, these objects are kept until this process ends, and are lost then; "
-            "pass values, or references as arguments of their own.",
-            UserWarning,
-            stacklevel=3,
-        )
-        for reference in contained:
-            reference.__reduce__()  # Outside of any pickling of ours: pinned.
-    spec.creation = msgspec.msgpack.encode(creation)
-
-
-def _fetched(runtime: Runtime, value: Any) -> Any:
-    return runtime.values.get_one(value, None) if type(value) is ObjectRef else value
-
-
 def _check_group(group: str, groups: list[str], where: str) -> None:
     if group and group not in groups:
         there = f"there are {', '.join(groups)}" if groups else "the class has none: give it concurrency_groups={…}"
@@ -391,12 +350,10 @@ class ActorHandle(Generic[T]):
         return _rebuild_handle, (self._moray_actor, self._moray_creator, self._actor_ref, self._moray_shared.blob)
 
     def __del__(self) -> None:
-        # Drops the reference, which C code notes, and then lets the loop look, which may sleep for a while: an actor
-        # that nobody can call any more should not hold its resources meanwhile (DEL: it appends and wakes, no more).
+        # C code notes the end of the reference; the loop, which may sleep, is to look at once (DEL).
         try:
-            reference, self._actor_ref = self._actor_ref, None
-            if reference is not None:
-                del reference
+            if self._actor_ref is not None:
+                self._actor_ref = None
                 self._moray_runtime.wake()
         except Exception:  # noqa: BLE001, S110 - half made, or the session has ended: there is nobody to tell.
             pass

@@ -66,6 +66,7 @@ def about(found: list[dict[str, str]], name: str) -> list[str]:
     return [f"{finding['state']}: {finding['what']}" for finding in found if name in finding["found"]]
 
 
+@pytest.mark.slow
 def test_crashed_session_is_found_and_swept_and_a_living_one_stays(temporary: Path) -> None:
     with living_session(temporary) as (driver, living):
         dead = crash(temporary)
@@ -127,3 +128,12 @@ def test_for_people(temporary: Path) -> None:
     text = command("doctor", env=env(temporary)).stdout
     assert text.splitlines()[0] == "state\twhat\tfound"
     assert "\x1b" not in text
+
+
+def test_directory_that_others_may_write(temporary: Path) -> None:
+    root = temporary / f"moray-{os.getuid()}"
+    root.mkdir(mode=0o700)
+    root.chmod(0o755)
+    finished = command("doctor", "--json", env=env(temporary), check=False)
+    (missing,) = [finding for finding in json.loads(finished.stdout) if finding["state"] == "missing"]
+    assert (finished.returncode, "drwxr-xr-x" in missing["found"]) == (1, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.procs import run_driver, spawn_driver
@@ -48,3 +50,20 @@ def test_address(name: str) -> None:
         address = driver.wait_line("address ")
         code = "import moray; print(moray.init()['address'])"
         assert run_driver(code, env={name: address}).stdout.strip() == address
+
+
+def test_runtime_env_hook(tmp_path: Path) -> None:
+    (tmp_path / "hooks.py").write_text(
+        "def add(found):\n    return {**found, 'env_vars': {**found['env_vars'], 'B': 'hook'}}\n"
+    )
+    environment = {"RAY_RUNTIME_ENV_HOOK": "hooks.add", "PYTHONPATH": str(tmp_path)}
+    assert run_driver(ENVIRONMENT, env=environment).stdout.strip() == "['init', 'hook']"
+    skipped = ENVIRONMENT.replace("num_cpus=1", "num_cpus=1, _skip_env_hook=True")
+    assert run_driver(skipped, env=environment).stdout.strip() == "['init', None]"
+
+
+@pytest.mark.parametrize("hook", ["nothing", "os.nothing", "no_such_module.function"])
+def test_runtime_env_hook_that_is_none(hook: str) -> None:
+    found = run_driver(ENVIRONMENT, env={"MORAY_RUNTIME_ENV_HOOK": hook}, check=False)
+    assert found.returncode == 1
+    assert f"MORAY_RUNTIME_ENV_HOOK={hook} should name a function" in found.stderr

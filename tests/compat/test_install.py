@@ -164,9 +164,9 @@ def test_threads_that_import_at_once_get_one_module() -> None:
 
 def test_stand_ins_import_in_a_fresh_interpreter() -> None:
     names = [
-        "_private", "_private.services", "_private.state", "_private.utils", "_private.worker", "_raylet",
-        "cloudpickle", "job_config", "runtime_env", "services", "state", "types", "util.client", "util.client.common",
-        "worker",
+        "_private", "_private.ray_constants", "_private.services", "_private.state", "_private.utils",
+        "_private.worker", "_raylet", "cloudpickle", "job_config", "ray_constants", "runtime_env", "services", "state",
+        "types", "util.client", "util.client.common", "worker",
     ]  # fmt: skip
     code = INSTALL + "".join(f"import ray.{name}\n" for name in names)
     subprocess.run([sys.executable, "-c", code], check=True)

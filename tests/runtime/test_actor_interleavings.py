@@ -147,6 +147,7 @@ def test_a_cancel_that_comes_while_the_task_is_taken_from_the_queue(tmp_path: Pa
     assert executor.unfound
     executor.look_for(queued)
     assert queued.cancelled
+    assert not executor.unfound
     other = Queued(connection, 1, m.TaskSpec(6, 0, b""))
     executor.look_for(other)
     assert not other.cancelled

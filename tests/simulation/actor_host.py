@@ -50,7 +50,8 @@ class ActorHost:
         if caller is None:
             worker.close(connection)
             return
-        if connection is not caller.connection:
+        present: Any = caller.connection
+        if connection is not present:
             return
         caller.forget(message.answered)
         again = []

@@ -175,8 +175,9 @@ class ActorClient:
         return not missing
 
     def retry(self, call: Call) -> None:
-        """The call raised, and is to be tried again: after what its caller has submitted since."""
-        call.callee.queue.append(call)
+        """The call raised, and is to be tried again: before what its caller has made since, which may wait for it."""
+        queue = call.callee.queue
+        queue.insert(next((at for at, other in enumerate(queue) if other.seq > call.seq), len(queue)), call)
         self.pump_soon(call.callee)
 
     # --- the loop: results ----------------------------------------------------------------------------------
@@ -257,6 +258,7 @@ class ActorClient:
 
     def connection_closed(self, connection: End, peer: Peer) -> None:
         """A connection to an actor is gone; whether the actor is, the head says (LIVENESS)."""
+        self.creations.connection_closed(peer)
         callee: Callee | None = peer.callee
         if callee is None or callee.connection is not connection:
             return
@@ -288,13 +290,13 @@ class ActorClient:
         callee.last_told = 0
         for call in callee.calls.restart():
             if call.cancelled:
-                self._process.cancels.end_unsent(call)
+                self._fail(call, "cancelled")
             elif call.retries_left:
                 call.retries_left -= 1
                 self._process.submitter.again(call)
                 again.append(call)
             else:
-                self._process.submitter.finish_with(call, "actor unavailable")
+                self._fail(call, "actor unavailable")
         callee.queue.extendleft(reversed(again))
 
     def _fail_all(self, callee: Callee) -> None:
@@ -304,7 +306,14 @@ class ActorClient:
         callee.queue.clear()
         error = load(callee.error).error if callee.error else "actor dead"
         for call in calls:
-            self._process.submitter.finish_with(call, error)
+            self._fail(call, error)
+
+    def _fail(self, call: Call, error: str) -> None:
+        """The call ends with its actor, which may have left its result in the store."""
+        if call.number >= 0:
+            for entry in call.entries:
+                self._process.values.forget_stored(entry.id)
+        self._process.submitter.finish_with(call, error)
 
     def open_calls(self) -> list[tuple[bytes, int]]:
         """What is not answered."""

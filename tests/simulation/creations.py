@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tests.simulation.process import Peer, Process
 
 
+#: As in moray.runtime.creations.
+_AGAIN_S: Final = 0.01
+
+
 class Created(msgspec.Struct, eq=False):
     """An actor of ours that is not dead for good."""
 
@@ -28,6 +32,8 @@ class Created(msgspec.Struct, eq=False):
     arguments: list[Ref]
     held: list[Ref]
     waiting: int = 0
+    #: The process that is to become it, and what it was told, until it is known to have been.
+    placed: Any = None
 
     def drop(self) -> None:
         held, self.held, self.arguments = self.held, [], []
@@ -119,12 +125,28 @@ class Creations:
         start: Any = m.StartActor(
             message.actor, message.incarnation, created.seq, creation, process.name, message.devices
         )
-        process.send(process.peer(message.process), start)
+        peer = process.peer(message.process)
+        created.placed = peer, start
+        process.send(peer, start)
+
+    def connection_closed(self, peer: Peer) -> None:
+        """What a process that is to be an actor of ours was told may be lost: again."""
+        if peer.dead:
+            return
+        for created in self.created.values():
+            if created.placed is not None and created.placed[0] is peer:
+                self._process.later(_AGAIN_S, lambda created=created: self._start_again(created, peer))  # type: ignore[misc]
+
+    def _start_again(self, created: Created, peer: Peer) -> None:
+        if created.placed is not None and created.placed[0] is peer and not peer.dead:
+            self._process.send(peer, created.placed[1])
 
     def constructed(self, peer: Peer, result: m.Result) -> None:
         """The constructor of an actor of ours has returned."""
         self._process.references.unwanted(peer, result)
         created = self._creations.get(result.seq)
+        if created is not None:
+            created.placed = None
         if created is not None and not created.restartable:
             self._creations.pop(created.seq, None)
             created.drop()

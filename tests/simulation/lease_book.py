@@ -77,10 +77,10 @@ class LeaseBook:
             if isinstance(action, Grant):
                 self._granted(action)
             elif isinstance(action, Revoke):
-                held = self.leases[action.lease]
-                if held.permanent:
+                revoked = self.leases[action.lease]
+                if revoked.permanent:
                     raise ViolationError(f"lease {action.lease} of an actor is revoked")
-                held.revoking = True
+                revoked.revoking = True
             elif isinstance(action, StopWorker):
                 self._workers.discard(action.worker)
                 if (held := self.lease_of(action.worker)) is not None:

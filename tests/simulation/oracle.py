@@ -147,7 +147,7 @@ class Oracle:
     def out_of_reach(self, process: Process, task: Task) -> None:
         """Its owner has lost the connection to its worker, and the lease."""
         for run in self.tasks[process.name, task.seq].runs:
-            run.retried = run.unheard = True
+            run.retried = run.unheard = self._universe.unheard = True
         if not self._universe.breaks:
             raise ViolationError(f"task {task.seq} of {process.title} is given up, but no connection was lost")
 
@@ -163,6 +163,7 @@ class Oracle:
             raise ViolationError(f"{story} has crashed, but no worker of it is dead")
         if record.actor:
             self.calls.check_end(record, how, story)
+        self._universe.unheard |= how == "stream lost"
         if how == "stream lost" and not (record.actor and self._universe.breaks):
             raise ViolationError(f"{story}: items of its stream were lost, but no connection was")
         if how == "stream inconsistent" and b"uneven" not in task.payload:

@@ -12,11 +12,11 @@ from moray.protocol import messages as m
 from moray.runtime.work import Called, Queued
 from tests.simulation import programs
 from tests.simulation.context import Context
+from tests.simulation.network import End
 from tests.simulation.objects import ItemMade
 from tests.simulation.user_code import Code, InterruptError, Open
 
 if TYPE_CHECKING:
-    from tests.simulation.network import End
     from tests.simulation.worker import Worker
 
 #: As in moray.runtime.stream_producer.
@@ -47,7 +47,10 @@ class Producer:
         return [item.item if isinstance(item, ItemMade) else item for _index, item in self.out]
 
     def _connection(self) -> End:
-        connection: End = self._work.caller.connection if isinstance(self._work, Called) else self._work.connection
+        connection: Any = self._work.connection
+        if isinstance(self._work, Called):
+            connection = self._work.caller.connection
+        assert isinstance(connection, End)
         return connection
 
     def _is_orphan(self) -> bool:

@@ -299,6 +299,8 @@ class Submitter:
             self._retry(task)
             return
         for entry in task.entries:
+            if task.attempt:
+                self._process.values.forget_stored(entry.id)  # An attempt that died may have left its result.
             if not entry.ready:
                 entry.blob, entry.error = dump(Value(0, error=error)), True
                 self.publish(entry)
@@ -422,7 +424,7 @@ class Submitter:
                 peer.slots.pop(message.lease, None)
                 self._forget(pool, slot)
                 tasks = pool.lost(slot)
-                if slot.worker[0].closed:  # Any of them may have run there, and its answer is lost.
+                if slot.worker[0].ended():  # Any of them may have run there, and its answer is lost.
                     for task in tasks:
                         self._process.oracle.out_of_reach(self._process, task)
                         self._survive(task)

@@ -55,6 +55,8 @@ class Universe:
         self.with_actors = self.kind != "fair" and random.random() < 0.75
         #: Connections that were lost while both sides lived.
         self.breaks = 0
+        #: Answers or items of workers that live were lost with one.
+        self.unheard = False
         #: Short tasks of a job of their own are timed, and wait no longer than this.
         self.watching = self.kind == "fair"
         self.patience_s = 1.0
@@ -175,12 +177,13 @@ class Universe:
         self.world.run_until(
             lambda: not self.oracle.unended(), _PATIENCE_S, lambda: f"tasks have not ended: {self.oracle.unended()}"
         )
-        # Tasks of dead owners go on to their end, and so do their references.
-        self.world.run_until(
-            lambda: not any(process.is_busy() for process in self.living()), _PATIENCE_S, lambda: "workers run"
-        )
+        # Tasks of dead owners go on to their end, and so do their references; they may submit others.
+        self.world.run_until(lambda: not self._busy(), _PATIENCE_S, lambda: f"there is work: {self._busy()}")
         self._let_go()
         self._leave()
+
+    def _busy(self) -> list[str]:
+        return [process.title for process in self.living() if process.is_busy()] + self.oracle.unended()
 
     def _drop_stashes(self) -> None:
         """What global variables and actors hold goes, now and again: actors may wait for resources of actors."""
@@ -207,6 +210,12 @@ class Universe:
             if actor["detached"] and actor["state"] != "dead":
                 driver.node.send(m.KillActor(bytes.fromhex(actor["actor"]), True))
         self.world.run_for(_SETTLE_S)
+        if self.unheard:
+            # What their answers handed over, and nobody got, is given up with them.
+            for process in self.living():
+                if process.kind == "worker":
+                    self.die(process, -9)
+            self.world.run_for(_SETTLE_S)
         for process in self.living():
             left = process.left()
             if left:

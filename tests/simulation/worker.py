@@ -187,7 +187,7 @@ class Worker(Process):
     def _on_caller(self, connection: End, message: m.CallerHello) -> None:
         peer = connection.peer
         if peer.caller is None:
-            peer.caller = Caller(peer.name, connection)
+            peer.caller = Caller(peer.name, connection)  # type: ignore[arg-type]
         replaced = peer.caller.connection
         if peer.caller.hello(message.number, message.conversation) and replaced is not connection:
             peer.caller.connection = peer.connection = connection
@@ -286,7 +286,7 @@ class Worker(Process):
         try:
             if not failure:
                 if isinstance(work, Called):
-                    self.oracle.call_started(self, owner, spec)
+                    self.oracle.call_started(self, owner, work.spec)
                 yield from self.take_arguments(context, token, inside, extra.arguments)
                 if isinstance(work, Called):
                     yield from self.references.secure(token)
@@ -385,20 +385,18 @@ class Worker(Process):
         """Send the gathered answers."""
         self._flushed = self.world.now
         results, self._results = self._results, []
-        batch: list[m.Result] = []
-        for position, (work, result) in enumerate(results):
+        # Runs of answers that go the same way.
+        batches: list[tuple[End, bool, list[m.Result]]] = []
+        for work, result in results:
             called = isinstance(work, Called)
             target = work.caller.connection if called else work.connection
             if called:
                 work.caller.keep(work.number, result)
-            batch.append(result)
-            following = results[position + 1][0] if position + 1 < len(results) else None
-            same = type(following) is type(work) and (
-                following.caller is work.caller if called else following.connection is target
-            )
-            if not same:
-                target.send(m.CallResults(batch) if called else m.Results(batch))
-                batch = []
+            if not batches or batches[-1][:2] != (target, called):
+                batches.append((target, called, []))
+            batches[-1][2].append(result)
+        for target, called, batch in batches:
+            target.send(m.CallResults(batch) if called else m.Results(batch))
 
     def _count_call(self, queued: Queued) -> None:
         calls = self._functions[queued.connection.peer.name, queued.spec.function]

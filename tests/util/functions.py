@@ -49,7 +49,7 @@ def generate(n: int, error_at: int = -1) -> Any:
         yield i
 
 
-class Awkward(Exception):
+class AwkwardError(Exception):
     """Its `args` do not fit its ``__init__``."""
 
     def __init__(self, what: str, number: int) -> None:
@@ -59,4 +59,4 @@ class Awkward(Exception):
 
 
 def raise_awkward(_x: Any = None) -> None:
-    raise Awkward("bad", 7)
+    raise AwkwardError("bad", 7)

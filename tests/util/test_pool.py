@@ -54,14 +54,14 @@ class Scaler:
 
 
 def test_more_functions_than_a_process_remembers(pool: Pool) -> None:
-    made = [_function(number) for number in range(200)]
+    made = [_function(number) for number in range(80)]
     for _ in range(2):
-        assert [pool.apply_async(function) for function in made][-1].get(30) == 199
-        assert [pool.apply(function) for function in made] == list(range(200))
+        assert [pool.apply_async(function) for function in made][-1].get(30) == 79
+        assert [pool.apply(function) for function in made] == list(range(80))
 
 
 def _function(number: int) -> Any:
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"__name__": "__main__"}  # So that it is sent by value.
     exec(f"def function(): return {number}", space)
     return space["function"]
 
@@ -103,10 +103,10 @@ def _lock(x: int) -> Any:
 
 
 def test_errors_with_awkward_constructors(pool: Pool) -> None:
-    with pytest.raises(f.Awkward) as caught:
+    with pytest.raises(f.AwkwardError) as caught:
         pool.apply(f.raise_awkward)
     assert (caught.value.what, caught.value.number) == ("bad", 7)
-    with pytest.raises(f.Awkward):
+    with pytest.raises(f.AwkwardError):
         pool.map(f.raise_awkward, range(10), 1)
 
 
@@ -173,7 +173,11 @@ def _at_exit(path: str) -> None:
     import pathlib
     import time
 
-    atexit.register(lambda: (time.sleep(0.2), pathlib.Path(path).touch()))
+    def leave() -> None:
+        time.sleep(0.2)
+        pathlib.Path(path).touch()
+
+    atexit.register(leave)
 
 
 def test_a_dropped_pool_ends(shared_session: ModuleType) -> None:
@@ -302,8 +306,8 @@ def test_a_pool_starts_a_session_of_its_size_and_outlives_none() -> None:
             print(type(error).__name__ != "TimeoutError")
         try:
             pool.apply_async(square, (2,)).get(20)
-        except RuntimeError as error:
-            print("ended" in str(error) or "closed or terminated" in str(error), moray.is_initialized())
+        except Exception as error:
+            print("ended" in str(error), moray.is_initialized())
         pool.terminate()
         pool.join()
         """).stdout

@@ -114,8 +114,9 @@ def test_of_nothing(pool: Any) -> None:
     assert pool.starmap(f.add, []) == []
     assert list(pool.imap(f.square, [])) == []
     assert list(pool.imap_unordered(f.square, iter([]))) == []
-    pool.map_async(f.square, [], callback=got.append).get(20)
-    wait_until(lambda: got == [[]], what="the callback")
+    assert pool.map_async(f.square, [], callback=got.append).get(20) == []
+    pool.apply_async(f.square, (3,), callback=got.append)
+    wait_until(lambda: got == [9], what="the callback of a call, and none of the empty map")
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])

@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import select
+import stat
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -213,12 +214,26 @@ def _storage(root: str) -> Iterator[Finding]:
         )
         return
     free = disk.f_frsize * disk.f_bavail
-    if not os.access(root if os.path.isdir(root) else parent, os.W_OK | os.X_OK):
+    if foreign := _foreign(root):
+        yield Finding("missing", "directory of sessions", foreign)
+    elif not os.access(root if os.path.isdir(root) else parent, os.W_OK | os.X_OK):
         yield Finding("missing", "directory of sessions", f"{root}: cannot be written; set TMPDIR to one that can")
     elif free < _DISK_BYTES:
         yield Finding("warning", "directory of sessions", f"{root}: {size(free)} free, for logs and spilled objects")
     else:
         yield Finding("ok", "directory of sessions", f"{root}: {size(free)} free")
+
+
+def _foreign(root: str) -> str:
+    """Why sessions cannot be made in a directory that is there: others could swap what is in it."""
+    try:
+        found = os.lstat(root)
+    except OSError:
+        return ""
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return ""
+    shown = f"{stat.filemode(found.st_mode)} of user {found.st_uid}"
+    return f"{root} is {shown}, and should be drwx------ of user {os.getuid()}: remove it, or set TMPDIR"
 
 
 # --- sessions ---------------------------------------------------------------------------------------

@@ -80,5 +80,8 @@ def tell_workers(driver: Any) -> None:
     """Workers of the job that exist already, and those to come, shall find moray under the name ray."""
     from moray.compat.on_demand import mark_path
 
-    with open(mark_path(driver.session_dir, driver.job), "wb"):
-        pass
+    try:
+        with open(mark_path(driver.session_dir, driver.job), "wb"):
+            pass
+    except FileNotFoundError:
+        pass  # The session has just ended, and its workers with it.

@@ -234,6 +234,17 @@ class Connection:
         self.on_close(self, reason)
         self.out.clear()
 
+    def ended(self) -> bool:
+        """Whether it is closed, here or there, and all that the other side had sent was read."""
+        if self.closed:
+            return True
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+
     def readable(self) -> bool:
         """Whether more bytes wait to be read."""
         if self.closed:

@@ -175,8 +175,8 @@ class ReturnLease(Message, tag=13):
     lease: int
     #: The worker must not be reused (max_calls reached).
     discard: bool = False
-    #: The worker's process id if the owner has lost its connection to it, or gives it up: the node ends it now, whatever
-    #: it owns.
+    #: The worker's process id if the owner has lost its connection to it, or gives it up: the node ends it now,
+    #: whatever it owns.
     broken: bytes = b""
 
 

@@ -9,7 +9,7 @@
 ``tasks``             what the owner keeps of functions, tasks, calls and scheduling keys
 ``arguments``         what happens to a task's arguments before they travel
 ``actors``            the way to each actor: calls in order, results, restarts
-``creations``         actors that this process has created
+``creations``         actors that this process has created; ``detached``: those that outlive it
 ``actor_meta``        what handles of a class share; ``actor_plans``, ``signatures``: how calls are checked and made
 ``streams``           a generator's items at their owner
 ``cancels``           cancelling: the owner's side

@@ -387,9 +387,10 @@ class ActorClient:
             callee.retry_timer = self._runtime.reactor.call_later(_FULL_RETRY_S, again)
 
     def retry(self, call: Call) -> None:
-        """The call raised, and is to be tried again: after what its caller has submitted since."""
+        """The call raised, and is to be tried again: before what its caller has made since, which may wait for it."""
         callee: Callee = call.callee
-        callee.queue.append(call)
+        later = (at for at, other in enumerate(list(callee.queue)) if other.seq > call.seq)
+        callee.queue.insert(next(later, len(callee.queue)), call)
         self._ready.append(callee)
 
     # --- the loop: results -----------------------------------------------------------------------------------------
@@ -503,6 +504,7 @@ class ActorClient:
 
     def connection_closed(self, connection: Connection, peer: Peer) -> None:
         """A connection to an actor is gone; whether the actor is, the head says (LIVENESS)."""
+        self.creations.connection_closed(peer)
         callee: Callee | None = peer.callee
         if callee is None or callee.connection is not connection:
             return
@@ -541,8 +543,10 @@ class ActorClient:
         callee.last_told = 0
         for call in callee.calls.restart():
             if call.cancelled:
-                self._runtime.cancels.end_unsent(call)
+                self._fail(callee, call, self._runtime.cancels.error_blob(call, "its actor has ended"))
             elif call.retries_left:
+                if call.entries is None and call.entry is not None and call.stream is None:
+                    call.entries, call.entry = [call.entry], None  # Its result is not taken by the short way.
                 call.retries_left -= call.retries_left > 0
                 call.attempt += 1
                 call.extra = msgspec.structs.replace(call.extra or m.TaskExtra(), attempt=call.attempt)
@@ -572,11 +576,13 @@ class ActorClient:
             self._fail(callee, call, blob)
 
     def _fail(self, callee: Callee, call: Call, blob: bytes) -> None:
-        """The call ends with its actor. Whoever killed that need not be told of each call."""
-        if callee.reason.startswith("killed by moray.kill()"):
-            for entry in call.entries if call.entries is not None else [call.entry]:
-                if entry is not None:
-                    entry.seen = True
+        """The call ends with its actor, which may have left a result in the store. Whoever killed it knows why."""
+        killed = callee.reason.startswith("killed by moray.kill()")
+        for entry in call.entries if call.entries is not None else [call.entry]:
+            if entry is not None:
+                entry.seen = entry.seen or killed
+                if call.number >= 0:
+                    self._runtime.values.forget_stored(entry)
         self._runtime.submitter.finish_with(call, blob, False)
 
     def _death_blob(self, callee: Callee) -> bytes:

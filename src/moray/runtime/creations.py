@@ -7,7 +7,7 @@ reference to it (REF-FREE).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from moray.runtime.runtime import Peer, Runtime
 
 
+#: After the loss of a connection.
+_AGAIN_S: Final = 0.01
+
+
 class Created(msgspec.Struct, eq=False):
     """An actor of ours that is not dead for good."""
 
@@ -40,6 +44,8 @@ class Created(msgspec.Struct, eq=False):
     life: Entry | None = None
     #: It was registered with arguments that were not ready.
     waiting: int = 0
+    #: The process that is to become it, and what it was told, until it is known to have been.
+    placed: tuple[Peer, m.StartActor] | None = None
 
 
 class Creations:
@@ -158,10 +164,24 @@ class Creations:
             return
         creation = msgspec.structs.replace(created.creation, arguments=arguments)
         peer = runtime.peer(message.process, message.address, message.pid)
-        runtime.send(
-            peer,
-            m.StartActor(message.actor, message.incarnation, created.seq, creation, runtime.process, message.devices),
-        )  # If it cannot be reached it is dead, which the head will see.
+        start = m.StartActor(
+            message.actor, message.incarnation, created.seq, creation, runtime.process, message.devices
+        )
+        created.placed = peer, start
+        runtime.send(peer, start)  # If it cannot be reached it is dead, which the head will see.
+
+    def connection_closed(self, peer: Peer) -> None:
+        """With the connection to a process that is to be an actor of ours, what it was told may be lost: again. Who is it
+        already does not listen."""
+        if peer.dead is not None or self._runtime.closing:
+            return
+        for created in list(self._created.values()):
+            if created.placed is not None and created.placed[0] is peer:
+                self._runtime.reactor.call_later(_AGAIN_S, lambda created=created: self._start_again(created, peer))
+
+    def _start_again(self, created: Created, peer: Peer) -> None:
+        if created.placed is not None and created.placed[0] is peer and peer.dead is None:
+            self._runtime.send(peer, created.placed[1])
 
     def _constructor_failed(self, created: Created, failed: ObjectRef[Any]) -> bytes:
         """The error of an actor whose constructor got an argument that is an error."""
@@ -175,6 +195,7 @@ class Creations:
         created = self._creations.get(result.seq)
         if created is None:
             return
+        created.placed = None
         if not created.restartable:
             self._creations.pop(created.seq, None)
             created.arguments, created.held = [], []

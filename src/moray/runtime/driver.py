@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 import warnings
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from moray import config, exceptions
@@ -305,19 +306,29 @@ def _namespace(options: dict[str, Any]) -> str:
 
 
 def _runtime_env(options: dict[str, Any]) -> dict[str, Any]:
-    """As given, completed by MORAY_RUNTIME_ENV (RAY_RUNTIME_ENV), a JSON object; what is given wins."""
+    """As given, completed by MORAY_RUNTIME_ENV, a JSON object; what is given wins. Then the hook has its say."""
     given = options.get("runtime_env") or getattr(options.get("job_config"), "runtime_env", None) or {}
     text = config.env_str("RUNTIME_ENV")
-    if not text.strip():
-        return dict(given)
     try:
-        outer = dict(json.loads(text))
+        outer = dict(json.loads(text)) if text.strip() else {}
     except (TypeError, ValueError):
         name = config.env_name("RUNTIME_ENV")
         raise ValueError(f"the environment variable {name}={text!r} should be a JSON object") from None
     merged = outer | dict(given)
     merged["env_vars"] = (outer.get("env_vars") or {}) | (given.get("env_vars") or {})
-    return merged
+    hook = config.env_str("RUNTIME_ENV_HOOK")
+    return merged if not hook or options.get("_skip_env_hook") else _call_hook(hook, merged)
+
+
+def _call_hook(name: str, runtime_env: dict[str, Any]) -> dict[str, Any]:
+    """What the function ``module.function``, named by RAY_RUNTIME_ENV_HOOK, makes of the runtime environment."""
+    module, _, function = name.rpartition(".")
+    try:
+        hook = getattr(import_module(module), function)
+    except (AttributeError, ImportError, ValueError) as error:
+        variable = config.env_name("RUNTIME_ENV_HOOK")
+        raise ValueError(f"{variable}={name} should name a function, module.function: {error}") from error
+    return dict(hook(runtime_env))
 
 
 def _as_ray() -> bool:

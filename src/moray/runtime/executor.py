@@ -177,6 +177,8 @@ class Executor:
         if isinstance(work, (Queued, Called)):
             key = (work.connection.peer.origin.process, work.spec.seq)
             work.cancelled = work.cancelled or key in self.unfound
+        if self.host is None:
+            self.unfound.clear()  # Nobody else takes from the queue: the others had finished.
 
     def has_work_of(self, lease: int) -> bool:
         """Whether a task of a lease up to `lease` runs or waits for its answer to be sent."""

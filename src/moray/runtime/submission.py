@@ -457,6 +457,8 @@ class Submitter:
         # A stream's error is its last item.
         given = task.cancelled or (task.stream is not None and not task.stream.dynamic)
         for entry in task.entries if task.entries is not None else [task.entry]:
+            if entry is not None and task.attempt:
+                self._runtime.values.forget_stored(entry)  # An attempt that died may have left its result.
             if entry is not None and not entry.ready:
                 entry.blob = error
                 entry.error = True
@@ -526,7 +528,7 @@ class Submitter:
                 self.settle(slot.worker[0])
                 peer.slots.pop(message.lease, None)
                 tasks = pool.lost(slot)
-                if slot.worker[0].closed:  # Any of them may have run there, and its answer is lost.
+                if slot.worker[0].ended():  # Any of them may have run there, and its answer is lost.
                     death = m.ProcessDied(peer.origin.process, peer.pid, 0, "its answers came no more")
                     for task in tasks:
                         self._survive(task, death, "is out of reach")

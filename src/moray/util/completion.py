@@ -97,7 +97,7 @@ def _completed(
         if waiting and chunk_size > 1:
             others, waiting = moray.wait(waiting, num_returns=min(chunk_size - 1, len(waiting)), timeout=0)
             ready += others
-        waiting += islice(more, len(ready))
         while ready:
             ref = ready.pop(0)
             yield ref if yield_obj_refs else moray.get(ref)
+            waiting += islice(more, 1)

@@ -30,7 +30,7 @@ def ray_dask_get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
             Others, which dask passes to any scheduler, have no meaning here.
 
     Returns:
-        The values, nested as `keys` are.
+        The values, nested as `keys` are, in tuples, as from any scheduler of dask.
 
     Raises:
         TaskError: a task raised; it is also of the type that was raised.
@@ -127,7 +127,7 @@ def _value(found: Any, values: dict[ObjectRef[Any], Any]) -> Any:
 
 
 def _nested(keys: Any, values: dict[Hashable, Any]) -> Any:
-    return [_nested(key, values) for key in keys] if isinstance(keys, list) else values[keys]
+    return tuple(_nested(key, values) for key in keys) if isinstance(keys, list) else values[keys]
 
 
 def _prefix(key: Any) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 import moray
 from moray.config import env_name
 from moray.util.multiprocessing.dispatcher import Dispatcher, Functions, Task
 from moray.util.multiprocessing.results import (
+    Arrivals,
     AsyncResult,
     Callback,
     Feeder,
@@ -158,11 +159,12 @@ class Pool:
             chunksize = max(1, -(-len(elements) // (self._processes * 4)))
         _check_chunksize(chunksize)
         chunks = list(chunks_of(elements, chunksize))
-        result = MapResult(self, max(1, len(chunks)), callback, error_callback)
-        function = self._functions.of(func, many=True)
-        # Of nothing, one empty chunk: its callback is called in the pool's thread, as any other.
-        tasks = [Task(result, index, function, mode, chunk) for index, chunk in enumerate(chunks or [[]])]
-        self._dispatcher.submit(tasks)
+        result = MapResult(self, len(chunks), callback, error_callback)
+        if chunks:
+            function = self._functions.of(func, many=True)
+            self._dispatcher.submit(
+                [Task(result, number, function, mode, chunk) for number, chunk in enumerate(chunks)]
+            )
         return result
 
     def imap(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = 1) -> IMapIterator:
@@ -177,19 +179,20 @@ class Pool:
 
     def _imap(self, kind: type[_I], func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None) -> _I:
         self._check_open()
-        _check_chunksize(chunksize or 1)
+        size = 1 if chunksize is None else chunksize
+        _check_chunksize(size)
         function = self._functions.of(func, many=True)
         dispatcher = self._dispatcher
+        arrivals = Arrivals(ordered=kind is IMapIterator)
 
-        def submit(job: Any, index: int, chunk: Any) -> None:
-            dispatcher.submit([Task(job, index, function, MAP, chunk)])
+        def submit(number: int, chunk: Any) -> None:
+            dispatcher.submit([Task(arrivals, number, function, MAP, chunk)])
 
         ahead = None if hasattr(iterable, "__len__") else READ_AHEAD
-        chunks: Iterator[Any] = iter(chunks_of(iterable, chunksize or 1))
         dispatcher.open_feeder()
-        feeder = Feeder(chunks, ahead, submit, dispatcher.close_feeder)
+        feeder = Feeder(iter(chunks_of(iterable, size)), ahead, arrivals, submit, dispatcher.close_feeder)
         self._feeders.add(feeder)
-        return kind(self, feeder)
+        return kind(self, arrivals, feeder)
 
     # --- the end -----------------------------------------------------------------------------------------------
 

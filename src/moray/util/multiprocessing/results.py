@@ -101,6 +101,8 @@ class MapResult(AsyncResult):
         self._parts: list[Any] = [None] * chunks
         self._left = chunks
         self._error: BaseException | None = None
+        if not chunks:
+            self._settle(True, [])  # Without a callback, as in the standard library.
 
     def _deliver(self, index: int, success: bool, value: Any) -> Callable[[], Any] | None:
         self._left -= 1
@@ -116,20 +118,42 @@ class MapResult(AsyncResult):
         return self._settle(True, [value for part in parts for value in part])
 
 
+class Arrivals:
+    """What of one imap has come, and is not taken. Tasks hold this, and not the iterator, whose end is noticed so."""
+
+    def __init__(self, ordered: bool) -> None:
+        self._ordered = ordered
+        self.changed = threading.Condition()
+        #: Chunks by their number. Guarded by the condition, like the numbers below.
+        self._arrived: dict[int, tuple[bool, Any]] = {}
+        self.taken = 0
+        #: Submitted so far. Under the feeder's lock.
+        self.fed = 0
+
+    def take(self) -> tuple[bool, Any] | None:
+        """The chunk that is next; None if it is not there. Under the condition."""
+        number = self.taken if self._ordered else next(iter(self._arrived), None)
+        outcome = self._arrived.pop(number, None) if number is not None else None
+        if outcome is not None:
+            self.taken += 1
+        return outcome
+
+    def _deliver(self, index: int, success: bool, value: Any) -> None:
+        with self.changed:
+            self._arrived[index] = success, value
+            self.changed.notify_all()
+
+
 class IMapIterator(Iterator[Any]):
     """The results of ``imap``, in order."""
 
-    def __init__(self, pool: Any, feeder: Feeder) -> None:
+    def __init__(self, pool: Any, arrivals: Arrivals, feeder: Feeder) -> None:
         self._pool = pool
+        self._arrivals = arrivals
         self._feeder = feeder
-        self._changed = threading.Condition()
         #: Elements of the chunk that is being taken.
         self._chunk: deque[Any] = deque()
-        #: Chunks that have come, by their number. Guarded by the condition, like the numbers below.
-        self._arrived: dict[int, tuple[bool, Any]] = {}
-        self._taken = 0
-        self._fed = 0
-        feeder.attach(self)
+        feeder.feed()
 
     def __iter__(self) -> Self:
         return self
@@ -160,34 +184,19 @@ class IMapIterator(Iterator[Any]):
 
     def _next_chunk(self, timeout: float | None) -> tuple[bool, Any]:
         deadline = None if timeout is None else monotonic() + timeout
-        self._feeder.feed()
-        with self._changed:
-            while (number := self._ready_number()) is None:
-                if self._taken == self._fed and not self._feeder.open:
+        arrivals, feeder = self._arrivals, self._feeder
+        feeder.feed()
+        with arrivals.changed:
+            while (outcome := arrivals.take()) is None:
+                if arrivals.taken == arrivals.fed and not feeder.open:
                     self._pool = None
                     raise StopIteration
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     raise PoolTimeoutError(f"the next result was not ready within {timeout} s")
-                self._changed.wait(left)
-            self._taken += 1
-            outcome = self._arrived.pop(number)
-        self._feeder.feed()
+                arrivals.changed.wait(left)
+        feeder.feed()
         return outcome
-
-    def _ready_number(self) -> int | None:
-        """The chunk to take now. Under the condition."""
-        return self._taken if self._taken in self._arrived else None
-
-    def _deliver(self, index: int, success: bool, value: Any) -> None:
-        with self._changed:
-            self._arrived[index] = success, value
-            self._changed.notify_all()
-
-    def _look_again(self) -> None:
-        """Other threads may wait for a result that will not come."""
-        with self._changed:
-            self._changed.notify_all()
 
     def __del__(self) -> None:
         self._feeder.abandon()
@@ -195,9 +204,6 @@ class IMapIterator(Iterator[Any]):
 
 class IMapUnorderedIterator(IMapIterator):
     """The results of ``imap_unordered``, as they come."""
-
-    def _ready_number(self) -> int | None:
-        return next(iter(self._arrived), None)
 
 
 class Feeder:
@@ -207,47 +213,43 @@ class Feeder:
         self,
         chunks: Iterator[Any],
         ahead: int | None,
-        submit: Callable[[Any, int, Any], None],
+        arrivals: Arrivals,
+        submit: Callable[[int, Any], None],
         ended: Callable[[], None],
     ) -> None:
         self._chunks = chunks
-        #: None: any number.
+        #: How many chunks may be there that nobody has taken; None: any number.
         self._ahead = ahead
+        self._arrivals = arrivals
         self._submit = submit
         self._ended = ended
         self._lock = threading.RLock()
-        self._reader: Any = None
         #: The iterable may have more.
         self.open = True
 
-    def attach(self, reader: IMapIterator) -> None:
-        """Begin to feed for this iterator."""
-        import weakref
-
-        self._reader = weakref.ref(reader)
-        self.feed()
-
     def feed(self, everything: bool = False) -> None:
         """Submit what may be submitted now. An error of the iterable becomes the result that stands in its place."""
-        if not self.open:
-            return
-        with self._lock:
-            reader = self._reader()
-            if reader is None:
+        if self.open:
+            with self._lock:
+                self._feed(everything)
+
+    def _feed(self, everything: bool) -> None:
+        arrivals = self._arrivals
+        while self.open and (everything or self._ahead is None or arrivals.fed - arrivals.taken < self._ahead):
+            number = arrivals.fed
+            try:
+                chunk = next(self._chunks, _NOTHING)
+            except Exception as error:  # noqa: BLE001 - the iterable's; the reader raises it.
+                arrivals.fed = number + 1
+                arrivals._deliver(number, False, error)
+                chunk = _NOTHING
+            if chunk is _NOTHING:
+                self.abandon()
+                with arrivals.changed:
+                    arrivals.changed.notify_all()  # Other readers may wait for a result that will not come.
                 return
-            while everything or self._ahead is None or reader._fed - reader._taken < self._ahead:
-                try:
-                    chunk = next(self._chunks, _NOTHING)
-                except Exception as error:  # noqa: BLE001 - the iterable's; the reader raises it.
-                    number, reader._fed = reader._fed, reader._fed + 1
-                    reader._deliver(number, False, error)
-                    chunk = _NOTHING
-                if chunk is _NOTHING:
-                    self.abandon()
-                    reader._look_again()
-                    return
-                number, reader._fed = reader._fed, reader._fed + 1
-                self._submit(reader, number, chunk)
+            arrivals.fed = number + 1
+            self._submit(number, chunk)
 
     def abandon(self) -> None:
         """There will be no more. Also from a finalizer."""
