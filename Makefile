@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-demo: $(STAMP) ## photographs, pi and word counts: serial against parallel (under a minute)
+demo: $(STAMP) ## the tour: real jobs, serial against parallel, then actors, generators and more (under a minute)
 	$(BIN)/python -m examples.demo
 
 test: $(STAMP) ## the tests (under ten minutes on two cores)
@@ -54,8 +54,9 @@ types: $(STAMP) ## mypy on everything, pyright on the public API's typing tests
 	$(BIN)/mypy
 	@if [ -d tests/typing ]; then echo "$(BIN)/pyright"; $(BIN)/pyright; fi
 
-docs: $(STAMP) ## check that links between the documents lead somewhere, preview the news
-	$(BIN)/python -m pytest -q tests/tidy/test_documents.py
+docs: $(STAMP) ## check the documents, build them as a site into build/site, preview the news
+	$(BIN)/python -m pytest -q tests/tidy/test_documents.py tests/examples/test_pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/towncrier build --draft --version next
 
 clean: ## remove everything that make made

@@ -4,9 +4,11 @@
 """
 
 # ruff: noqa: T201
+# mypy: disable-error-code="untyped-decorator,attr-defined"
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import ray
@@ -40,7 +42,7 @@ class Sieve:
             start = max(p * p, -(-first // p) * p)
             sieve[start - first :: p] = bytes(len(range(start - first, BLOCK, p)))
         found = [first + i for i in range(BLOCK) if sieve[i]]
-        return max((b - a, a) for a, b in zip(found, found[1:], strict=False))
+        return max((b - a, a) for a, b in itertools.pairwise(found))
 
 
 def main(blocks: int) -> None:
@@ -48,7 +50,9 @@ def main(blocks: int) -> None:
     try:
         small = primes_below.remote(int((BLOCK * (blocks + 1)) ** 0.5) + 1)
         pool = ActorPool([Sieve.remote(small) for _ in range(2)])
-        gaps = pool.map_unordered(lambda actor, first: actor.gap.remote(first), [i * BLOCK for i in range(1, blocks + 1)])
+        gaps = pool.map_unordered(
+            lambda actor, first: actor.gap.remote(first), [i * BLOCK for i in range(1, blocks + 1)]
+        )
         gap, where = max(gaps, key=lambda pair: (pair[0], -pair[1]))
         print(f"ray {ray.__version__}: after {where:,} the next prime is {gap} away")
     finally:

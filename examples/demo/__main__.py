@@ -1,24 +1,34 @@
-"""``python -m examples.demo [folder]``: runs every job both ways and leaves two pictures in the folder.
+"""``python -m examples.demo [folder]``: the tour. It leaves two pictures in the folder.
 
-Exits with 1 if any parallel result differs from the serial one.
+First the jobs, each both ways; then the shows, each once. Exits with 1 if a parallel result differs from the serial
+one, or if what a show found is not what must come out.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 import moray
+from examples.demo.as_ray import AsRayShow
 from examples.demo.job import Advance, Job
+from examples.demo.parameters import ParametersShow
 from examples.demo.photos import VARIANTS, Photos
 from examples.demo.pi import Pi
-from examples.demo.report import Outcome, chart, contact_sheet, table
+from examples.demo.race import RaceShow
+from examples.demo.ranking import RankingShow
+from examples.demo.report import Outcome, Shown, chart, contact_sheet, shown_table, table
+from examples.demo.show import Show, Wrong
+from examples.demo.streams import StreamsShow
+from examples.demo.why import WhyShow
 from examples.demo.words import Words
 
 T = TypeVar("T")
@@ -48,7 +58,26 @@ def progress_bars(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
+def run_show(show: Show, console: Console) -> Shown:
+    """Run it, and say what came out."""
+    console.print(f"[bold]{show.name:16}[/] {show.detail}", highlight=False)
+    start = time.perf_counter()
+    try:
+        text, right = show.run(), True
+    except Wrong as error:
+        text, right = str(error), False
+    seconds = time.perf_counter() - start
+    console.print(Padding(Text(text, "cyan" if right else "red"), (0, 0, 0, 17)))
+    return Shown(show.name, seconds, right)
+
+
+def run_shows(shows: Sequence[Show], console: Console) -> list[Shown]:
+    console.rule("actors, generators, cancel, explain, Ray")
+    return [run_show(show, console) for show in shows]
+
+
 def main() -> int:
+    begun = time.perf_counter()
     console = Console()
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,19 +92,22 @@ def main() -> int:
     try:
         with progress_bars(console) as progress:
             results = [run_both_ways(job, progress) for job in jobs]
+        outcomes = [outcome for outcome, _ in results]
+        console.print(table(outcomes, cpus))
+        shown = run_shows([RankingShow(), ParametersShow(), StreamsShow(), RaceShow(), WhyShow(), AsRayShow()], console)
     finally:
         moray.shutdown()
 
-    outcomes = [outcome for outcome, _ in results]
-    console.print(table(outcomes, cpus))
+    console.print(shown_table(shown))
     chart(outcomes, cpus, folder / "seconds.png")
     contact_sheet(results[0][1], PHOTOS_PER_ROW * VARIANTS, folder / "thumbnails.png")
     for name in ("seconds.png", "thumbnails.png"):
         console.print(str((folder / name).resolve()), highlight=False, soft_wrap=True)
+    console.print(f"the whole tour took {time.perf_counter() - begun:.0f} s", highlight=False)
     if not all(outcome.equal for outcome in outcomes):
         console.print("[red]a parallel result differs from the serial one[/]")
         return 1
-    return 0
+    return 0 if all(one.right for one in shown) else 1
 
 
 if __name__ == "__main__":

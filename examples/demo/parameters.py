@@ -1,6 +1,6 @@
 """A parameter server: one actor has the weights, several others compute gradients on their share of the data.
 
-The data are put once and read in place. Each trainer asks for the newest weights, computes, and sends its gradient, at its
+The data are put once and read in place. Each trainer computes with the newest weights and sends its gradient, at its
 own pace: nobody waits for the slowest.
 """
 

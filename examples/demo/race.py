@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from typing import Any
 
 import moray
 from examples.demo.show import Show, check
@@ -39,7 +40,7 @@ class RaceShow(Show):
 
     def run(self) -> str:
         task = moray.remote(search)
-        refs = [task.remote(first, SEARCHERS) for first in range(SEARCHERS)]
+        refs: list[moray.ObjectRef[Any]] = [task.remote(first, SEARCHERS) for first in range(SEARCHERS)]
         refs += [moray.remote(search_nothing).remote() for _ in range(2)]
         (winner, *_), others = moray.wait(refs)
         number = moray.get(winner)
@@ -50,6 +51,5 @@ class RaceShow(Show):
         ended, running = moray.wait(others, num_returns=len(others), timeout=30)
         check(not running, f"{len(running)} tasks went on after they were cancelled")
         cancelled_ms = (time.perf_counter() - start) * 1e3
-        return (
-            f"SHA-256 of {number:,} begins with {ZERO_BITS} zero bits; {len(ended)} others ended in {cancelled_ms:.0f} ms"
-        )
+        found = f"SHA-256 of {number:,} begins with {ZERO_BITS} zero bits"
+        return f"{found}; {len(ended)} others ended in {cancelled_ms:.0f} ms"

@@ -31,6 +31,26 @@ class Outcome:
         return self.serial_s / self.parallel_s
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One show that was run."""
+
+    name: str
+    seconds: float
+    #: What came out is what must come out.
+    right: bool
+
+
+def shown_table(shown: Sequence[Shown]) -> Table:
+    found = Table(title="what was shown, and how long it took")
+    found.add_column("show")
+    found.add_column("seconds", justify="right")
+    found.add_column("as it must be", justify="right")
+    for one in shown:
+        found.add_row(one.name, f"{one.seconds:.2f}", "[green]yes[/]" if one.right else "[red]NO[/]")
+    return found
+
+
 def table(outcomes: Sequence[Outcome], cpus: int) -> Table:
     shown = Table(title=f"serial against moray on {cpus} CPUs")
     for heading in ("job", "what came out"):

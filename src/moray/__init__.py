@@ -59,7 +59,6 @@ _LAZY = {
             "FunctionID",
             "JobID",
             "NodeID",
-            "ObjectID",
             "PlacementGroupID",
             "TaskID",
             "UniqueID",
@@ -75,6 +74,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("actor", "experimental", "util"):
+    if name == "ObjectID":
+        return ObjectRef  # Ray's older name.
+    if name in ("actor", "compat", "experimental", "util"):
         return importlib.import_module(f"moray.{name}")
     raise AttributeError(f"module 'moray' has no attribute {name!r}")

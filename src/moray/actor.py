@@ -42,6 +42,7 @@ from moray.typed_calls import (
 )
 
 if TYPE_CHECKING:
+    from moray.dag.nodes import ClassNode
     from moray.ids import ActorID
     from moray.runtime.actors import Callee
     from moray.runtime.runtime import Runtime
@@ -167,9 +168,12 @@ class ActorClass(Generic[T, Parameters]):
         """
         return ActorClass(self._kind, self._options.merge(**cast("dict[str, Any]", overrides)), self._exported)
 
-    def bind(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Lazy task graphs are not there yet."""
-        raise NotImplementedError("bind() (lazy task graphs) is not part of this version; call .remote()")
+    def bind(self, *args: Any, **kwargs: Any) -> ClassNode:
+        """A step of a graph (:mod:`moray.dag`) that makes an actor; arguments may be other steps."""
+        from moray.dag.nodes import ClassNode
+
+        self._exported.signature().check(self.__name__, args, kwargs)
+        return ClassNode(self, args, kwargs)
 
     def _describe(self, runtime: Runtime, blob: bytes) -> tuple[m.ActorSpec, m.Creation]:
         """A new actor, for the head and for its worker."""
@@ -501,9 +505,11 @@ class ActorMethod(Called[P, R]):
         _check_group(method.group, plan.shared.meta.groups, plan.label)
         return ActorMethod(self._handle, CallPlan(plan.shared, method))
 
-    def bind(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Lazy task graphs are not there yet."""
-        raise NotImplementedError("bind() (lazy task graphs) is not part of this version; call .remote()")
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """A step of a graph (:mod:`moray.dag`) that calls this method; a tuple of them if it has several results."""
+        from moray.dag.nodes import bind_method
+
+        return bind_method(self._handle, self, args, kwargs)
 
     if not TYPE_CHECKING:
 

@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from moray.core.leases import Durations
 from moray.options import TaskOptions
@@ -21,6 +21,7 @@ from moray.serialization import dumps_code
 from moray.typed_calls import Called, P, R, Several, TaskKeywords, typed
 
 if TYPE_CHECKING:
+    from moray.dag.nodes import FunctionNode
     from moray.object_ref import ObjectRef
     from moray.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
     from moray.runtime.local_mode import LocalRuntime
@@ -122,9 +123,12 @@ class RemoteFunction(Called[P, R]):
         """
         return RemoteFunction(self._function, self._options.merge(**overrides), self._exported)
 
-    def bind(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Lazy task graphs are not there yet."""
-        raise NotImplementedError("bind() (lazy task graphs) is not part of this version; call .remote()")
+    def bind(self, *args: Any, **kwargs: Any) -> FunctionNode:
+        """A step of a graph (:mod:`moray.dag`) that calls this function; arguments may be other steps."""
+        from moray.dag.nodes import FunctionNode
+
+        self._exported.check(args, kwargs)
+        return FunctionNode(self, args, kwargs)
 
     def _prepare(self) -> tuple[Runtime, TaskSettings]:
         from moray.api import connected

@@ -93,6 +93,19 @@ def test_grants_what_fits_and_no_more() -> None:
     assert len(node.of(StartWorker)) == 2, "the worker is used again"
 
 
+def test_who_has_which_worker_is_known_until_the_lease_is_over() -> None:
+    """An owner that lost the connection to a worker has it ended: not one that is somebody else's by now."""
+    node = Node(1)
+    node.want(b"d", 1)
+    lease, worker = node.grants[0].lease, node.grants[0].worker
+    assert node.core.worker_of(b"d", lease) == worker
+    assert node.core.worker_of(b"e", lease) == b""
+    node.give_back(node.grants[0])
+    assert node.core.worker_of(b"d", lease) == b""
+    node.want(b"e", 1)
+    assert (node.grants[1].worker, node.core.worker_of(b"d", lease)) == (worker, b"")
+
+
 def test_a_grant_in_flight_is_not_made_twice() -> None:
     node = Node(4)
     node.want(b"d", 2)

@@ -180,6 +180,7 @@ def _worker(**fields: Any) -> Any:
     return SimpleNamespace(
         told=told,
         node=SimpleNamespace(send=lambda message: told.append((type(message).__name__, lock.locked()))),
+        explainer=SimpleNamespace(arm=lambda: None),
         executor=SimpleNamespace(host=None, return_queue=lambda *_: None, flush=lambda: None, revoked=0),
         _wait_lock=lock,
         waits={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -135,7 +136,7 @@ class Creations:
             return
         for created in self.created.values():
             if created.placed is not None and created.placed[0] is peer:
-                self._process.later(_AGAIN_S, lambda created=created: self._start_again(created, peer))  # type: ignore[misc]
+                self._process.later(_AGAIN_S, partial(self._start_again, created, peer))
 
     def _start_again(self, created: Created, peer: Peer) -> None:
         if created.placed is not None and created.placed[0] is peer and not peer.dead:

@@ -415,24 +415,20 @@ class Submitter:
 
     def on_revoked(self, _connection: End, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
-        for peer in self._process.peers.values():
-            found = peer.slots.get(message.lease)
-            if found is not None:
-                pool, slot = found
-                # Answers on their way must still find their slot.
-                slot.worker[0].drain()
-                peer.slots.pop(message.lease, None)
-                self._forget(pool, slot)
-                tasks = pool.lost(slot)
-                if slot.worker[0].ended():  # Any of them may have run there, and its answer is lost.
-                    for task in tasks:
-                        self._process.oracle.out_of_reach(self._process, task)
-                        self._survive(task)
-                else:
-                    pool.queue.extendleft(reversed(tasks))
-                    self._process.cancels.sweep(pool)
-                self._fill(pool)
-                return
+        peer = next((each for each in self._process.peers.values() if message.lease in each.slots), None)
+        if peer is None:
+            return
+        pool, slot = peer.slots[message.lease]
+        # Answers on their way must still find their slot.
+        self._forget(pool, slot)
+        slot.worker[0].drain()
+        if slot.worker[0].ended():  # Its death is about to be told; or it lives, and its answers are lost.
+            self._process.later(DEATH_NEWS_S, lambda: self._give_up(peer, message.lease))
+            return
+        peer.slots.pop(message.lease, None)
+        pool.queue.extendleft(reversed(pool.lost(slot)))
+        self._process.cancels.sweep(pool)
+        self._fill(pool)
 
     def _forget(self, pool: KeyPool, slot: Slot) -> None:
         slot.draining = True
@@ -471,9 +467,14 @@ class Submitter:
         if peer.slots:
             self._process.later(DEATH_NEWS_S, lambda: self._give_up(peer))
 
-    def _give_up(self, peer: Peer) -> None:
-        """A worker without a connection lives on: its answers are lost, so the node ends it, and tells of its death."""
-        if not peer.dead:
+    def _give_up(self, peer: Peer, over: int = 0) -> None:
+        """A worker without a connection lives on: the node ends it; if our lease is `over`, its tasks count as tried."""
+        if not peer.dead and over in peer.slots:
+            pool, slot = peer.slots.pop(over)
+            for task in pool.lost(slot):
+                self._process.oracle.out_of_reach(self._process, task)
+                self._survive(task)
+        elif not peer.dead:
             for lease in peer.slots:
                 self._process.node.send(m.ReturnLease(lease, True, peer.name))
 

@@ -82,9 +82,8 @@ def _type(x: Any) -> str:
 
 
 def test_a_result_that_cannot_be_pickled_fails_alone_and_nothing_runs_twice(pool: Pool) -> None:
-    pool.map(_lock, range(2000), 1)
+    seen = [(pid, count) for _value, pid, count in pool.map(_lock, range(2000), 1)]
     results = [pool.apply_async(_lock, (-x,)) for x in range(100, 0, -1)]
-    seen = []
     for number, result in zip(range(100, 0, -1), results, strict=True):
         if number == 50:
             with pytest.raises(Exception, match="lock"):
@@ -93,8 +92,10 @@ def test_a_result_that_cannot_be_pickled_fails_alone_and_nothing_runs_twice(pool
             value, pid, count = result.get(30)
             assert value == -number
             seen.append((pid, count))
-    assert len(set(seen)) == 99  # A task that had run again would have counted one more.
-    assert sum(pool.starmap(_lock, [(1,)], 1)[0][2:]) > 0
+    counts: dict[int, int] = {}
+    for pid, count in seen:
+        counts[pid] = max(count, counts.get(pid, 0))
+    assert sum(counts.values()) == 2100
 
 
 def _lock(x: int) -> Any:
@@ -310,8 +311,9 @@ def test_a_pool_starts_a_session_of_its_size_and_outlives_none() -> None:
             print("ended" in str(error), moray.is_initialized())
         pool.terminate()
         pool.join()
+        print(moray.is_initialized())
         """).stdout
-    assert out.split("\n")[:3] == ["3 [0, 1, 4, 9]", "True", "True False"]
+    assert out.split("\n")[:4] == ["3 [0, 1, 4, 9]", "True", "True False", "False"]
 
 
 @pytest.mark.slow

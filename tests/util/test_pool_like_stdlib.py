@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -256,12 +257,23 @@ def test_tasks_sent_together_do_not_wait_behind_a_long_one(make_pool: MakePool, 
     for _ in range(5):
         pool.map(visit, [("", "")] * 400, 1)
     gate = str(tmp_path / "gate")
-    tasks = [("", "")] * 40 + [(gate, "")] + [("", "")] * 3 + [("", gate)] + [("", "")] * 40
+    tasks = [("", "")] * 4 + [(gate, "")] + [("", "")] * 3 + [("", gate)] + [("", "")] * 76
     assert pool.map_async(visit, tasks, 1).get(30) == [True] * len(tasks)
+    # Both processes answer, and together they ran each task once.
+    counts = dict(pool.map(visits, range(2), 1))
+    assert len(counts) == 2
+    assert sum(counts.values()) == 2000 + len(tasks)
+
+
+def visits(_x: int) -> tuple[int, int]:
+    f.slow(0.3)  # So that the other process takes the other call.
+    return os.getpid(), f.state.get("visits", 0)
 
 
 def visit(task: tuple[str, str]) -> bool:
     import pathlib
+
+    f.state["visits"] = f.state.get("visits", 0) + 1
 
     wait_for, touch = task
     if wait_for:

@@ -133,6 +133,8 @@ class Leases:
 
     def _on_busy(self, client: Client, message: m.WorkerBusy) -> None:
         self.perform(self.scheduler.owns_objects(client.process, message.owns_objects))
+        if message.request:
+            client.send(m.StoreDone(message.request))
 
     # --- time ---------------------------------------------------------------------------------------
 

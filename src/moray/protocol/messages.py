@@ -210,6 +210,8 @@ class WorkerBusy(Message, tag=19):
     """Worker → node: the node's client of this worker owns objects that others hold (OWNER-STAYS)."""
 
     owns_objects: bool
+    #: Answered by StoreDone if it is not 0.
+    request: int = 0
 
 
 # --- deaths and control: node → clients -----------------------------------------------------

@@ -21,8 +21,8 @@ more before it sleeps; the other side changes the word first and looks for sleep
 
 **Extents.** A reader gets a small message as a copy, a large one in place. The memory is its own until the last array
 over it is gone (SNAPSHOT): that is noted by one append (DEL), and told to the writer, by the extent's *released* word,
-XX
-is backed by ``posix_fallocate`` before it is written to: a full machine is an error, never a SIGBUS.
+the next time the reader looks. The writer takes another extent meanwhile. A reader that keeps many is given copies.
+Space is backed by ``posix_fallocate`` before it is written to: a full machine is an error, never a SIGBUS.
 
 **The end.** Anybody may close a channel, which wakes everybody. What was published before can still be read.
 """
@@ -232,7 +232,8 @@ class Channel:
             _wake(self._address + (self._layout.readers_at + reader * _READER_WORDS + _TAKEN) * 8)
 
     def _map(self, offset: int, capacity: int) -> mmap.mmap:
-        return mmap.mmap(self._file.fd, capacity, offset=offset)
+        # All pages at once: a fault for each would cost as much as the copy.
+        return mmap.mmap(self._file.fd, capacity, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=offset)
 
 
 def _reserve(fd: int, offset: int, size: int) -> None:

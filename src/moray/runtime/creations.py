@@ -7,6 +7,7 @@ reference to it (REF-FREE).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -171,13 +172,13 @@ class Creations:
         runtime.send(peer, start)  # If it cannot be reached it is dead, which the head will see.
 
     def connection_closed(self, peer: Peer) -> None:
-        """With the connection to a process that is to be an actor of ours, what it was told may be lost: again. Who is it
-        already does not listen."""
+        """With the connection to a process that is to be an actor of ours, what it was told may be lost: again. One
+        that is it already does not listen."""
         if peer.dead is not None or self._runtime.closing:
             return
         for created in list(self._created.values()):
             if created.placed is not None and created.placed[0] is peer:
-                self._runtime.reactor.call_later(_AGAIN_S, lambda created=created: self._start_again(created, peer))
+                self._runtime.reactor.call_later(_AGAIN_S, partial(self._start_again, created, peer))
 
     def _start_again(self, created: Created, peer: Peer) -> None:
         if created.placed is not None and created.placed[0] is peer and peer.dead is None:

@@ -216,8 +216,8 @@ class Producer:
         return self._work.connection.peer.dead is not None
 
     def _is_over(self) -> bool:
-        """Nobody is there any more who could want the items, or nobody wants them. No signal ends the wait of a threaded
-        actor's call."""
+        """Nobody is there any more who could want the items, or nobody wants them. (No signal ends the wait of a
+        threaded actor's call.)"""
         return self._work.cancelled or self._is_orphan()
 
     def _pause(self, waiter: Any) -> None:

@@ -30,6 +30,7 @@ from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
 from moray.runtime.streams import Streams, make_stream
+from moray.runtime.task_errors import crashed
 from moray.runtime.tasks import Call, Function, KeyPool, Task, TaskSettings
 from moray.runtime.values import dump_error
 
@@ -517,25 +518,20 @@ class Submitter:
 
     def _on_revoked(self, _connection: Connection, message: m.LeaseRevoked) -> None:
         """The node has the lease back: whatever we still count there was bounced or will never run."""
-        for peer in self._runtime.peers.values():
-            found = peer.slots.get(message.lease)
-            if found is not None:
-                pool, slot = found
-                # In this order: no thread sends there any more; what was sent is booked; results that were sent before
-                # the worker answered the node count; what is left moves.
-                self._forget(pool, slot)
-                self._runtime.drain_connection(slot.worker[0])
-                self.settle(slot.worker[0])
-                peer.slots.pop(message.lease, None)
-                tasks = pool.lost(slot)
-                if slot.worker[0].ended():  # Any of them may have run there, and its answer is lost.
-                    death = m.ProcessDied(peer.origin.process, peer.pid, 0, "its answers came no more")
-                    for task in tasks:
-                        self._survive(task, death, "is out of reach")
-                else:
-                    self._runtime.cancels.requeue(pool, tasks)
-                self._fill(pool)
-                return
+        peer = next((each for each in self._runtime.peers.values() if message.lease in each.slots), None)
+        if peer is None:
+            return
+        pool, slot = peer.slots[message.lease]
+        # In this order: no thread sends there any more; what was sent is booked; answers count; what is left moves.
+        self._forget(pool, slot)
+        self._runtime.drain_connection(slot.worker[0])
+        self.settle(slot.worker[0])
+        if slot.worker[0].ended():  # Its death is about to be told; or it lives, and its answers are lost.
+            self._runtime.reactor.call_later(DEATH_NEWS_S, lambda: self._give_up(peer, message.lease))
+            return
+        peer.slots.pop(message.lease, None)
+        self._runtime.cancels.requeue(pool, pool.lost(slot))
+        self._fill(pool)
 
     def _forget(self, pool: KeyPool, slot: Slot) -> None:
         with pool.lock:
@@ -588,9 +584,14 @@ class Submitter:
         if peer.slots and not self._runtime.closing:
             self._runtime.reactor.call_later(DEATH_NEWS_S, lambda: self._give_up(peer))
 
-    def _give_up(self, peer: Peer) -> None:
-        """A worker without a connection lives on: its answers are lost, so the node ends it, and tells of its death."""
-        if peer.dead is None:
+    def _give_up(self, peer: Peer, over: int = 0) -> None:
+        """A worker without a connection lives on: the node ends it; if our lease is `over`, its tasks count as tried."""
+        if peer.dead is None and over in peer.slots:
+            pool, slot = peer.slots.pop(over)
+            death = m.ProcessDied(peer.origin.process, peer.pid, 0, "its answers came no more")
+            for task in pool.lost(slot):
+                self._survive(task, death, "is out of reach")
+        elif peer.dead is None:
             for lease in peer.slots:
                 self._runtime.node.send(m.ReturnLease(lease, True, peer.origin.process))
 
@@ -622,14 +623,7 @@ class Submitter:
         if task.cancelled:
             self.finish_with(task, self._runtime.cancels.error_blob(task, "its worker was ended"), False)
             return
-        error = exceptions.WorkerCrashedError(
-            f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
-            + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),
-            exit_code=death.status if death.status >= 0 else None,
-            signal_number=-death.status if death.status < 0 else None,
-            stderr_tail=death.stderr,
-            pid=death.pid,
-        )
+        error = crashed(task, death, fate)
         self.finish_with(task, dump_error(error), False)
 
     def session_ended(self, reason: str) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from moray import exceptions
 
 if TYPE_CHECKING:
+    from moray.protocol.messages import ProcessDied
+    from moray.runtime.tasks import Task
     from moray.runtime.worker import Worker
 
 
@@ -24,4 +26,16 @@ def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> ex
         worker_id=runtime.process.hex(),
         task_id=task_id.hex(),
         actor_id=host.actor.hex() if host is not None else None,
+    )
+
+
+def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.WorkerCrashedError:
+    """The error of a task whose worker is gone, and that is not tried again."""
+    return exceptions.WorkerCrashedError(
+        f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
+        + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),
+        exit_code=death.status if death.status >= 0 else None,
+        signal_number=-death.status if death.status < 0 else None,
+        stderr_tail=death.stderr,
+        pid=death.pid,
     )

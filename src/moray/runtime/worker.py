@@ -387,6 +387,10 @@ class Worker(Runtime):
         def tell() -> None:
             self.references.flush()
             self._tell_ownership()
+            # The owner gives the lease back on a connection of its own, which could overtake what the node was told.
+            self.request(lambda number: m.WorkerBusy(self._owns, number), told)
+
+        def told(_answer: Any) -> None:
             if connection is not None:
                 connection.send(m.Recalled(lease, [], "retired"))
 

@@ -221,10 +221,10 @@ class Dispatcher:
         tasks = [task for slot in self._slots if slot.batch is not None for task in slot.batch.tasks]
         tasks += self._pending
         self._pending.clear()
-        for slot in self._slots:
-            self._kill(slot.handle)
-        self._slots = []
         self._fail(tasks, error)
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            self._kill(slot.handle)
 
     def _end_in_peace(self) -> None:
         """Processes run their atexit handlers; those that take too long are killed."""

@@ -1,0 +1,267 @@
+"""What an actor of a compiled graph runs, instead of calls, until the graph is torn down.
+
+It is started by two ordinary calls (``__ray_call__``): :func:`attach` opens the channels, and what goes wrong is the
+caller's error; :func:`run` ends when a channel is closed. An ordinary actor runs the loop where it runs its calls, in
+the main thread; an async actor in a thread beside its event loop, in which the methods run.
+
+A step that raises hands its error on in place of a result, and so does each step that needs it. Only the end of the
+process ends the loop otherwise: ``exit_actor()`` does that too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from moray.dag.nodes import part_of
+from moray.dag.plan import INPUT_PLACE
+from moray.exceptions import ChannelError
+from moray.object_ref import ObjectRef
+from moray.platform.process_control import has_ended, open_pidfd
+from moray.runtime import state
+from moray.runtime.channels import Channel, ChannelClosed, Reader, Writer
+from moray.runtime.task_errors import make
+from moray.runtime.values import dump_error, unpicklable
+from moray.serialization import Serialized, loads_covered, serialize
+
+if TYPE_CHECKING:
+    from moray.dag.plan import ActorPlan, Argument, Step
+    from moray.runtime.worker import Worker
+
+#: Kinds of messages.
+VALUE, ERROR = 0, 1
+
+#: Graph → the loop that is about to begin.
+_attached: dict[str, Loop] = {}
+
+#: Runs a method of the actor.
+Runner = Callable[[Callable[..., Any], list[Any], dict[str, Any]], Any]
+
+
+class Failed:
+    """In place of a value: the pickled error of the step that should have made it."""
+
+    __slots__ = ("blob",)
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+
+
+class _DriverEnded(Exception):  # noqa: N818 - not an error of this process.
+    """The process that compiled the graph is gone."""
+
+
+def attach(instance: Any, plan: ActorPlan) -> None:
+    """Open the channels of this actor's part."""
+    _attached[plan.graph] = Loop(instance, plan)
+
+
+def detach(_instance: Any, graph: str) -> None:
+    """Undo :func:`attach`: another actor could not."""
+    _attached.pop(graph, None)
+
+
+def run(_instance: Any, graph: str) -> None:
+    """Run this actor's part until the graph is torn down, or the process that compiled it has ended."""
+    _attached.pop(graph).run(_call)
+
+
+async def run_async(_instance: Any, graph: str) -> None:
+    """:func:`run` for an async actor, whose event loop must go on."""
+    loop = asyncio.get_running_loop()
+    part = _attached.pop(graph)
+    done: asyncio.Future[None] = loop.create_future()
+
+    async def call(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        value = method(*args, **kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+    def call_there(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(call(method, args, kwargs), loop).result()
+
+    def body() -> None:
+        try:
+            part.run(call_there)
+        except BaseException as error:  # noqa: BLE001 - raised in the event loop.
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, None)
+
+    threading.Thread(target=body, name="moray-dag-loop", daemon=True).start()
+    await done
+
+
+def _call(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return method(*args, **kwargs)
+
+
+class Loop:
+    """One actor's part of one graph."""
+
+    def __init__(self, instance: Any, plan: ActorPlan) -> None:
+        self._worker = cast("Worker", state.runtime)
+        self._plan = plan
+        self._driver = _driver_pidfd(plan)
+        self._channels = [Channel.open(spec) for spec, _index in plan.inputs.values()]
+        self._readers = {
+            place: Reader(channel, index, self._check)
+            for channel, (place, (_spec, index)) in zip(self._channels, plan.inputs.items(), strict=True)
+        }
+        outputs = [Channel.open(spec) for spec in plan.outputs.values()]
+        self._writers = {
+            place: Writer(channel, plan.extent_bytes, self._check)
+            for channel, place in zip(outputs, plan.outputs, strict=True)
+        }
+        self._channels += outputs
+        #: Per step: what to read first, what to call with what, and where its result goes.
+        self._steps = [
+            (
+                step,
+                [(place, self._readers[place]) for place in step.reads],
+                self._method(instance, step),
+                self._sources(step),
+                self._writers.get(step.place),
+            )
+            for step in plan.steps
+        ]
+
+    def _method(self, instance: Any, step: Step) -> Callable[..., Any] | None:
+        return None if step.value_of is not None else cast("Callable[..., Any]", getattr(instance, step.method))
+
+    def _sources(self, step: Step) -> list[Argument]:
+        """The arguments, with values in place of references, as in any call."""
+        sources = [*step.args, *step.kwargs.values()]
+        for index, source in enumerate(sources):
+            if source[0] == "constant" and type(source[1]) is ObjectRef:
+                sources[index] = ("constant", self._worker.values.get_one(source[1], None))
+        return sources
+
+    def run(self, call: Runner) -> None:
+        """Go through the steps again and again."""
+        try:
+            while True:
+                self._once(call)
+        except (ChannelClosed, _DriverEnded):
+            pass  # How it is meant to end.
+        finally:
+            for channel in self._channels:
+                channel.close()
+            self._driver.close()
+
+    def _once(self, call: Runner) -> None:
+        """One execution."""
+        values: list[Any] = [None] * self._plan.places
+        for step, reads, method, sources, writer in self._steps:
+            for place, reader in reads:
+                values[place] = self._read(reader)
+            values[step.place] = value = self._result(step, method, sources, values, call)
+            if writer is not None:
+                self._write(writer, step, value)
+            del value
+
+    def _read(self, reader: Reader) -> Any:
+        if reader.channel.closed:
+            raise ChannelClosed  # What is on its way is not wanted any more.
+        kind, blob = reader.take()
+        if kind == ERROR:
+            return Failed(bytes(blob))
+        try:
+            return loads_covered(blob, None)
+        except Exception as error:  # noqa: BLE001 - whatever the unpickling of the user's classes raises.
+            return self._failed("the unpickling of an argument", error)
+
+    def _result(
+        self, step: Step, method: Callable[..., Any] | None, sources: list[Argument], values: list[Any], call: Runner
+    ) -> Any:
+        """The step's value; Failed if it, or what it needs, failed."""
+        if step.value_of is not None:
+            place, index = step.value_of
+            made = values[place]
+            return made if type(made) is Failed else made[index]
+        assert method is not None
+        try:
+            args = []
+            for source in sources:
+                kind = source[0]
+                value = source[1] if kind == "constant" else values[INPUT_PLACE if kind == "part" else source[1]]
+                if type(value) is Failed:
+                    return value
+                args.append(part_of(value, source[1], source[2]) if kind == "part" else value)
+            count = len(step.args)
+            kwargs = dict(zip(step.kwargs, args[count:], strict=True)) if step.kwargs else {}
+            result = call(method, args[:count], kwargs)
+            return _split(result, step) if step.num_returns > 1 else result
+        except (SystemExit, GeneratorExit):
+            raise  # The actor is to end.
+        except BaseException as error:  # noqa: BLE001 - every error of the user's is the step's result.
+            return self._failed(step.label, error)
+
+    def _write(self, writer: Writer, step: Step, value: Any) -> None:
+        if type(value) is Failed:
+            writer.write(Serialized(value.blob, [], []), ERROR)
+            return
+        try:
+            serialized = serialize(value)
+        except Exception as error:  # noqa: BLE001 - whatever the pickling of the user's classes raises.
+            reason = unpicklable(value, f"the result of {step.label}()", error)
+            writer.write(Serialized(self._failed(step.label, reason).blob, [], []), ERROR)
+            return
+        if serialized.contained:
+            pin_contained(serialized)
+        try:
+            writer.write(serialized, VALUE)
+        except ChannelError as error:  # No memory for so much: the error itself is small.
+            writer.write(Serialized(self._failed(step.label, error).blob, [], []), ERROR)
+
+    def _failed(self, label: str, error: BaseException) -> Failed:
+        return Failed(dump_error(make(self._worker, label, error, self._worker.current_task_id() or b"")))
+
+    def _check(self) -> None:
+        """Each second of waiting."""
+        if has_ended(self._driver.fd):
+            raise _DriverEnded
+
+
+def _split(result: Any, step: Step) -> tuple[Any, ...]:
+    values = tuple(result)
+    if len(values) != step.num_returns:
+        raise ValueError(f"{step.label}() has num_returns={step.num_returns} and returned {len(values)} values")
+    return values
+
+
+def pin_contained(serialized: Serialized) -> None:
+    """References inside a message: nobody counts who has them, so they are kept until the job ends."""
+    for reference in serialized.contained:
+        reference.__reduce__()  # Outside of any pickling of ours: pinned.
+
+
+class _Pidfd:
+    """The process that compiled the graph."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Let go of it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _driver_pidfd(plan: ActorPlan) -> _Pidfd:
+    specs = [spec for spec, _index in plan.inputs.values()] or list(plan.outputs.values())
+    fd = open_pidfd(specs[0].pid)
+    if fd is None:
+        raise _gone(specs[0].pid)
+    return _Pidfd(fd)  # The channels are opened after this: their owner is this very process, not a later one.
+
+
+def _gone(pid: int) -> Exception:
+    return ChannelError(f"process {pid}, which compiles the graph, has ended")
