@@ -31,12 +31,12 @@ def search(with_ray: bool) -> dict[str, Any]:
     problem.add((10, 80), "trees")
     problem.add((0.01, 0.5, "log-uniform"), "rate")
     problem.add((1, 5), "depth")
-    options: dict[str, Any] = {"method": "serial", "method_kwargs": {"num_workers": 1}}
+    options: dict[str, Any] = {"method": "thread", "method_kwargs": {"num_workers": 1}}
     if with_ray:
         options = {"method": "ray", "method_kwargs": {"num_cpus": CPUS, "num_cpus_per_task": 1}}
     evaluator = Evaluator.create(score, **options)
     with tempfile.TemporaryDirectory() as folder:
-        found = RandomSearch(problem, evaluator, random_state=1, log_dir=folder).search(16)
+        found = RandomSearch(problem, random_state=1, log_dir=folder).search(evaluator, 16)
     found = found.sort_values(["p:trees", "p:rate"]).head(16)
     columns = ["p:trees", "p:rate", "p:depth", "objective"]
     return {"tried": found[columns].astype(float).to_numpy().tolist()}

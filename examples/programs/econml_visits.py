@@ -14,7 +14,7 @@ from statsmodels.datasets import randhie
 def estimate(with_ray: bool) -> dict[str, Any]:
     """The effect, by health."""
     warnings.filterwarnings("ignore")
-    people = randhie.load_pandas().data.head(8_000)
+    people = randhie.load_pandas().data.head(12_000)
     model = LinearDML(
         model_y=RandomForestRegressor(40, min_samples_leaf=20, random_state=1),
         model_t=RandomForestRegressor(40, min_samples_leaf=20, random_state=1),
@@ -23,7 +23,7 @@ def estimate(with_ray: bool) -> dict[str, Any]:
         use_ray=with_ray,
         ray_remote_func_options={"num_cpus": 1} if with_ray else None,
     )
-    confounders = people[["idp", "lpi", "fmde", "linc", "lfam"]].to_numpy()
+    confounders = people[["idp", "lpi", "fmde", "hlthg", "hlthf", "hlthp"]].to_numpy()
     health = people[["physlm", "disea"]].to_numpy()
     model.fit(people["mdvis"].to_numpy(), people["lncoins"].to_numpy(), X=health, W=confounders)
     return {"effect": float(model.ate(health)), "coefficients": model.coef_.tolist()}

@@ -28,14 +28,14 @@ def summarise(with_ray: bool) -> dict[str, Any]:
     per_copy = visits.groupby("copy").sum()
     weights = visits.head(20_190).apply(lambda row: row["mdvis"] * (1 + row["lncoins"]), axis=1)
     merged = visits.head(2_000).merge(by_health.reset_index(), on="hlthp")
-    busiest = visits.sort_values(["mdvis", "linc"], ascending=False).head(50)
+    busiest = visits.sort_values(["mdvis", "disea"], ascending=False).head(50)
     return {
         "norm": float((scaled**2).sum().sum()),
         "by_health": by_health.to_numpy().tolist(),
         "copies_equal": bool((per_copy.nunique() == 1).all()),
         "weights": float(weights.sum()),
         "merged": float(merged["mean"].sum()),
-        "busiest": busiest["linc"].tolist(),
+        "busiest": busiest["disea"].tolist(),
         "quantiles": visits["mdvis"].quantile([0.1, 0.5, 0.9, 0.99]).tolist(),
         "missing": int(visits.isna().sum().sum()),
     }

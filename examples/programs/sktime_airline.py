@@ -18,7 +18,7 @@ def forecast(with_ray: bool) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     passengers = load_airline()
     forecaster = make_reduction(RandomForestRegressor(40, random_state=1), window_length=12)
-    cuts = ExpandingWindowSplitter(initial_window=72, step_length=3, fh=[1, 2, 3])
+    cuts = ExpandingWindowSplitter(initial_window=72, step_length=1, fh=[1, 2, 3])
     how: dict[str, Any] = {}
     if with_ray:
         how = {"backend": "ray", "backend_params": {"shutdown_ray": False}}

@@ -28,7 +28,7 @@ def compare(with_ray: bool) -> dict[str, Any]:
     """The coefficient for each number of chronic diseases."""
     warnings.filterwarnings("ignore")
     people = randhie.load_pandas().data
-    people = pd.concat([people] * 5, ignore_index=True)
+    people = pd.concat([people] * 40, ignore_index=True)
     if with_ray:
         found = people.swifter.set_npartitions(CPUS * 2).groupby("disea").apply(inequality)
     else:

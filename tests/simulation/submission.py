@@ -468,7 +468,7 @@ class Submitter:
             self._process.later(DEATH_NEWS_S, lambda: self._give_up(peer))
 
     def _give_up(self, peer: Peer, over: int = 0) -> None:
-        """A worker without a connection lives on: the node ends it; if our lease is `over`, its tasks count as tried."""
+        """A worker without a connection lives on: the node ends it; if our lease is `over`, tasks count as tried."""
         if not peer.dead and over in peer.slots:
             pool, slot = peer.slots.pop(over)
             for task in pool.lost(slot):

@@ -18,6 +18,7 @@ MUTANTS = ROOT / "tests" / "mutants"
 FAULT_SEEDS = "1..40"
 #: Faults of all cores that the simulator is sure to meet; the others need a test of their core.
 CAUGHT = (
+    "actors/orphan_lives_on",
     "arena/rounded_down",
     "leases/lost_keeps_the_first",
     "local_scheduler/double_grant",

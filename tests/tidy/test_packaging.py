@@ -13,7 +13,7 @@ import pytest
 from tests.tidy.source import PACKAGE, ROOT
 
 BASE = {"click", "cloudpickle", "cryptography", "msgspec", "psutil", "rich"}
-EXTRAS = {"default", "data", "train", "tune", "serve", "serve-grpc", "rl", "rllib", "all", "dev"}
+EXTRAS = {"default", "data", "train", "tune", "serve", "serve-grpc", "rl", "rllib", "all", "docs", "dev"}
 #: What `import moray` must not load: it has 60 ms, and daemons must never see the last two.
 HEAVY = {"asyncio", "click", "cryptography", "multiprocessing", "psutil", "rich", "ssl", "numpy", "pyarrow"}
 
@@ -37,7 +37,7 @@ def test_extras(project: dict[str, Any]) -> None:
     assert set(extras) == EXTRAS
     assert extras["rllib"] == ["moray[rl]"]
     everything = set(re.split(r"[\[\],]", extras["all"][0])) - {"moray", ""}
-    assert everything == EXTRAS - {"all", "dev", "rllib"}
+    assert everything == EXTRAS - {"all", "dev", "docs", "rllib"}
 
 
 def test_package_is_typed() -> None:

@@ -6,7 +6,8 @@ another. At most ``max_inflight_executions`` may be under way, which is also the
 ever waits for room.
 
 **The end.** When the loop of an actor ends, because the actor died, all channels are closed, in this process's I/O
-thread. That wakes whoever waits here, who finds the error among the loops' results, and ends the loops of the other actors.
+thread. That wakes whoever waits here, who finds the error among the loops' results, and ends the loops of the other
+actors.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from moray.dag.nodes import DAGNode, input_value
 from moray.dag.plan import DRIVER, INPUT_PLACE, GraphPlan
 from moray.runtime import state
 from moray.runtime.channels import Channel, ChannelClosed, Reader, Writer, check_supported
+from moray.runtime.interrupts import TaskInterrupt
 from moray.runtime.values import load_error
 from moray.serialization import loads_covered, serialize
 
@@ -91,30 +93,41 @@ class Pipeline:
         return self._writer.channel.published
 
     def check(self) -> None:
-        """Each second of waiting."""
-        if state.runtime is not self.runtime:
+        """Now and then while a thread waits."""
+        runtime = self.runtime
+        if state.runtime is not runtime:
             raise ChannelClosed
-        self.runtime.check_usable()
+        runtime.check_usable()
+        interrupts = getattr(runtime, "interrupts", None)
+        if interrupts is not None and threading.current_thread() is threading.main_thread() and interrupts.due():
+            raise TaskInterrupt
 
     def submit(self, value: Any, most: int, timeout_s: float) -> Execution:
         """Begin an execution, once fewer than `most` are under way."""
         serialized = serialize_input(value)
         deadline = None if timeout_s < 0 else monotonic() + timeout_s
         with self._write_lock:
-            while self.submitted - self.completed >= most:
-                self.collect()
-                behind = min(self._readers, key=lambda reader: reader.taken)
-                if self.submitted - behind.taken >= most and not behind.wait(behind.taken + 1, deadline):
-                    raise exceptions.ChannelTimeoutError(
-                        f"{most} executions are under way, the most that there may be, and none of them ended within "
-                        f"{timeout_s:g} s: a step takes long, or hangs. _max_inflight_executions and _submit_timeout "
-                        "of experimental_compile() change these limits"
-                    )
+            if self.submitted - self.completed >= most and not self.wait_for_room(most, deadline):
+                raise exceptions.ChannelTimeoutError(
+                    f"{most} executions are under way, the most that there may be, and none of them ended within "
+                    f"{timeout_s:g} s: a step takes long, or hangs. _max_inflight_executions and _submit_timeout of "
+                    "experimental_compile() change these limits"
+                )
             number = self.submitted + 1
             execution = Execution(number, self._results)
             self._open[number] = weakref.ref(execution)
             self._writer.write(serialized, actor_loop.VALUE, deadline)
         return execution
+
+    def wait_for_room(self, most: int, deadline: float | None) -> bool:
+        """Whether fewer than `most` executions are under way by the deadline. Raises ChannelClosed."""
+        while True:
+            self.collect()
+            behind = min(self._readers, key=lambda reader: reader.taken)
+            if self.submitted - behind.taken < most:
+                return True
+            if not behind.wait(behind.taken + 1, deadline):
+                return False
 
     def collect(self) -> None:
         """Take out all results that are there."""
@@ -233,7 +246,7 @@ class CompiledDAG:
                 function = actor_loop.run_async if asynchronous else actor_loop.run
                 self._loops.append(_call_with(handle, function, self._id))
         except BaseException:
-            self._release(actors)
+            self._release(actors, self._id)
             for channel in channels:
                 channel.close()
             raise
@@ -245,7 +258,7 @@ class CompiledDAG:
         for ref in self._loops:
             if self._runtime.values.subscribe(ref._entry, loop_ended):
                 loop_ended()
-        weakref.finalize(self, CompiledDAG._release, actors).atexit = False
+        weakref.finalize(self, CompiledDAG._release, actors, self._id).atexit = False
 
     def _attach(self, plan: GraphPlan) -> None:
         """Have all actors open their channels, which need this process's descriptors, or none."""
@@ -264,16 +277,17 @@ class CompiledDAG:
         for actor, handle in zip(actors, handles, strict=True):
             other = _busy.setdefault(actor, self._id)
             if other != self._id and not handle._moray_shared.meta.asynchronous:
-                self._release([each for each in actors if _busy.get(each) == self._id])
+                self._release(actors, self._id)
                 raise ValueError(
                     f"{handle!r} runs the loop of another compiled graph: call teardown() of that one first, or let go "
                     "of it and of its results"
                 )
 
     @staticmethod
-    def _release(actors: list[bytes]) -> None:
+    def _release(actors: list[bytes], graph: str) -> None:
         for actor in actors:
-            _busy.pop(actor, None)
+            if _busy.get(actor) == graph:
+                _busy.pop(actor, None)
 
     # --- executing -----------------------------------------------------------------------------------------
 
@@ -304,9 +318,8 @@ class CompiledDAG:
 
     def _wait_for_room(self) -> None:
         """Until one more execution may begin, most likely: `_submit` says so if it took too long."""
-        pipeline = self._pipeline
         try:
-            pipeline.wait_for(Execution(pipeline.completed + 1, self._results), 0, monotonic() + self._submit_timeout_s)
+            self._pipeline.wait_for_room(self._most, monotonic() + self._submit_timeout_s)
         except ChannelClosed:
             pass  # `_submit` finds out why.
 
@@ -407,7 +420,7 @@ class CompiledDAG:
             watcher.join()
         if usable:
             self._join(DAGContext.get_current().teardown_timeout)
-        self._release([handle._moray_actor for handle in self._handles])
+        self._release([handle._moray_actor for handle in self._handles], self._id)
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the loops' ends."""
@@ -446,6 +459,10 @@ class CompiledDAG:
         return f"CompiledDAG({self._id}, {len(self._handles)} actors)"
 
 
+#: In place of a result that was fetched: its memory may be used again.
+_FETCHED = (actor_loop.VALUE, b"N")
+
+
 class _Result:
     """What stands for one result."""
 
@@ -465,6 +482,7 @@ class _Result:
         finally:
             if self._execution.blobs[self._index] is not None:
                 self._fetched = True
+                self._execution.blobs[self._index] = _FETCHED
                 self._dag._pipeline.forget(self._execution)
 
     def __reduce__(self) -> Any:

@@ -277,7 +277,7 @@ class Writer:
     Args:
         channel: the channel.
         extent_bytes: least size of an extent.
-        check: called each second while it waits; raises if there is nobody left to wait for.
+        check: called at least each second while it waits; raises if there is nobody left to wait for.
     """
 
     def __init__(self, channel: Channel, extent_bytes: int = 0, check: Callable[[], None] = _no_check) -> None:
@@ -418,7 +418,7 @@ class Reader:
     Args:
         channel: the channel.
         index: which reader it is.
-        check: called each second while it waits; raises if there is nobody left to wait for.
+        check: called at least each second while it waits; raises if there is nobody left to wait for.
     """
 
     def __init__(self, channel: Channel, index: int, check: Callable[[], None] = _no_check) -> None:
@@ -458,7 +458,10 @@ class Reader:
             words[self._waits] = self._waiting
         try:
             _fence()
+            slept = False
             while (seen := words[_PUBLISHED]) < number:
+                if slept:
+                    self._check()
                 if words[_CLOSED]:
                     if words[_PUBLISHED] >= number:
                         break  # Published between the two looks.
@@ -467,7 +470,7 @@ class Reader:
                 if timeout_s <= 0:
                     return False
                 _sleep_while(address, seen, timeout_s)
-                self._check()
+                slept = True
         finally:
             with self._lock:
                 self._waiting -= 1

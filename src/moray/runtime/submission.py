@@ -585,7 +585,7 @@ class Submitter:
             self._runtime.reactor.call_later(DEATH_NEWS_S, lambda: self._give_up(peer))
 
     def _give_up(self, peer: Peer, over: int = 0) -> None:
-        """A worker without a connection lives on: the node ends it; if our lease is `over`, its tasks count as tried."""
+        """A worker without a connection lives on: the node ends it; if our lease is `over`, tasks count as tried."""
         if peer.dead is None and over in peer.slots:
             pool, slot = peer.slots.pop(over)
             death = m.ProcessDied(peer.origin.process, peer.pid, 0, "its answers came no more")

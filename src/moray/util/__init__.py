@@ -69,7 +69,8 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
 
 
 def get_node_ip_address(address: str | None = None) -> str:
-    """The address by which other machines reach this one; "127.0.0.1" without a network.
+    """The address of this machine: in a session that of its node, as :func:`moray.nodes` and ``node:`` resources have
+    it; otherwise that by which other machines reach this one, or "127.0.0.1" without a network.
 
     Args:
         address: ``host:port`` of a machine; the address is that of the interface that leads to it. Nothing is sent.
@@ -80,6 +81,10 @@ def get_node_ip_address(address: str | None = None) -> str:
         >>> get_node_ip_address("127.0.0.1:80")
         '127.0.0.1'
     """
+    import moray
+
+    if address is None and moray.is_initialized():
+        return str(moray.nodes()[0]["NodeManagerAddress"])
     import socket
 
     host, _, port = (address or "8.8.8.8:53").rpartition(":")
