@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from examples.pictures import diagrams
 from examples.pictures.__main__ import FOLDER, PICTURES
 from examples.pictures.reduce import reduce
@@ -20,7 +22,8 @@ def test_diagrams_are_the_same_each_time(tmp_path: Path) -> None:
         assert drawn[0].startswith(b"<?xml")
 
 
-def test_measured_picture(tmp_path: Path) -> None:
+def test_measured_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reduce.__globals__, "WORKERS", 4)
     reduce(tmp_path / "reduce.svg", (2, 8))
     assert ">chain<" in (tmp_path / "reduce.svg").read_text(encoding="utf-8")
 

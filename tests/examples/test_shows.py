@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from examples.demo import as_ray, parameters, race, ranking, streams, why
+from examples.demo import parameters, race, ranking, streams, why
 from examples.demo.__main__ import run_show
 from examples.demo.report import Shown, shown_table
 from examples.demo.show import Show, Wrong, check
@@ -30,10 +30,6 @@ def test_show_finds_what_it_must(kind: type[Show], small: None, shared_session: 
     assert kind().run()
 
 
-def test_program_for_ray_runs_unchanged() -> None:
-    assert as_ray.FOUND in as_ray.AsRayShow().run()
-
-
 class Liar(Show):
     name = "liar"
     detail = "says what is not so"
@@ -43,7 +39,7 @@ class Liar(Show):
         raise AssertionError
 
 
-def test_wrong_results_are_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_results_are_noticed(capsys: pytest.CaptureFixture[str], shared_session: ModuleType) -> None:
     with pytest.raises(Wrong):
         Liar().run()
     shown = run_show(Liar(), Console())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from moray.platform import machine
 from moray.protocol.messages import AbortObject, CreateObject, ObjectCreated, PinObject, SealObject, StoreError
 from tests.store.harness import Loop
 
@@ -200,3 +201,19 @@ def test_a_full_disk_while_spilling(tiny_disk: Path) -> None:
         loop.put(A, name(4), data(4))
         for number in range(5):
             assert loop.pin(A, name(number)) == data(number)
+
+
+def test_memory_that_the_machine_does_not_have_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the kernel ends processes to find it: an anonymous memory file has no limit of its own (STORE-SPACE)."""
+    monkeypatch.setattr(machine, "memory_used", lambda: machine.memory_total() - MIB)
+    with Loop(64 * MIB, tmp_path) as loop:
+        loop.put(A, name(1), data(1, 8 * MIB))
+        assert os.fstat(loop.server.fd).st_blocks * 512 < MIB, "it lies in a file of its own"
+        assert loop.pin(B, name(1)) == data(1, 8 * MIB)
+        monkeypatch.undo()
+        for number in range(2, 40):  # It is not asked each time.
+            loop.put(A, name(number), data(number, 8 * MIB))
+            loop.free(name(number))
+        assert os.fstat(loop.server.fd).st_blocks * 512 >= 8 * MIB, "there is memory again"

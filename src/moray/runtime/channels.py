@@ -22,7 +22,8 @@ more before it sleeps; the other side changes the word first and looks for sleep
 **Extents.** A reader gets a small message as a copy, a large one in place. The memory is its own until the last array
 over it is gone (SNAPSHOT): that is noted by one append (DEL), and told to the writer, by the extent's *released* word,
 the next time the reader looks. The writer takes another extent meanwhile. A reader that keeps many is given copies.
-Space is backed by ``posix_fallocate`` before it is written to: a full machine is an error, never a SIGBUS.
+Space is backed by ``posix_fallocate`` before it is written to, and never more of it than is free: a full machine is an
+error, and no SIGBUS.
 
 **The end.** Anybody may close a channel, which wakes everybody. What was published before can still be read.
 """
@@ -43,6 +44,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moray import exceptions
+from moray.platform.machine import memory_total, memory_used
 
 if TYPE_CHECKING:
     from moray.serialization import Serialized
@@ -65,6 +67,9 @@ _TAKEN, _WAITS = range(2)
 _SLOT_WORDS: Final = 8
 _SIZE, _KIND, _EXTENT, _OFFSET, _CAPACITY = range(5)
 _PAGE: Final = mmap.PAGESIZE
+
+#: One part in so many of the free memory is left to others: it is shared by all that runs here, and they grow too.
+_SPARED: Final = 10
 
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _EVERYBODY: Final = 0x7FFFFFFF
@@ -237,13 +242,25 @@ class Channel:
 
 
 def _reserve(fd: int, offset: int, size: int) -> None:
+    """Back a part of the file by memory, or raise ChannelError.
+
+    A memory file has no size limit of its own: asked for more than there is, the kernel ends processes, of anybody, to
+    find it. So what is not there is not asked for.
+    """
+    free = memory_total() - memory_used()
+    if size > free - free // _SPARED:
+        raise _no_memory(size, f"{free / 1e6:.0f} MB of this machine's memory are free")
     try:
         os.posix_fallocate(fd, offset, size)
     except OSError as error:
-        raise exceptions.ChannelError(
-            f"no memory for {size / 1e6:.1f} MB of a channel: {os.strerror(error.errno or 0)}; "
-            "make messages smaller, let go of arrays that came from channels, or have fewer executions in flight"
-        ) from error
+        raise _no_memory(size, os.strerror(error.errno or 0)) from error
+
+
+def _no_memory(size: int, why: str) -> exceptions.ChannelError:
+    return exceptions.ChannelError(
+        f"no memory for {size / 1e6:.1f} MB of a channel: {why}; make messages smaller, let go of arrays that came "
+        "from channels, or have fewer executions in flight"
+    )
 
 
 def _slice_s(deadline: float | None) -> float:

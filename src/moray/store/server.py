@@ -12,6 +12,7 @@ calls :meth:`StoreServer.process_died`, and only then.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -36,6 +37,7 @@ from moray.core.object_table_types import (
     Spill,
     Warn,
 )
+from moray.platform import machine
 from moray.protocol.messages import (
     AbortObject,
     CreateObject,
@@ -53,6 +55,8 @@ from moray.protocol.messages import (
 )
 from moray.store import disk
 
+#: One part in so many of the free memory is never taken.
+_SPARED: Final = 16
 #: The arena grows by as much at once in the loop itself (0.2 ms a MiB); more is left to the disk thread.
 _GROW_IN_LOOP: Final = 4 << 20
 #: How long a creation that finds no room waits for space that was granted ahead. An I/O thread that is not
@@ -207,6 +211,11 @@ class StoreServer:
 
     def _extend(self, action: Extend) -> None:
         def job() -> None:
+            # The arena has no size limit of its own: asked for more than there is, the kernel ends processes, of
+            # anybody, to find it. What is not there is not asked for; to the table, the machine is full (STORE-SPACE).
+            free = machine.memory_total() - machine.memory_used()
+            if action.size > free - free // _SPARED:
+                raise OSError(errno.ENOSPC, "the machine has no memory to spare")
             os.posix_fallocate(self.fd, action.offset, action.size)
 
         if action.size > _GROW_IN_LOOP:
