@@ -136,6 +136,24 @@ def _actors() -> Iterator[Row]:
     )  # fmt: skip
 
 
+def _graphs() -> Iterator[Row]:
+    for figure, title in (
+        ("plain_one", "three actors in a chain, `get` after each chain"),
+        ("plain_burst", "… 100 chains, then `get`"),
+        ("compiled_one", "… compiled, `get` after each"),
+        ("compiled_several", "… compiled, 10 under way"),
+    ):
+        yield Row(f"dag_{figure}", title, "dag_chain", figure, "/s", gated=False)
+    yield Row(
+        "dag_times", "… 10 under way / plain, `get` after each chain", "dag_chain", "times", "",
+        systems=("moray",), targets=(Limit(5),), gated=False,
+    )  # fmt: skip
+    yield Row(
+        "dag_switches", "… compiled, `get` after each: context switches per hop", "dag_chain", "switches", "",
+        more_is_better=False, systems=("moray",), targets=(Limit(3),), gated=False,
+    )  # fmt: skip
+
+
 def _generators() -> Iterator[Row]:
     for name, title, least in (
         ("generator_1kb", "items of a generator, 1 KB each, taken and fetched", 10),
@@ -248,6 +266,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     "Tasks": tuple(_tasks()),
     "Objects": tuple(_objects()),
     "Actors": tuple(_actors()),
+    "Graphs": tuple(_graphs()),
     "Generators": tuple(_generators()),
     "Cancel": tuple(_cancel()),
     "A session": tuple(_session()),

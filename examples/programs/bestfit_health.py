@@ -20,7 +20,7 @@ def fit(with_ray: bool) -> dict[str, Any]:
         backend = RayBackend(num_cpus=CPUS)
     people = randhie.load_pandas().data
     found = DistributionFitter(backend=backend, random_seed=1).fit(
-        people, column="disea", max_distributions=20, enable_sampling=False, lazy_metrics=True
+        people, column="disea", max_distributions=50, enable_sampling=False, lazy_metrics=True
     )
     best = found.best(n=5, metric="sse")
     return {"names": [each.distribution for each in best], "sse": [each.sse for each in best]}

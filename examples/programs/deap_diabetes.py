@@ -16,8 +16,8 @@ from sklearn.datasets import load_diabetes
 warnings.filterwarnings("ignore")
 
 PATIENTS, PROGRESS = load_diabetes(return_X_y=True)
-PATIENTS = np.tile((PATIENTS * 20).T, 25)
-PROGRESS = np.tile(PROGRESS, 25)
+PATIENTS = np.tile((PATIENTS * 20).T, 60)
+PROGRESS = np.tile(PROGRESS, 60)
 
 
 def divide(left: Any, right: Any) -> Any:
@@ -58,7 +58,7 @@ def breed(with_ray: bool) -> dict[str, Any]:
             from ray.util.multiprocessing import Pool
 
             box.register("map", stack.enter_context(Pool(CPUS)).map)
-        people, log = algorithms.eaSimple(box.population(n=200), box, 0.7, 0.2, ngen=12, verbose=False)
+        people, log = algorithms.eaSimple(box.population(n=400), box, 0.7, 0.2, ngen=15, verbose=False)
     best = tools.selBest(people, 1)[0]
     return {"formula": str(best), "error": best.fitness.values[0], "evaluated": log.select("nevals")}
 

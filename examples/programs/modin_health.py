@@ -1,4 +1,4 @@
-"""modin: pandas' own calls on the visits to doctors of the RAND health insurance study, thirty times over."""
+"""modin: pandas' own calls on the visits to doctors of the RAND health insurance study, sixty times over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def summarise(with_ray: bool) -> dict[str, Any]:
     else:
         import pandas as pd
     visits = pd.DataFrame(randhie.load_pandas().data)
-    visits = pd.concat([visits] * 30, ignore_index=True)
+    visits = pd.concat([visits] * 60, ignore_index=True)
     visits["copy"] = np.arange(len(visits)) // 20_190
     scaled = (visits - visits.mean()) / visits.std()
     by_health = visits.groupby("hlthp")["mdvis"].agg(["mean", "max", "count"])

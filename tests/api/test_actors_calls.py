@@ -503,13 +503,6 @@ def test_description_of_classes_handles_and_methods() -> None:
     assert isinstance(counter.add, ActorMethod)
 
 
-def test_lazy_graphs_are_refused() -> None:
-    counter = Counter.remote()
-    for bind in (Counter.bind, counter.add.bind):
-        with pytest.raises(NotImplementedError):
-            bind()
-
-
 # --- what every actor has ---------------------------------------------------------------------------
 
 

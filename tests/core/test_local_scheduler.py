@@ -558,3 +558,25 @@ def test_many_waiting_actors_are_warned_of_together() -> None:
     node.after(30.0)
     (warning,) = node.of(Warn)
     assert "Counter has been waiting 30 s for 4 worker(s)" in warning.text
+
+
+def test_nothing_is_reserved_for_a_need_that_does_not_fit_beside_an_actor() -> None:
+    """It would hold the free CPU for ever longer, and in vain, as long as the actor lives."""
+    node = Node(2)
+    actor_wants(node, b"actor-----------", {"CPU": UNIT // 2})
+    node.want(b"large", 1, {"CPU": 2 * UNIT})
+    served = 0
+    for _ in range(200):
+        node.want(b"small", 1)
+        held = [grant for grant in node.grants if grant.owner == b"small"]
+        if len(held) > served:
+            served += 1
+            node.after(0.01)
+            node.give_back(held[-1])
+        else:
+            node.after(0.01)
+    assert served >= 199
+    assert not [grant for grant in node.grants if grant.owner == b"large"]
+    node.do(node.core.worker_died(node.grants[0].worker, node.now))
+    node.after(1.0)
+    assert [grant for grant in node.grants if grant.owner == b"large"], "the actor is gone"

@@ -4,6 +4,9 @@
 each is a comment ``# catches: <what the fault is>``. ``tests/mutants/<core>/TESTS`` lists the pytest targets (and
 options), one per line, that must fail. Each patch is applied to a copy of the package, which stands first on the
 path of a child process.
+
+Ordinary runs try six faults of each core, the first by name; all of them are tried by ``make test-long``. That all
+still apply is looked at each time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,8 @@ PACKAGE = ROOT / "src" / "moray"
 MUTANTS = ROOT / "tests" / "mutants"
 PATCHES = sorted(MUTANTS.glob("*/*.patch"))
 CORES = sorted(path.parent for path in MUTANTS.glob("*/TESTS"))
+#: So many of each core are tried each time.
+ALWAYS = 6
 #: A mutant that makes a test hang is not what we want to see, but it must not stop the suite.
 DEADLINE_S = 100
 
@@ -57,14 +63,33 @@ def test_the_copy_is_what_children_import(copy: Path) -> None:
     assert result.stdout.strip() == str(copy / "moray" / "core" / "__init__.py"), result.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: f"{patch.parent.name}-{patch.stem}")
-def test_mutant_is_caught(patch: Path, copy: Path) -> None:
-    assert patch.read_text().startswith("# catches: "), "the first line says what the fault is"
+def apply(patch: Path, copy: Path, *options: str) -> None:
     # No fuzz: a patch that has lost its place must be looked at, not put somewhere near.
-    command = ["patch", "-p1", "--fuzz=0", "-s", "-d", str(copy / "moray"), "-i", str(patch)]
+    command = ["patch", "-p1", "--fuzz=0", "-s", "-d", str(copy / "moray"), "-i", str(patch), *options]
     applied = subprocess.run(command, capture_output=True, text=True, check=False)
     assert applied.returncode == 0, f"{patch.name} does not apply any more: {applied.stdout}{applied.stderr}"
+
+
+def mutants() -> list[Any]:
+    """All patches; those beyond the first few of a core are for long runs."""
+    found = []
+    for core in CORES:
+        for number, patch in enumerate(sorted(core.glob("*.patch"))):
+            marks = [pytest.mark.long] if number >= ALWAYS else []
+            found.append(pytest.param(patch, marks=marks, id=f"{core.name}-{patch.stem}"))
+    return found
+
+
+def test_all_patches_apply(copy: Path) -> None:
+    for patch in PATCHES:
+        assert patch.read_text().startswith("# catches: "), f"{patch.name}: the first line says what the fault is"
+        apply(patch, copy, "--dry-run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", mutants())
+def test_mutant_is_caught(patch: Path, copy: Path) -> None:
+    apply(patch, copy)
     result = run_tests(copy, patch.parent)
     # 1: tests failed. Anything else (no tests, an import error) proves nothing.
     assert result.returncode == 1, f"not caught (pytest ended with {result.returncode}):\n{result.stdout[-4000:]}"

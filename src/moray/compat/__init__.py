@@ -19,7 +19,7 @@ from _thread import allocate_lock
 from types import ModuleType
 from typing import Any, Final
 
-from moray.compat.finder import FACADE, RayFinder
+from moray.compat.finder import RayFinder, is_stand_in
 
 __all__ = ["RAY_VERSION", "install", "is_installed"]
 
@@ -48,7 +48,7 @@ def install() -> None:
     """
     with _lock:
         found = sys.modules.get("ray")
-        if found is not None and found is not sys.modules.get(FACADE):
+        if found is not None and not is_stand_in(found):
             if getattr(found, "__file__", None) is None:
                 # No Ray: some directory "ray" on the path, which an `import ray` takes for a namespace package.
                 del sys.modules["ray"]

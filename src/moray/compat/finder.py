@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.util import LazyLoader, find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -114,7 +114,26 @@ class _AliasLoader:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = import_module(self._real)
+        real = import_module(self._real)
+        spec = module.__spec__
+        if spec is None or spec.loader_state is None:
+            sys.modules[module.__name__] = real
+            return
+        # By importlib.util.LazyLoader, at the first use of a module that others hold already, and that it insists to
+        # find in sys.modules: it gets the names of the real one, which are the same objects, and stays itself.
+        own = ("__name__", "__loader__", "__package__", "__spec__", "__path__")
+        module.__dict__.update({name: value for name, value in vars(real).items() if name not in own})
+
+
+def is_stand_in(module: ModuleType) -> bool:
+    """Whether `module`, found in ``sys.modules`` as ``ray``, is moray: the facade, or what a lazy import made of it."""
+    spec = module.__dict__.get("__spec__")
+    return module is sys.modules.get(FACADE) or isinstance(_innermost(getattr(spec, "loader", None)), _AliasLoader)
+
+
+def _innermost(loader: Any) -> Any:
+    """What a LazyLoader will load by."""
+    return getattr(loader, "loader", None) if isinstance(loader, LazyLoader) else loader
 
 
 def _asked_by_import() -> bool:

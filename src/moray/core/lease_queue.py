@@ -158,7 +158,9 @@ class LeaseQueue:
 
     def _reserve_oldest(self, ripe: list[Shape], now: float) -> None:
         for shape in sorted(ripe, key=lambda s: s.unfit_since or 0.0):
-            if any(self._pools.can_serve(line.pool, now) for line in shape.lines.values()):
+            # What actors hold may never come free: collecting the rest for such a need would only idle it.
+            useful = self._ledger.comes_free(shape.need)
+            if useful and any(self._pools.can_serve(line.pool, now) for line in shape.lines.values()):
                 self._reserved, self._reserved_until = shape, now + shape.hold
                 return
             # Workers are what it lacks: collecting resources would help nobody.

@@ -351,6 +351,8 @@ class LocalScheduler:
     def _grant(self, request: Request) -> None:
         shape, pool = request.line.shape, request.line.pool
         lease = Lease(request, shape.need, self._ledger.take(shape.need), shape.weight, self._now)
+        if request.permanent:
+            self._ledger.keep(lease.need, 1)
         request.held += 1
         request.claims += 1
         self._queue.served(request, self._now)
@@ -403,9 +405,15 @@ class LocalScheduler:
         self._balance.settle(lease)
         if lease.blocked:
             self._reclaim(lease)
-        self._ledger.give(lease.need, lease.devices)
+        self._give(lease)
         del self._leases[lease.number]
         _worker_of(lease).lease = None
+
+    def _give(self, lease: Lease) -> None:
+        """What the lease took is free."""
+        if lease.request.permanent:
+            self._ledger.keep(lease.need, -1)
+        self._ledger.give(lease.need, lease.devices)
 
     def _detach(self, lease: Lease) -> None:
         """The lease is over for its owner."""
@@ -430,7 +438,7 @@ class LocalScheduler:
         del self._claims[lease]
         self._pools.unclaim(lease, request.line.pool)
         self._balance.hold(lease, 0)
-        self._ledger.give(lease.need, lease.devices)
+        self._give(lease)
         request.claims -= 1
         request.held -= 1
 

@@ -37,13 +37,15 @@ def show_amounts(amounts: Mapping[str, int]) -> str:
 class Ledger:
     """Total, available and device indices of one machine."""
 
-    __slots__ = ("_slots", "available", "total")
+    __slots__ = ("_slots", "available", "lasting", "total")
 
     def __init__(self, total: Mapping[str, int], devices: Mapping[str, int]) -> None:
         #: What the machine has.
         self.total: Amounts = dict(total)
         for name, count in devices.items():
             self.total.setdefault(name, count * UNIT)
+        #: What is taken by those who give it back only when their process ends: actors.
+        self.lasting: Amounts = dict.fromkeys(self.total, 0)
         #: What is not taken; CPU may be negative.
         self.available: Amounts = dict(self.total)
         #: Free units of each device index.
@@ -91,6 +93,15 @@ class Ledger:
             for index in devices.get(name, ()):
                 self._slots[name][index] += share
 
+    def keep(self, need: Mapping[str, int], sign: int) -> None:
+        """What was taken lasts (`sign` 1), or is about to be given back (-1)."""
+        for name, amount in need.items():
+            self.lasting[name] += sign * amount
+
+    def comes_free(self, need: Mapping[str, int]) -> bool:
+        """Whether `need` fits once all has been given back that does not last."""
+        return all(amount <= self.total.get(name, 0) - self.lasting.get(name, 0) for name, amount in need.items())
+
     def lend(self, cpus: int) -> None:
         """A blocked worker lends its CPUs."""
         self.available[CPU] += cpus
@@ -120,6 +131,7 @@ class Ledger:
         for name, amount in self.available.items():
             assert amount <= self.total[name], f"{name}: {amount} available of {self.total[name]}"
             assert amount >= 0 or name == CPU, f"{name}: {amount} is negative"
+            assert 0 <= self.lasting[name] <= self.total[name], f"{name}: {self.lasting[name]} lasting"
         for name, slots in self._slots.items():
             assert all(0 <= free <= UNIT for free in slots), f"{name}: indices {slots}"
 

@@ -106,17 +106,12 @@ class Loop:
         self._worker = cast("Worker", state.runtime)
         self._plan = plan
         self._driver = _driver_pidfd(plan)
-        self._channels = [Channel.open(spec) for spec, _index in plan.inputs.values()]
         self._readers = {
-            place: Reader(channel, index, self._check)
-            for channel, (place, (_spec, index)) in zip(self._channels, plan.inputs.items(), strict=True)
+            place: Reader(Channel.open(spec), index, self._check) for place, (spec, index) in plan.inputs.items()
         }
-        outputs = [Channel.open(spec) for spec in plan.outputs.values()]
         self._writers = {
-            place: Writer(channel, plan.extent_bytes, self._check)
-            for channel, place in zip(outputs, plan.outputs, strict=True)
+            place: Writer(Channel.open(spec), plan.extent_bytes, self._check) for place, spec in plan.outputs.items()
         }
-        self._channels += outputs
         #: Per step: what to read first, what to call with what, and where its result goes.
         self._steps = [
             (
@@ -141,15 +136,16 @@ class Loop:
         return sources
 
     def run(self, call: Runner) -> None:
-        """Go through the steps again and again."""
+        """Go through the steps again and again.
+
+        The channels are closed by the driver alone, also if an error ends this: it learns of it first, and can say why.
+        """
         try:
             while True:
                 self._once(call)
         except (ChannelClosed, _DriverEnded):
             pass  # How it is meant to end.
         finally:
-            for channel in self._channels:
-                channel.close()
             self._driver.close()
 
     def _once(self, call: Runner) -> None:

@@ -110,12 +110,13 @@ def _system_call(library: ctypes.CDLL) -> Any:
 _wait_call = _system_call(ctypes.CDLL(None, use_errno=True))
 _wake_call = _system_call(ctypes.PyDLL(None))
 _nobody = ctypes.c_uint64()
+_heartbeat = _Timespec(int(HEARTBEAT_S), 0)
 _QUIET: Final = (0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
 
 
 def _sleep_while(address: int, seen: int, timeout_s: float) -> None:
     """Sleep until woken, while the low half of the word at `address` is that of `seen`; or for no reason."""
-    span = _Timespec(int(timeout_s), int(timeout_s % 1 * 1e9))
+    span = _heartbeat if timeout_s == HEARTBEAT_S else _Timespec(int(timeout_s), int(timeout_s % 1 * 1e9))
     if _wait_call(_FUTEX, address, _FUTEX_WAIT, seen & 0xFFFFFFFF, ctypes.addressof(span), None, 0) != 0:
         error = ctypes.get_errno()
         if error not in _QUIET:
@@ -421,12 +422,10 @@ class Writer:
 
 
 class _Kept(weakref.ref[Any]):
-    """A large message that is read in place."""
+    """A large message that is read in place. An interrupt may end it before it knows where: nobody's then."""
 
-    __slots__ = ("extent", "number")
-
-    extent: int
-    number: int
+    extent = -1
+    number = 0
 
 
 class Reader:

@@ -494,9 +494,13 @@ class ReferenceShell:
         self.drain()
         self.core.process_died(peer.origin.process)
         for gate, gated in list(self._gated.items()):
-            if gate.submitter == peer.origin.process and not isinstance(gated, Finished):
-                # Nobody waits for the result, but the actor goes on with what comes next.
-                del self._gated[gate]
+            if gate.submitter != peer.origin.process:
+                continue
+            # Nobody waits for the result, but the actor goes on with what comes next.
+            del self._gated[gate]
+            if isinstance(gated, Finished):
+                self._runtime.drop_result(gated.result)
+            else:
                 gated.passed = True
                 gated.done()
         self.flush()

@@ -241,6 +241,9 @@ class Runtime:
         """Send a task's result that had to pass the reference protocol. Loop only; workers override it."""
         raise NotImplementedError
 
+    def drop_result(self, result: m.Result) -> None:
+        """A result that passed the reference protocol is nobody's any more. Loop only; workers override it."""
+
     def drain_connection(self, connection: Connection) -> None:
         """Handle what a peer has already sent. Loop only."""
         if not connection.readable():

@@ -206,6 +206,10 @@ class Worker(Runtime):
         if self.revocation and not self._busy:
             self.answer_revocation()
 
+    def drop_result(self, result: m.Result) -> None:
+        """See Runtime.drop_result."""
+        self.executor.passing.pop(id(result), None)
+
     # --- waiting in moray (LEASE) -----------------------------------------------------------------------------
 
     def blocked(self) -> None:

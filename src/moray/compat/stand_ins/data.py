@@ -1,7 +1,8 @@
 """The one name of ``ray.data`` that programs import before they need it; the library itself is not there.
 
 modin imports it with its engine, and calls it only to make a dataset. Everything else of ``ray.data`` stays an
-ImportError, so that a program that asks for it learns that it is missing. A library ``moray.data`` takes this one's place.
+ImportError, so that a program that asks for it learns that it is missing.
+A library ``moray.data`` takes its place.
 """
 
 from __future__ import annotations
