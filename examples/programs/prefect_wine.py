@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from examples.programs.outcome import CPUS, measure
 
-FOLDER = os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp())
+# Prefect's own database; kept, as making it takes half a minute.
+os.environ.setdefault("PREFECT_HOME", str(Path(tempfile.gettempdir()) / "moray-programs-prefect"))
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 

@@ -31,7 +31,7 @@ from moray import (
 from moray.actor import get_actor, kill, method
 from moray.compat import RAY_VERSION
 from moray.compat.finder import find_target
-from moray.runtime_context import get_runtime_context
+from moray.runtime_context import RuntimeContext, get_runtime_context
 
 #: What it is found by: `from ray import x` and pickles of functions that use it import by this name.
 __name__ = "ray"
@@ -52,6 +52,16 @@ __all__ = [
     "cluster_resources", "exceptions", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init",
     "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "timeline", "wait",
 ]  # fmt: skip
+
+
+def _worker_of(_context: RuntimeContext) -> Any:
+    from moray.compat.stand_ins._private.worker import global_worker
+
+    return global_worker
+
+
+# Not documented by Ray either; programs ask `get_runtime_context().worker.mode` whether they are the driver.
+setattr(RuntimeContext, "worker", property(_worker_of))
 
 
 def __getattr__(name: str) -> Any:

@@ -38,4 +38,6 @@ def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.WorkerCrash
         signal_number=-death.status if death.status < 0 else None,
         stderr_tail=death.stderr,
         pid=death.pid,
+        function_name=task.options.name,
+        attempts=task.attempt + 1,
     )
