@@ -1,13 +1,14 @@
-"""spark-bestfit: which of scipy's distributions describe chronic diseases best; its ``RayBackend`` fits each in a task."""
+"""spark-bestfit: which of scipy's distributions describe chronic diseases best; its ``RayBackend`` fits each."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
-from examples.programs.outcome import CPUS, measure
 from spark_bestfit import DistributionFitter, LocalBackend
 from statsmodels.datasets import randhie
+
+from examples.programs.outcome import CPUS, measure
 
 
 def fit(with_ray: bool) -> dict[str, Any]:

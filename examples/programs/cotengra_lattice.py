@@ -1,4 +1,7 @@
-"""cotengra: how to contract a lattice of tensors, by many random tries, each a task; the value does not depend on it."""
+"""cotengra: how to contract a lattice of tensors, by many random tries, each a task.
+
+Which of them is found best depends on who is first; the value of the network does not.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import cotengra
 import numpy as np
+
 from examples.programs.outcome import measure
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import cubed
 import cubed.array_api as xp
 import numpy as np
-from examples.programs.outcome import measure
 from sklearn.datasets import load_sample_images
+
+from examples.programs.outcome import measure
 
 
 def compute(with_ray: bool) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-from examples.programs.outcome import measure
 from sklearn.datasets import load_sample_images
+
+from examples.programs.outcome import measure
 
 
 def compute(with_ray: bool) -> dict[str, Any]:

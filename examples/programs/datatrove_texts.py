@@ -12,6 +12,7 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
 from datatrove.pipeline.filters import LambdaFilter
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
+
 from examples.programs.outcome import CPUS, measure
 
 
@@ -29,8 +30,10 @@ def clean(with_ray: bool) -> dict[str, Any]:
             JsonlWriter(f"{folder}/out", compression=None),
         ]
         how: dict[str, Any] = {"logging_dir": f"{folder}/logs", "tasks": 4, "workers": CPUS}
-        executor = RayPipelineExecutor(steps, mem_per_cpu_gb=0.5, **how) if with_ray else LocalPipelineExecutor(steps, **how)
-        executor.run()
+        if with_ray:
+            RayPipelineExecutor(steps, mem_per_cpu_gb=0.5, **how).run()
+        else:
+            LocalPipelineExecutor(steps, **how).run()
         kept = [json.loads(line)["text"] for file in Path(folder).glob("out/*") for line in file.open()]
     return {"kept": len(kept), "characters": sum(map(len, kept))}
 

@@ -1,4 +1,4 @@
-"""DEAP: genetic programming of a formula for the progress of diabetes, its evaluations by ``ray.util.multiprocessing``."""
+"""DEAP: genetic programming of a formula for the progress of diabetes, evaluated in Ray's multiprocessing pool."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from deap import algorithms, base, creator, gp, tools
-from examples.programs.outcome import CPUS, measure
 from sklearn.datasets import load_diabetes
+
+from examples.programs.outcome import CPUS, measure
 
 warnings.filterwarnings("ignore")
 

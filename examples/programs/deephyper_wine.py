@@ -7,10 +7,11 @@ from typing import Any
 
 from deephyper.evaluator import Evaluator
 from deephyper.hpo import HpProblem, RandomSearch
-from examples.programs.outcome import CPUS, measure
 from sklearn.datasets import load_wine
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.model_selection import cross_val_score
+
+from examples.programs.outcome import CPUS, measure
 
 
 def score(job: Any) -> float:

@@ -6,9 +6,10 @@ import warnings
 from typing import Any
 
 from econml.dml import LinearDML
-from examples.programs.outcome import measure
 from sklearn.ensemble import RandomForestRegressor
 from statsmodels.datasets import randhie
+
+from examples.programs.outcome import measure
 
 
 def estimate(with_ray: bool) -> dict[str, Any]:

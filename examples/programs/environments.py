@@ -26,7 +26,7 @@ def make(packages: Path = PACKAGES, with_ray: Path = WITH_RAY) -> tuple[Path, Pa
 
 
 def _make(place: Path, *installs: list[str], also: Path | None = None) -> None:
-    print(f"making {place} ...", file=sys.stderr, flush=True)
+    print(f"making {place} ...", file=sys.stderr, flush=True)  # noqa: T201
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
     if also is not None:
         scheme = {"base": str(also), "platbase": str(also)}

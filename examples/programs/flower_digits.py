@@ -6,9 +6,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-from examples.programs.outcome import CPUS, measure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+
+from examples.programs.outcome import CPUS, measure
 
 CLIENTS = 10
 ROUNDS = 4

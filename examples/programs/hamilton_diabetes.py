@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from examples.programs.outcome import measure
 from hamilton import base, driver
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LassoCV
 from sklearn.model_selection import cross_val_predict
+
+from examples.programs.outcome import measure
 
 
 def patients() -> pd.DataFrame:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from examples.programs.outcome import CPUS, measure
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from sklearn.datasets import load_breast_cancer
@@ -17,6 +16,8 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from examples.programs.outcome import CPUS, measure
 
 ConfigStore.instance().store(name="cancer", node={"width": 8, "penalty": 0.001})
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from examples.programs.outcome import CPUS, measure
 from statsmodels.datasets import randhie
+
+from examples.programs.outcome import CPUS, measure
 
 
 def summarise(with_ray: bool) -> dict[str, Any]:

@@ -14,11 +14,11 @@ os.environ.setdefault("PREFECT_HOME", str(Path(tempfile.gettempdir()) / "moray-p
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
-from prefect import flow, task  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
-from sklearn.datasets import load_wine  # noqa: E402
-from sklearn.ensemble import RandomForestClassifier  # noqa: E402
-from sklearn.model_selection import cross_val_score  # noqa: E402
+from prefect import flow, task
+from prefect.task_runners import ThreadPoolTaskRunner
+from sklearn.datasets import load_wine
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import cross_val_score
 
 
 @task

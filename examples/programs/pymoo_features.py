@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from examples.programs.outcome import measure
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import ElementwiseProblem
 from pymoo.operators.crossover.pntx import TwoPointCrossover
@@ -18,6 +17,8 @@ from pymoo.optimize import minimize
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+
+from examples.programs.outcome import measure
 
 MEASUREMENTS = 30
 

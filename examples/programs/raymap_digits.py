@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from examples.programs.outcome import digest, measure
 from sklearn.datasets import load_digits
 from sklearn.decomposition import DictionaryLearning
+
+from examples.programs.outcome import digest, measure
 
 
 def describe(images: Any) -> Any:
@@ -23,7 +24,8 @@ def outline(with_ray: bool) -> dict[str, Any]:
     if with_ray:
         from ray_map import RayMap
 
-        found = [result for _group, result in RayMap(describe, batch_size=2).imap(groups, keep_order=True, ret_args=True)]
+        pairs = RayMap(describe, batch_size=2).imap(groups, keep_order=True, ret_args=True)
+        found = [result for _group, result in pairs]
     else:
         found = [describe(*group) for group in groups]
     return {"strokes": np.stack(found).tolist(), "digest": digest(np.stack(found).tobytes())}

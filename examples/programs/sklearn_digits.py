@@ -6,10 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import joblib
-from examples.programs.outcome import CPUS, measure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
+
+from examples.programs.outcome import CPUS, measure
 
 
 def search(with_ray: bool) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import joblib
-from examples.programs.outcome import CPUS, measure
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import cross_val_score
+
+from examples.programs.outcome import CPUS, measure
 
 
 def grow(with_ray: bool) -> dict[str, Any]:

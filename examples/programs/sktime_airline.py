@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from examples.programs.outcome import measure
+from sklearn.ensemble import RandomForestRegressor
 from sktime.datasets import load_airline
 from sktime.forecasting.compose import make_reduction
 from sktime.forecasting.model_evaluation import evaluate
 from sktime.split import ExpandingWindowSplitter
-from sklearn.ensemble import RandomForestRegressor
+
+from examples.programs.outcome import measure
 
 
 def forecast(with_ray: bool) -> dict[str, Any]:

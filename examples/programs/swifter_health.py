@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import swifter  # noqa: F401 - gives data frames `.swifter`
-from examples.programs.outcome import CPUS, measure
 from statsmodels.datasets import randhie
+
+from examples.programs.outcome import CPUS, measure
 
 
 def inequality(group: Any) -> float:

@@ -33,18 +33,18 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def run(script: str, way: str, python: str) -> Outcome:
+def run(script: str, way: str, python: str, limit_s: float = LIMIT_S) -> Outcome:
     """Run `script` by the way "none", "moray" or "ray", with the interpreter `python`."""
     command = [python, "-m", "moray", "run", "--as-ray"] if way == "moray" else [python]
     command += [str(FOLDER / f"{script}.py"), "--engine", "none" if way == "none" else "ray"]
     started = time.perf_counter()
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=LIMIT_S, cwd=FOLDER,
+            command, capture_output=True, text=True, check=False, timeout=limit_s, cwd=FOLDER,
             env={**environment(), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     except subprocess.TimeoutExpired as expired:
-        return Outcome(None, 0.0, LIMIT_S, f"not done after {LIMIT_S:.0f} s; {_end(expired.stderr)}")
+        return Outcome(None, 0.0, limit_s, f"not done after {limit_s:.0f} s; {_end(expired.stderr)}")
     whole_s = time.perf_counter() - started
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"work_s"')]
     if done.returncode or len(lines) != 1:

@@ -76,6 +76,6 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "ObjectID":
         return ObjectRef  # Ray's older name.
-    if name in ("actor", "compat", "experimental", "util"):
+    if name in ("actor", "compat", "dag", "experimental", "util"):
         return importlib.import_module(f"moray.{name}")
     raise AttributeError(f"module 'moray' has no attribute {name!r}")

@@ -20,7 +20,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -63,13 +64,12 @@ class Pipeline:
     """The channels to and from the actors. `readers`: one per distinct place that the driver reads."""
 
     def __init__(self, runtime: Runtime, plan: GraphPlan, slots: int, extent_bytes: int) -> None:
-        self.runtime = runtime
+        # Without a way back to this object: a cycle would keep the memory until the next collection of garbage.
+        check = partial(_check, runtime)
         self.channels = {place: Channel.create(slots, len(readers)) for place, readers in plan.readers.items()}
-        self._writer = Writer(self.channels[INPUT_PLACE], extent_bytes, self.check)
+        self._writer = Writer(self.channels[INPUT_PLACE], extent_bytes, check)
         places = list(dict.fromkeys(plan.results))
-        self._readers = [
-            Reader(self.channels[place], plan.readers[place].index(DRIVER), self.check) for place in places
-        ]
+        self._readers = [Reader(self.channels[place], plan.readers[place].index(DRIVER), check) for place in places]
         #: Per reader: which results it brings.
         self._brings = [[i for i, each in enumerate(plan.results) if each == place] for place in places]
         self._results = len(plan.results)
@@ -91,16 +91,6 @@ class Pipeline:
     def submitted(self) -> int:
         """How many executions there have been."""
         return self._writer.channel.published
-
-    def check(self) -> None:
-        """Now and then while a thread waits."""
-        runtime = self.runtime
-        if state.runtime is not runtime:
-            raise ChannelClosed
-        runtime.check_usable()
-        interrupts = getattr(runtime, "interrupts", None)
-        if interrupts is not None and threading.current_thread() is threading.main_thread() and interrupts.due():
-            raise TaskInterrupt
 
     def submit(self, value: Any, most: int, timeout_s: float) -> Execution:
         """Begin an execution, once fewer than `most` are under way."""
@@ -169,6 +159,16 @@ class Pipeline:
         """End it. Any thread."""
         for channel in self.channels.values():
             channel.close()
+
+
+def _check(runtime: Runtime) -> None:
+    """Now and then while a thread waits: whether it should."""
+    if state.runtime is not runtime:
+        raise ChannelClosed
+    runtime.check_usable()
+    interrupts = getattr(runtime, "interrupts", None)
+    if interrupts is not None and threading.current_thread() is threading.main_thread() and interrupts.due():
+        raise TaskInterrupt
 
 
 def serialize_input(value: Any) -> Any:
@@ -384,13 +384,15 @@ class CompiledDAG:
 
     def watch(self, execution: Execution, index: int, done: Callable[[], None]) -> None:
         """Have a thread call `done` when the result is there, or the graph has ended."""
+        self._watched.put((execution, index, done))
         with self._lock:
-            if self._watcher is None and not self._torn_down:
+            if self._torn_down:
+                _let_go(self._watched)  # The thread may have gone before it saw this one.
+            elif self._watcher is None:
                 self._watcher = threading.Thread(
                     target=_watch, args=(self._pipeline, self._watched), name="moray-dag-watcher", daemon=True
                 )
                 self._watcher.start()
-        self._watched.put((execution, index, done))
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -418,9 +420,11 @@ class CompiledDAG:
         watcher = self._watcher
         if watcher is not None and watcher is not threading.current_thread():
             watcher.join()
-        if usable:
-            self._join(DAGContext.get_current().teardown_timeout)
-        self._release([handle._moray_actor for handle in self._handles], self._id)
+        try:
+            if usable:
+                self._join(DAGContext.get_current().teardown_timeout)
+        finally:
+            self._release([handle._moray_actor for handle in self._handles], self._id)
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the loops' ends."""
@@ -437,6 +441,8 @@ class CompiledDAG:
                     RuntimeWarning,
                     stacklevel=3,
                 )
+            except exceptions.TaskError as error:  # Its own code raised outside of a step: in a signal handler.
+                warnings.warn(f"the loop of {handle!r} had ended by an error: {error}", RuntimeWarning, stacklevel=3)
 
     def __enter__(self) -> Self:
         return self
@@ -549,6 +555,18 @@ def _watch(pipeline: Pipeline, watched: SimpleQueue[Watched | None]) -> None:
             pass  # Whoever waits finds out why.
         done()
         del item, execution, done
+    _let_go(watched)
+
+
+def _let_go(watched: SimpleQueue[Watched | None]) -> None:
+    """The graph has ended: whoever waits finds out."""
+    while True:
+        try:
+            item = watched.get_nowait()
+        except Empty:
+            return
+        if item is not None:
+            item[2]()
 
 
 def _abandon(channels: list[Channel], watched: SimpleQueue[Watched | None], pid: int) -> None:

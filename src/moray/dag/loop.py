@@ -15,6 +15,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from moray.dag.nodes import part_of
@@ -57,6 +58,9 @@ class _DriverEnded(Exception):  # noqa: N818 - not an error of this process.
 
 def attach(instance: Any, plan: ActorPlan) -> None:
     """Open the channels of this actor's part."""
+    for graph, left in list(_attached.items()):
+        if has_ended(left._driver.fd):  # Before it could start what it had attached.
+            del _attached[graph]
     _attached[plan.graph] = Loop(instance, plan)
 
 
@@ -106,11 +110,13 @@ class Loop:
         self._worker = cast("Worker", state.runtime)
         self._plan = plan
         self._driver = _driver_pidfd(plan)
+        # Without a way back to this object: a cycle would keep the memory until the next collection of garbage.
+        check = partial(_check, self._driver)
         self._readers = {
-            place: Reader(Channel.open(spec), index, self._check) for place, (spec, index) in plan.inputs.items()
+            place: Reader(Channel.open(spec), index, check) for place, (spec, index) in plan.inputs.items()
         }
         self._writers = {
-            place: Writer(Channel.open(spec), plan.extent_bytes, self._check) for place, spec in plan.outputs.items()
+            place: Writer(Channel.open(spec), plan.extent_bytes, check) for place, spec in plan.outputs.items()
         }
         #: Per step: what to read first, what to call with what, and where its result goes.
         self._steps = [
@@ -216,10 +222,11 @@ class Loop:
     def _failed(self, label: str, error: BaseException) -> Failed:
         return Failed(dump_error(make(self._worker, label, error, self._worker.current_task_id() or b"")))
 
-    def _check(self) -> None:
-        """Each second of waiting."""
-        if has_ended(self._driver.fd):
-            raise _DriverEnded
+
+def _check(driver: _Pidfd) -> None:
+    """Now and then while the loop waits."""
+    if has_ended(driver.fd):
+        raise _DriverEnded
 
 
 def _split(result: Any, step: Step) -> tuple[Any, ...]:

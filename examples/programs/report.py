@@ -1,0 +1,90 @@
+"""The table of programs, for the terminal and for docs/compatibility.md."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from typing import Final, NamedTuple
+
+import moray
+from benchmarks.environments import RAY_VERSION
+from examples.programs.catalogue import Program
+from examples.programs.ways import ROOT, Outcome, differences
+
+DOCS: Final = ROOT / "docs" / "compatibility.md"
+_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+WAYS: Final = ("none", "moray", "ray")
+
+
+class Row(NamedTuple):
+    """A program, the version of its package, and what each way found."""
+
+    program: Program
+    version: str
+    outcomes: dict[str, Outcome]
+
+    def verdict(self, way: str) -> str:
+        """What comparing `way` with the run without Ray gives: "equal", or what is wrong."""
+        plain, found = self.outcomes["none"], self.outcomes[way]
+        if plain.result is None or found.result is None:
+            return "failed"
+        different = differences(plain.result, found.result)
+        return f"differs: {different[0]}" if different else "equal"
+
+    def as_expected(self) -> bool:
+        """Whether it runs on moray with equal results, or fails for the reason that is known."""
+        return (self.verdict("moray") == "equal") != bool(self.program.fails)
+
+
+def markdown(rows: list[Row]) -> str:
+    """The section of the page that is written by the run."""
+    machine = f"{os.cpu_count()} cores, {platform.platform()}, CPython {platform.python_version()}"
+    lines = [
+        f"- Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d}, by `python -m examples.programs --write-docs`; one run.",
+        f"- Machine: {machine}; load average {os.getloadavg()[2]:.1f} over the last quarter of an hour.",
+        f"- Versions: moray {moray.__version__}, Ray {RAY_VERSION}.",
+        "",
+        "| package | version | uses of Ray | no Ray: work | moray: work | Ray: work | moray: all | Ray: all | equal |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        if row.program.fails:
+            continue
+        name = f"[{row.program.package}](../examples/programs/{row.program.script}.py)"
+        cells = [_seconds(row, way, "work_s") for way in WAYS]
+        cells += [_seconds(row, way, "whole_s") for way in ("moray", "ray")]
+        verdict = row.verdict("moray")
+        lines.append(f"| {name} | {row.version} | {row.program.uses} | {' | '.join(cells)} | {verdict} |")
+    lines += ["", "Those that do not run yet:", "", "| package | version | cause |", "|---|---|---|"]
+    for row in rows:
+        if row.program.fails:
+            name = f"[{row.program.package}](../examples/programs/{row.program.script}.py)"
+            lines.append(f"| {name} | {row.version} | {row.program.fails} |")
+    return "\n".join(lines)
+
+
+def _seconds(row: Row, way: str, which: str) -> str:
+    outcome = row.outcomes.get(way)
+    if outcome is None or outcome.result is None:
+        return "failed" if outcome is not None else ""
+    return f"{outcome.work_s if which == 'work_s' else outcome.whole_s:.1f} s"
+
+
+def text(row: Row) -> str:
+    """What is said of a program when it is done."""
+    parts = [f"{way} {_seconds(row, way, 'work_s')} ({_seconds(row, way, 'whole_s')})" for way in row.outcomes]
+    lines = [f"{row.program.package} {row.version}: {', '.join(parts)}; moray: {row.verdict('moray')}"]
+    for way, outcome in row.outcomes.items():
+        if outcome.result is None:
+            why = f"known: {row.program.fails}" if way == "moray" and row.program.fails else outcome.error
+            lines.append(f"    {way}: {why}")
+    return "\n".join(lines)
+
+
+def write_docs(rows: list[Row]) -> None:
+    """Put the table between its marks."""
+    page = DOCS.read_text()
+    before, rest = page.split(_BEGIN)
+    after = rest.split(_END)[1]
+    DOCS.write_text(f"{before}{_BEGIN}\n{markdown(rows)}\n{_END}{after}")
