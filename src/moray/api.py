@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -236,6 +237,12 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         raise ValueError(f"timeout={timeout}: give seconds ≥ 0, or None to wait without a limit")
     if type(object_refs) is ObjectRef:
         return runtime.values.get_one(object_refs, timeout)
+    compiled = sys.modules.get("moray.dag.compiled")  # Whoever has a result of a compiled graph has imported it.
+    if compiled is not None:
+        if isinstance(object_refs, compiled.CompiledDAGRef):
+            return object_refs.get(timeout)
+        if isinstance(object_refs, (list, tuple)) and any(isinstance(r, compiled.CompiledDAGRef) for r in object_refs):
+            return [get(ref, timeout=timeout) for ref in object_refs]
     if isinstance(object_refs, (list, tuple)):
         for ref in object_refs:
             if type(ref) is not ObjectRef:
