@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.programs", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="the scripts to run")
-    parser.add_argument("--write-docs", action="store_true", help="write the table into docs/compatibility.md")
+    parser.add_argument("--write-docs", action="store_true", help="write what ran into docs/compatibility.md")
     parser.add_argument("--packages", type=Path, default=environments.PACKAGES, help="virtualenv of the packages")
     parser.add_argument("--with-ray", type=Path, default=environments.WITH_RAY, help="virtualenv that adds Ray")
     return parser.parse_args(arguments)

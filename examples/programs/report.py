@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import moray
 from benchmarks.environments import RAY_VERSION
-from examples.programs.catalogue import Program
+from examples.programs.catalogue import PROGRAMS, Program
 from examples.programs.ways import ROOT, Outcome, differences
 
 DOCS: Final = ROOT / "docs" / "compatibility.md"
@@ -37,31 +37,38 @@ class Row(NamedTuple):
         return (self.verdict("moray") == "equal") != bool(self.program.fails)
 
 
-def markdown(rows: list[Row]) -> str:
-    """The section of the page that is written by the run."""
+def markdown(rows: list[Row], earlier: str = "") -> str:
+    """The part of the page that runs write. Programs that did not run now keep their lines of `earlier`."""
     machine = f"{os.cpu_count()} cores, {platform.platform()}, CPython {platform.python_version()}"
     lines = [
-        f"- Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d}, by `python -m examples.programs --write-docs`; one run.",
+        f"- Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} by `python -m examples.programs --write-docs`, each once.",
         f"- Machine: {machine}; load average {os.getloadavg()[2]:.1f} over the last quarter of an hour.",
         f"- Versions: moray {moray.__version__}, Ray {RAY_VERSION}.",
         "",
-        "| package | version | uses of Ray | no Ray: work | moray: work | Ray: work | moray: all | Ray: all | equal |",
+        "| package | version | uses of Ray | no Ray: work | moray: work | Ray: work | moray: all | Ray: all | result |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    for row in rows:
-        if row.program.fails:
-            continue
-        name = f"[{row.program.package}](../examples/programs/{row.program.script}.py)"
-        cells = [_seconds(row, way, "work_s") for way in WAYS]
-        cells += [_seconds(row, way, "whole_s") for way in ("moray", "ray")]
-        verdict = row.verdict("moray")
-        lines.append(f"| {name} | {row.version} | {row.program.uses} | {' | '.join(cells)} | {verdict} |")
+    measured = {row.program: row for row in rows}
+    kept = earlier.splitlines()
+    running = [program for program in PROGRAMS if not program.fails]
+    lines += [line for program in running for line in _lines(program, measured, kept)]
     lines += ["", "Those that do not run yet:", "", "| package | version | cause |", "|---|---|---|"]
-    for row in rows:
-        if row.program.fails:
-            name = f"[{row.program.package}](../examples/programs/{row.program.script}.py)"
-            lines.append(f"| {name} | {row.version} | {row.program.fails} |")
+    lines += [line for program in PROGRAMS if program.fails for line in _lines(program, measured, kept)]
     return "\n".join(lines)
+
+
+def _lines(program: Program, measured: dict[Program, Row], kept: list[str]) -> list[str]:
+    link = f"[{program.package}](../examples/programs/{program.script}.py)"
+    row = measured.get(program)
+    if row is None:
+        return [line for line in kept if link in line]
+    if program.fails:
+        return [f"| {link} | {row.version} | {program.fails} |"]
+    cells = [_seconds(row, way, "work_s") for way in WAYS]
+    cells += [_seconds(row, way, "whole_s") for way in ("moray", "ray")]
+    verdicts = {way: row.verdict(way) for way in ("moray", "ray")}
+    both = "equal" if set(verdicts.values()) == {"equal"} else f"moray {verdicts['moray']}, Ray {verdicts['ray']}"
+    return [f"| {link} | {row.version} | {program.uses} | {' | '.join(cells)} | {both} |"]
 
 
 def _seconds(row: Row, way: str, which: str) -> str:
@@ -83,8 +90,10 @@ def text(row: Row) -> str:
 
 
 def write_docs(rows: list[Row]) -> None:
-    """Put the table between its marks."""
+    """Replace the measured part of the page; the prose around it stays."""
     page = DOCS.read_text()
-    before, rest = page.split(_BEGIN)
-    after = rest.split(_END)[1]
-    DOCS.write_text(f"{before}{_BEGIN}\n{markdown(rows)}\n{_END}{after}")
+    before, begin, rest = page.partition(_BEGIN)
+    earlier, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{DOCS} has no {_BEGIN} ... {_END} part to replace")
+    DOCS.write_text(f"{before}{_BEGIN}\n{markdown(rows, earlier)}\n{_END}{after}")

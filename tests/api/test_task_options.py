@@ -404,10 +404,11 @@ def test_value_put_by_a_worker_outlives_its_max_calls() -> None:
     def scatter() -> list[Any]:
         return [moray.put("kept"), moray.put(b"x" * 1_000_000)]
 
-    refs = moray.get(scatter.remote())
-    moray.get([scatter.remote() for _ in range(3)])
-    small, large = moray.get(refs, timeout=20)
-    assert (small, len(large)) == ("kept", 1_000_000)
+    for _ in range(15):  # Once, one in sixty lost its objects: its lease came back before the news of them.
+        refs = moray.get(scatter.remote())
+        moray.get([scatter.remote() for _ in range(3)])
+        small, large = moray.get(refs, timeout=20)
+        assert (small, len(large)) == ("kept", 1_000_000)
 
 
 # --- names and environment ------------------------------------------------------------------------

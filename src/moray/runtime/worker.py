@@ -100,6 +100,8 @@ class Worker(Runtime):
         self._exit_code: int | None = None
         #: It gets no more tasks.
         self._retiring = False
+        #: … and the node knows whether others hold objects of it: its owner may be told.
+        self._retired = False
         #: Others hold objects of this process, as the node was told.
         self._owns = False
         self.reactor.hooks.append(self._tell_ownership)
@@ -269,7 +271,7 @@ class Worker(Runtime):
     def bounces(self) -> str:
         """Why arriving tasks must go elsewhere: this process waits, or is about to end; "" if they need not."""
         if self._retiring:
-            return "retired"
+            return "retired" if self._retired else "blocked"
         return "blocked" if self.waits and self.executor.current is not None else ""
 
     # --- being an actor (CALL-ORDER) ---------------------------------------------------------------------------
@@ -385,7 +387,8 @@ class Worker(Runtime):
             return
         self._retiring = True
         connection = self.executor.owner
-        self.executor.return_queue("retired")
+        # Not "retired" yet: the owner would give the lease back before the node knows whether others hold objects here.
+        self.executor.return_queue("blocked")
         self.executor.flush()
 
         def tell() -> None:
@@ -395,6 +398,7 @@ class Worker(Runtime):
             self.request(lambda number: m.WorkerBusy(self._owns, number), told)
 
         def told(_answer: Any) -> None:
+            self._retired = True
             if connection is not None:
                 connection.send(m.Recalled(lease, [], "retired"))
 
