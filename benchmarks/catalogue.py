@@ -165,11 +165,11 @@ def _generators() -> Iterator[Row]:
 def _cancel() -> Iterator[Row]:
     yield Row(
         "cancel_queued", "cancel of 1 000 queued tasks, until all gets raise", "cancel_queued", "ms", "ms",
-        more_is_better=False, targets=(Limit(50),), floor=_RATE,
+        more_is_better=False, targets=(Limit(50),), gated=False,
     )  # fmt: skip
     yield Row(
         "cancel_sleep", "cancel of a task in time.sleep (5 s), until get raises", "cancel_sleep", "ms", "ms",
-        more_is_better=False, targets=(Limit(150),), floor=_SYNC,
+        more_is_better=False, targets=(Limit(150),), gated=False,
     )  # fmt: skip
     yield Row(
         "cancel_sleep_freed", "… until its CPU has run another task", "cancel_sleep", "freed_ms", "ms",

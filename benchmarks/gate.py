@@ -134,7 +134,7 @@ def _round(runner: Runner, number: int, rows: tuple[Row, ...], until: float) -> 
 
 def _record(runner: Runner, path: Path) -> int:
     ratios = {row.name: floor_ratio(runner, row) for row in gated_rows()}
-    known = {name: round(value, 6) for name, value in ratios.items() if value is not None}
+    known = {name: float(f"{value:.6g}") for name, value in ratios.items() if value is not None}
     for name in ratios.keys() - known.keys():
         print(f"not recorded, it did not run: {name}", file=sys.stderr)
     page = {"python": platform.python_version(), "ratios": known}
