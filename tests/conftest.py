@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 from tests.support.leaks import leaks_since, mark_run, take_snapshot
 
 mark_run()
+# An end from outside unwinds like Ctrl-C, so that what tests have started and written goes with them.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A shell that runs pytest in the background has it ignore SIGINT, and every driver program that a test starts would
 # inherit that: no Ctrl-C would reach it. A handler is not inherited.

@@ -26,6 +26,7 @@ from moray.core.streams import Making
 from moray.protocol import messages as m
 from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
+from moray.runtime.output import void
 from moray.runtime.references import ItemMade
 from moray.runtime.values import unpicklable
 from moray.serialization import NONE_BLOB, Serialized, serialize
@@ -444,7 +445,3 @@ def _on_credit(connection: Connection, message: m.StreamCredit) -> None:
     producer = _producers.get((connection.peer.origin.process, message.seq))
     if producer is not None:
         producer.credit(message.attempt, message.consumed)
-
-
-def void(_value: Any) -> None:
-    """Turn an expression's value into None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 __all__ = ["request_resources"]
@@ -12,4 +13,9 @@ def request_resources(
     bundles: list[dict[str, Any]] | None = None,
     bundle_label_selectors: list[dict[str, str]] | None = None,
 ) -> None:
-    """Accepted without effect: it asks for machines, and nothing here starts any."""
+    """Accepted without effect, with a warning: it asks for machines, and nothing here starts any."""
+    warnings.warn(
+        "request_resources() asks for machines, and this version of moray starts none: the request is ignored",
+        UserWarning,
+        stacklevel=2,
+    )
