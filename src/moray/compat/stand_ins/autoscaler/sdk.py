@@ -9,9 +9,9 @@ __all__ = ["request_resources"]
 
 
 def request_resources(
-    num_cpus: int | None = None,
-    bundles: list[dict[str, Any]] | None = None,
-    bundle_label_selectors: list[dict[str, str]] | None = None,
+    num_cpus: int | None = None,  # noqa: ARG001 - Ray's parameters.
+    bundles: list[dict[str, Any]] | None = None,  # noqa: ARG001
+    bundle_label_selectors: list[dict[str, str]] | None = None,  # noqa: ARG001
 ) -> None:
     """Accepted without effect, with a warning: it asks for machines, and nothing here starts any."""
     warnings.warn(
