@@ -78,8 +78,8 @@ class RuntimeContext:
         return next((dict(node["labels"]) for node in nodes() if node["id"] == node_id), {})
 
     def get_runtime_env_string(self) -> str:
-        """The runtime environment that the task or actor asked for beside its job's, as JSON."""
-        return "{}"
+        """The runtime environment of this process, as JSON: the one that the task or actor asked for, or its job's."""
+        return self._runtime.welcome.runtime_env or "{}"
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Indices of the devices that the task may use, name → indices."""

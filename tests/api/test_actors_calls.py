@@ -577,3 +577,13 @@ def test_an_actor_calls_itself_and_others() -> None:
     ping, pong = Player.remote(), Player.remote()
     ping.hit.remote(pong, 9)
     wait_until(lambda: moray.get([ping.count.remote(), pong.count.remote()]) == [5, 5], what="ten hits")
+
+
+def test_the_context_knows_the_runtime_environment() -> None:
+    @moray.remote
+    def env() -> dict[str, Any]:
+        return moray.get_runtime_context().runtime_env
+
+    asked = {"env_vars": {"MORAY_TEST_CONTEXT": "1"}}
+    assert moray.get(env.options(runtime_env=asked).remote()) == asked
+    assert moray.get(env.remote()) == {}

@@ -168,7 +168,7 @@ class Node:
         if worker is None or self.jobs[worker.job].ended or not self.workers.connected(worker, hello.pid):
             newcomer.refuse("it is no worker of this session, or its job has ended")
             return
-        if not self._welcome(newcomer, "worker", self.jobs[worker.job]):
+        if not self._welcome(newcomer, "worker", self.jobs[worker.job], worker.runtime_env):
             return  # Its death is about to be told.
         client = Client("worker", hello.process, hello.pid, hello.address, worker.job, self._settings.backlog_messages)
         self.clients.add(client)
@@ -176,10 +176,11 @@ class Node:
         scheduler = self.leases.scheduler
         self.leases.perform(scheduler.worker_started(worker.process, worker.job, worker.runtime_env, monotonic()))
 
-    def _welcome(self, newcomer: Newcomer, kind: str, job: Job) -> bool:
+    def _welcome(self, newcomer: Newcomer, kind: str, job: Job, runtime_env: str = "") -> bool:
         driver = self._driver_of(job)
         message = m.Welcome(
             version=m.PROTOCOL_VERSION,
+            runtime_env=runtime_env or job.config.runtime_env,
             session=self.config.session,
             session_dir=self.config.session_dir,
             node_id=self.node_id,

@@ -91,6 +91,8 @@ class JobConfig(msgspec.Struct, array_like=True):
     entrypoint: str
     #: Modules that the job's template imports before workers are forked from it.
     preload: list[str] = []
+    #: The job's runtime environment, as JSON, for whoever asks; "": none.
+    runtime_env: str = ""
 
 
 class Hello(Message, tag=1):
@@ -123,6 +125,8 @@ class Welcome(Message, tag=2):
     namespace: str
     #: The job's driver: (process, pid, address); workers send log lines there.
     driver: tuple[bytes, int, str] = (b"", 0, "")
+    #: The runtime environment that the process runs in, as JSON; "": none.
+    runtime_env: str = ""
 
 
 class Refused(Message, tag=3):

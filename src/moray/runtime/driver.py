@@ -284,6 +284,7 @@ def _job_config(options: dict[str, Any]) -> m.JobConfig:
         if not isinstance(value, str):
             raise TypeError(f"runtime_env: env_vars[{name!r}]={value!r} should be a string")
         environ[name] = value
+    asked = {name: value for name, value in runtime_env.items() if value}
     cwd = str(runtime_env.get("working_dir") or os.getcwd())
     paths = [os.path.abspath(path) for path in sys.path]
     if cwd not in paths:
@@ -296,6 +297,7 @@ def _job_config(options: dict[str, Any]) -> m.JobConfig:
         namespace=_namespace(options),
         entrypoint=" ".join(sys.argv),
         preload=[_IN_WORKER if _as_ray() else _ON_DEMAND],
+        runtime_env=json.dumps(asked, sort_keys=True, default=str) if asked else "",
     )
 
 
