@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, settings
 from tests.support.leaks import leaks_since, mark_run, take_snapshot
 
 mark_run()
-# An end from outside unwinds like Ctrl-C, so that what tests have started and written goes with them.
+# An end from outside unwinds like Ctrl-C, so that what tests have started and written goes with them. Processes that
+# tests fork die of it as ever: the standard library's Pool ends its workers that way and waits for them.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 # A shell that runs pytest in the background has it ignore SIGINT, and every driver program that a test starts would
 # inherit that: no Ctrl-C would reach it. A handler is not inherited.
