@@ -1,7 +1,7 @@
 """Identifiers: fixed-length byte strings with a type.
 
 Layouts (numbers big-endian, so that ids sort by number; a *process* is 12 random bytes, which makes all that
-follows from it unique without asking anybody)::
+follows from it unique without asking anybody; the first four are the *tag* of its node, the node id's first four)::
 
     JobID              4   number
     TaskID            24   seq (8) + process of the owner (12) + job (4)
@@ -22,6 +22,8 @@ from struct import Struct
 from typing import Any, ClassVar, Final, Self
 
 PROCESS_BYTES: Final = 12
+#: A process id begins with its node's tag, so that everybody knows where a process lives.
+TAG_BYTES: Final = 4
 OBJECT_BYTES: Final = 28
 
 #: Set in the `seq` of a task that creates an actor; its process part is then the actor's unique part.
@@ -29,6 +31,16 @@ _ACTOR_CREATION: Final = 1 << 63
 
 _OBJECT: Final = Struct(">Q12sII")
 _TASK: Final = Struct(">Q12sI")
+
+
+def new_process(tag: bytes) -> bytes:
+    """The id of a new process on the node with this tag."""
+    return tag + os.urandom(PROCESS_BYTES - TAG_BYTES)
+
+
+def tag_of(binary: bytes) -> bytes:
+    """The tag of a node, from its id or from that of a process there."""
+    return binary[:TAG_BYTES]
 
 
 def object_id(seq: int, process: bytes, job: int, index: int) -> bytes:

@@ -7,13 +7,15 @@ names off the wire; a newer peer may append fields with defaults (PROTOCOL).
 User values (arguments, results, functions) travel as opaque ``bytes`` *blobs*
 (:mod:`moray.serialization`); daemons never look inside them.
 
-Four conversations use them:
+Six conversations use them:
 
 ==================  =====================================================================
 client ↔ node       registration, leases, the object store, deaths, blocked workers
-client ↔ head       actors: names, life, places (the node hosts the head of a local session)
+client ↔ head       actors, placement groups, small values (the node hosts the head of a local session)
 owner ↔ worker      tasks, calls, results, streams, recalls, cancels
 process ↔ process   values of objects, reference registrations (REF-*), log lines, explanations
+node ↔ head         membership, jobs, what clients and the head say to each other
+node ↔ node         leases at other machines, objects on their way
 ==================  =====================================================================
 
 Identifiers: a *process* is 12 random bytes; an *object* is 28 bytes (:mod:`moray.ids`); inside its
@@ -56,6 +58,55 @@ from moray.protocol.base import (
     RESOURCE_UNIT as RESOURCE_UNIT,
     Message as Message,
     Resources as Resources,
+)
+from moray.protocol.cluster_messages import (
+    BundlesReserved as BundlesReserved,
+    ClientLeft as ClientLeft,
+    CopiesFound as CopiesFound,
+    CopyMade as CopyMade,
+    CreateGroup as CreateGroup,
+    DrainNode as DrainNode,
+    FindCopies as FindCopies,
+    ForClient as ForClient,
+    FreeCopies as FreeCopies,
+    FromClient as FromClient,
+    FromHead as FromHead,
+    GetJob as GetJob,
+    GroupList as GroupList,
+    GroupState as GroupState,
+    JobEnded as JobEnded,
+    JobNumber as JobNumber,
+    JobSettings as JobSettings,
+    JobStarted as JobStarted,
+    KvAnswer as KvAnswer,
+    KvRequest as KvRequest,
+    LeaseRenewed as LeaseRenewed,
+    LinkHello as LinkHello,
+    ListGroups as ListGroups,
+    Locate as Locate,
+    Located as Located,
+    NodeDied as NodeDied,
+    NodeHello as NodeHello,
+    NodeInfo as NodeInfo,
+    NodeLeaves as NodeLeaves,
+    NodeWelcome as NodeWelcome,
+    PlaceWorker as PlaceWorker,
+    PullBegins as PullBegins,
+    PullChunk as PullChunk,
+    PullCredit as PullCredit,
+    PullObject as PullObject,
+    PullRefused as PullRefused,
+    RelayDone as RelayDone,
+    RemoveGroup as RemoveGroup,
+    RenewLease as RenewLease,
+    ReserveBundles as ReserveBundles,
+    StopProcess as StopProcess,
+    TakeConnection as TakeConnection,
+    ToHead as ToHead,
+    ViewDelta as ViewDelta,
+    WatchGroup as WatchGroup,
+    WorkerPlaced as WorkerPlaced,
+    WorkerRefused as WorkerRefused,
 )
 from moray.protocol.task_messages import (
     Argument as Argument,
@@ -476,4 +527,10 @@ AnyMessage: TypeAlias = (
     | Why | Because | GetEvents | TaskEvents
     | Fetch | ObjectValue | References | ReferencesDone
     | LogLines | BarState
+    | NodeHello | NodeWelcome | RenewLease | LeaseRenewed | ViewDelta | NodeLeaves | DrainNode | ToHead | RelayDone
+    | FromHead | JobStarted | JobNumber | JobEnded | GetJob | JobSettings | PlaceWorker | WorkerPlaced
+    | WorkerRefused | StopProcess | LinkHello | FromClient | ForClient | ClientLeft | NodeDied | TakeConnection
+    | Locate | Located | PullObject | PullBegins | PullChunk | PullCredit | PullRefused | CopyMade
+    | FreeCopies | FindCopies | CopiesFound | KvRequest | KvAnswer | CreateGroup | RemoveGroup | WatchGroup
+    | GroupState | ListGroups | GroupList | ReserveBundles | BundlesReserved
 )  # fmt: skip
