@@ -139,6 +139,7 @@ def _actors() -> Iterator[Row]:
 def _graphs() -> Iterator[Row]:
     for figure, title in (
         ("plain_one", "three actors in a chain, `get` after each chain"),
+        ("plain_several", "… 10 chains under way"),
         ("plain_burst", "… 100 chains, then `get`"),
         ("compiled_one", "… compiled, `get` after each"),
         ("compiled_several", "… compiled, 10 under way"),
@@ -146,6 +147,10 @@ def _graphs() -> Iterator[Row]:
         yield Row(f"dag_{figure}", title, "dag_chain", figure, "/s", gated=False)
     yield Row(
         "dag_times", "… 10 under way / plain, `get` after each chain", "dag_chain", "times", "",
+        systems=("moray",), targets=(Limit(5),), gated=False,
+    )  # fmt: skip
+    yield Row(
+        "dag_times_several", "… 10 under way, compiled / plain", "dag_chain", "times_several", "",
         systems=("moray",), targets=(Limit(5),), gated=False,
     )  # fmt: skip
     yield Row(

@@ -1,13 +1,14 @@
 """Graphs: a chain of three actors, by plain calls and compiled.
 
-Four ways of doing the same: plain calls with a `get` after each chain, or after a hundred; the compiled chain with a
-`get` after each execution, or with ten under way.
+Five ways of doing the same: plain calls with a `get` after each chain, with ten chains under way, or with a `get` after
+a hundred; the compiled chain with a `get` after each execution, or with ten under way.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.workloads.base import CLUSTERS, Context, Figures, check, median, workload
@@ -40,23 +41,29 @@ def dag_chain(ctx: Context) -> Figures:
     steps = [remote_step.remote(more) for more in _STEPS]
     figures = _plain(ctx, steps)
     dag = importlib.import_module(f"{ctx.system}.dag")
-    with dag.InputNode() as node:
-        for step in steps:
-            node = step.add.bind(node)  # noqa: PLW2901 - the graph grows.
+
+    def compiled_chain() -> Any:
+        """A graph of its own each time: Ray compiles each once."""
+        with dag.InputNode() as node:
+            for step in steps:
+                node = step.add.bind(node)  # noqa: PLW2901 - the graph grows.
+        return node.experimental_compile()
 
     def switches() -> int:
         """Of the actors, while no loop runs in them; the driver's are not only those of the graph."""
         return sum(api.get([step.switches.remote() for step in steps]))
 
     before = switches()
-    compiled = node.experimental_compile()
+    compiled = compiled_chain()
     count, figures["compiled_one"] = _compiled_one(ctx, compiled)
     compiled.teardown()
     figures["switches"] = [(switches() - before) / (count * len(_STEPS))]
-    compiled = node.experimental_compile()
+    compiled = compiled_chain()
     figures["compiled_several"] = _compiled_several(ctx, compiled)
     compiled.teardown()
-    figures["times"] = [median(figures["compiled_several"]) / median(figures["plain_one"])]
+    several = median(figures["compiled_several"])
+    figures["times"] = [several / median(figures["plain_one"])]
+    figures["times_several"] = [several / median(figures["plain_several"])]
     return figures
 
 
@@ -78,8 +85,12 @@ def _plain(ctx: Context, steps: list[Any]) -> Figures:
             numbers = range(first, min(first + _BURST, count))
             check(api.get([submit(x) for x in numbers]), [x + sum(_STEPS) for x in numbers])
 
+    def under_way(count: int) -> None:
+        _under_way(count, submit, api.get)
+
     return {
         "plain_one": ctx.rates(ctx.size(500), one_by_one),
+        "plain_several": ctx.rates(ctx.size(2_000), under_way),
         "plain_burst": ctx.rates(ctx.size(2_000), in_bursts),
     }
 
@@ -100,12 +111,17 @@ def _compiled_one(ctx: Context, compiled: Any) -> tuple[int, list[float]]:
 
 def _compiled_several(ctx: Context, compiled: Any) -> list[float]:
     def run(count: int) -> None:
-        under_way: deque[Any] = deque()
-        for x in range(count):
-            if len(under_way) == _UNDER_WAY:
-                check(under_way.popleft().get(), x - _UNDER_WAY + sum(_STEPS))
-            under_way.append(compiled.execute(x))
-        for x in range(count - len(under_way), count):
-            check(under_way.popleft().get(), x + sum(_STEPS))
+        _under_way(count, compiled.execute, lambda ref: ref.get())
 
     return ctx.rates(ctx.size(5_000), run)
+
+
+def _under_way(count: int, begin: Callable[[int], Any], result: Callable[[Any], Any]) -> None:
+    """Ten at a time, each checked."""
+    begun: deque[Any] = deque()
+    for x in range(count):
+        if len(begun) == _UNDER_WAY:
+            check(result(begun.popleft()), x - _UNDER_WAY + sum(_STEPS))
+        begun.append(begin(x))
+    for x in range(count - len(begun), count):
+        check(result(begun.popleft()), x + sum(_STEPS))

@@ -26,7 +26,9 @@ from moray.runtime.actor_meta import ActorMeta, MethodMeta
 from moray.runtime.actor_plans import CallPlan, ClassPlans
 from moray.runtime.arguments import LargeArguments, prepare
 from moray.runtime.detached import make_self_contained
+from moray.runtime.groups import placement_of
 from moray.runtime.signatures import Signature, parameters_of
+from moray.runtime.strategies import strategy_of
 from moray.typed_calls import (
     ActorKeywords,
     Called,
@@ -182,14 +184,16 @@ class ActorClass(Generic[T, Parameters]):
             self._meta = actor_meta.encode(self._make_meta())
         meta = actor_meta.decode(self._meta)
         resources = options.resources_units()
+        _group, placement, need = placement_of(runtime, options, resources, self.__name__)
+        whole = resources if options.num_cpus is not None else {**resources, "CPU": m.RESOURCE_UNIT}
         detached = options.lifetime == "detached"
         name = options.name or ""
         namespace = options.namespace or runtime.welcome.namespace
         spec = m.ActorSpec(
             os.urandom(12) + runtime.job,
             self.__name__,
-            resources,
-            resources if options.num_cpus is not None else {**resources, "CPU": m.RESOURCE_UNIT},
+            need,
+            whole if placement is None else need,
             name=name,
             namespace=namespace,
             detached=detached,
@@ -197,6 +201,7 @@ class ActorClass(Generic[T, Parameters]):
             get_if_exists=options.get_if_exists,
             runtime_env=_environment_key(dict(options.runtime_env or {})),
             meta=self._meta,
+            strategy=strategy_of(options, runtime.infeasible),
         )
         creation = m.Creation(
             self.__name__,
@@ -210,6 +215,7 @@ class ActorClass(Generic[T, Parameters]):
             unordered=not meta.ordered,
             resources=resources,
             meta=self._meta,
+            placement=placement,
         )
         return spec, creation
 

@@ -55,6 +55,13 @@ SWITCH_INTERVAL_S: Final = 0.001
 #: at once; this is only for tasks that print as they go, where a tenth of a second looks live.
 LOG_POLL_S: Final = 0.1
 
+#: How nodes are chosen (:class:`moray.core.cluster_scheduler.Knobs`), by default and by the variables that say
+#: otherwise. Ray's values, so that programs spread as they did: nodes are filled to one half one after the other, which
+#: keeps others free for large needs, and a fifth of the nodes shares what many deciders send at the same moment.
+SPREAD_THRESHOLD: Final = 0.5
+TOP_K_FRACTION: Final = 0.2
+TOP_K_ABSOLUTE: Final = 1
+
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 
@@ -97,6 +104,25 @@ def env_bool(name: str, default: bool, environ: Mapping[str, str] | None = None)
 def env_bytes(name: str, default: int, environ: Mapping[str, str] | None = None) -> int:
     """A size in bytes, such as ``64000000``, ``64MB`` or ``1.5 GiB``; ValueError naming the variable otherwise."""
     return _env(name, default, _to_bytes, "a size such as 64000000, 64MB or 1.5GiB", environ)
+
+
+def scheduler_knobs(environ: Mapping[str, str] | None = None) -> tuple[float, float, int]:
+    """(spread_threshold, top_k_fraction, top_k_absolute) of ``RAY_scheduler_…``, ``MORAY_scheduler_…`` or
+    ``MORAY_SCHEDULER_…``; ValueError naming the variable that is out of range."""
+
+    def read(name: str, default: float, most: float) -> float:
+        lower = f"scheduler_{name}"
+        chosen = lower if env_name(lower, environ) is not None else lower.upper()
+        value = env_float(chosen, default, environ)
+        if not 0 <= value <= most:
+            raise ValueError(f"the environment variable {env_name(chosen, environ)}={value:g} should be 0 to {most:g}")
+        return value
+
+    return (
+        read("spread_threshold", SPREAD_THRESHOLD, 1.0),
+        read("top_k_fraction", TOP_K_FRACTION, 1.0),
+        int(read("top_k_absolute", TOP_K_ABSOLUTE, 1e9)),
+    )
 
 
 def _env(name: str, default: _T, convert: Callable[[str], _T], expected: str, environ: Mapping[str, str] | None) -> _T:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Self, TypeAlias
 import msgspec
 
 from moray.config import RESOURCE_UNIT
+from moray.labels import parse_selector
 
 #: A kind of accelerator is asked for by a trace of a custom resource that its nodes have.
 ACCELERATOR_PREFIX: Final = "accelerator_type:"
@@ -95,6 +96,21 @@ def _filled_str(name: str, value: Any) -> str:
     return text
 
 
+def _label_selector(name: str, value: Any) -> dict[str, str]:
+    selector = _str_dict(name, value)
+    try:
+        parse_selector(selector)
+    except ValueError as error:
+        raise ValueError(f"option {name}: {error}") from None
+    return selector
+
+
+def _infeasible(name: str, value: Any) -> str:
+    if value not in ("wait", "error"):
+        raise ValueError(f'option {name} must be "wait", "error" or None, not {value!r:.80}')
+    return str(value)
+
+
 def _str_dict(name: str, value: Any) -> dict[str, str]:
     for key, item in _dict(name, value).items():
         if not isinstance(key, str) or not isinstance(item, str):
@@ -166,6 +182,11 @@ def _placement_group(name: str, value: Any) -> Any:
 def _fallback_strategy(name: str, value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _wrong_type(name, "a list of dicts", value)
+    for number, item in enumerate(value):
+        if set(item) != {"label_selector"}:
+            given = ", ".join(sorted(map(repr, item))) or "nothing"
+            raise ValueError(f"option {name}[{number}] must have 'label_selector' and nothing else; it has {given}")
+        _label_selector(f"{name}[{number}]['label_selector']", item["label_selector"])
     return list(value)
 
 
@@ -196,7 +217,8 @@ def _tasks_have_none(name: str, value: Any) -> None:
 _ENDLESS: Final = " (-1: without end)"
 
 _COMMON_CHECKS: Final[dict[str, _Check]] = {
-    "label_selector": _str_dict,
+    "infeasible": _infeasible,
+    "label_selector": _label_selector,
     "fallback_strategy": _fallback_strategy,
     "accelerator_type": _filled_str,
     "memory": _number,
@@ -227,6 +249,8 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     placement_group: Any = "default"
     placement_group_bundle_index: int = -1
     placement_group_capture_child_tasks: bool | None = None
+    #: What no node can run waits for one ("wait"), or fails ("error"); None: what the job says.
+    infeasible: str | None = None
     resources: dict[str, float | int] | None = None
     runtime_env: dict[str, Any] | None = None
     scheduling_strategy: Any = None
@@ -306,6 +330,7 @@ _PLACING: Final = (
     "placement_group_bundle_index",
     "label_selector",
     "fallback_strategy",
+    "infeasible",
     "runtime_env",
 )
 

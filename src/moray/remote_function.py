@@ -15,7 +15,9 @@ from moray.options import TaskOptions
 from moray.protocol import messages as m
 from moray.runtime import state
 from moray.runtime.arguments import LargeArguments, Prepared, prepare
+from moray.runtime.groups import groups_of, placement_of
 from moray.runtime.signatures import Signature, parameters_of
+from moray.runtime.strategies import strategy_of
 from moray.runtime.tasks import Function, TaskSettings
 from moray.serialization import dumps_code
 from moray.typed_calls import Called, P, R, Several, TaskKeywords, typed
@@ -58,8 +60,8 @@ class RemoteFunction(Called[P, R]):
         self._options = options
         #: Shared by all `.options()` variants of this function.
         self._exported = exported or _Exported(function, self._function_name)
-        #: What a call needs, for the current runtime.
-        self._settings: tuple[Runtime, TaskSettings] | None = None
+        #: What a call needs, for the current runtime and the placement group that calls inherit.
+        self._settings: tuple[Runtime, TaskSettings, m.Placement | None] | None = None
 
     if not TYPE_CHECKING:  # A checker says so before the program runs.
 
@@ -83,7 +85,7 @@ class RemoteFunction(Called[P, R]):
         """
         runtime = state.runtime
         cached = self._settings
-        if cached is None or cached[0] is not runtime:
+        if cached is None or cached[0] is not runtime or cached[2] is not runtime.captured:
             runtime, settings = self._prepare()
         else:
             settings = cached[1]
@@ -146,19 +148,30 @@ class RemoteFunction(Called[P, R]):
         function = self._exported.export(runtime, options.calls_per_worker())
         resources = options.resources_units()
         environment = dict(options.runtime_env or {})
-        pool = runtime.submitter.pool(resources, _environment_key(environment), self._function_name)
+        strategy = strategy_of(options, runtime.infeasible)
+        key, captured = _environment_key(environment), runtime.captured
+        group, placement, need = placement_of(runtime, options, resources, f"{self._function_name}()")
+        if group is None or placement is None:
+            pool: Any = runtime.submitter.pool(resources, key, self._function_name, strategy)
+        else:
+            pool = groups_of(runtime).pool(group, need, key, self._function_name, strategy, placement.index)
         name = options.name or self._function_name
-        settings = TaskSettings(
-            pool, name, options.max_retries, num_returns, self._extra(options, num_returns, resources, name, stream)
-        )
+        extra = self._extra(options, num_returns, resources, name, stream, placement)
+        settings = TaskSettings(pool, name, options.max_retries, num_returns, extra)
         settings.streaming = stream is not None
         settings.retries_errors = options.retry_exceptions is not False
         self._exported.function = function
-        self._settings = (runtime, settings)
+        self._settings = (runtime, settings, captured)
         return runtime, settings
 
     def _extra(
-        self, options: TaskOptions, num_returns: int, resources: m.Resources, name: str, stream: m.StreamSpec | None
+        self,
+        options: TaskOptions,
+        num_returns: int,
+        resources: m.Resources,
+        name: str,
+        stream: m.StreamSpec | None,
+        placement: m.Placement | None,
     ) -> m.TaskExtra | None:
         """What the worker must know beside function and arguments; None for ordinary tasks."""
         retry: bool | bytes | None = None
@@ -169,7 +182,7 @@ class RemoteFunction(Called[P, R]):
         ordinary = (
             num_returns == 1 and retry is None and name == self._function_name and resources == {"CPU": m.RESOURCE_UNIT}
         )
-        if ordinary and stream is None:
+        if ordinary and stream is None and placement is None:
             return None
         return m.TaskExtra(
             num_returns=num_returns,
@@ -177,6 +190,7 @@ class RemoteFunction(Called[P, R]):
             name=name if name != self._function_name else "",
             resources=resources,
             stream=stream,
+            placement=placement,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -63,8 +63,13 @@ class RuntimeContext:
         return self._host.creation.name if self._host is not None else None
 
     def get_placement_group_id(self) -> str | None:
-        """None: not in a placement group."""
-        return None
+        """The id of the placement group that the task or actor runs in, hexadecimal; None: in none."""
+        placement = self._placement()
+        return placement.group.hex() if placement is not None else None
+
+    def _placement(self) -> m.Placement | None:
+        extra = getattr(self._runtime, "task_extra", None)
+        return extra.placement if extra is not None else None
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task asked for, or what the actor holds, name → amount; empty in a driver."""
@@ -142,14 +147,17 @@ class RuntimeContext:
         return current_handle(self._runtime)
 
     @property
-    def current_placement_group_id(self) -> None:
-        """None: not in a placement group."""
-        return
+    def current_placement_group_id(self) -> Any:
+        """The id of the placement group that the task or actor runs in; None: in none."""
+        from moray.ids import PlacementGroupID
+
+        placement = self._placement()
+        return PlacementGroupID(placement.group) if placement is not None else None
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
-        """False: not in a placement group."""
-        return False
+        """Whether what is submitted here runs in the same placement group unless it says otherwise."""
+        return self._runtime.captured is not None
 
     @property
     def runtime_env(self) -> dict[str, Any]:

@@ -66,6 +66,16 @@ reducers: dict[type, Callable[[Any], Any]] = {}
 #: The reducer of numpy arrays, once one was met that needs it: not among `reducers`, which cost every value time.
 _array_reducers: dict[type, Callable[[Any], Any]] = {}
 
+#: numpy's array type, once an array was met.
+_array_type: type | None = None
+
+#: Pickles of contiguous arrays of plain numbers, whose buffers are out of band: (type, shape, writable) → pickle.
+_array_bodies: dict[tuple[str, tuple[int, ...], bool], bytes] = {}
+#: Programs with more shapes than this begin anew.
+_ARRAY_BODIES: Final = 256
+#: Types of plain numbers, by numpy's character.
+_NUMBERS: Final = frozenset("?bBhHiIlLqQefdgFDG")
+
 Buffers: TypeAlias = list[pickle.PickleBuffer]
 
 
@@ -134,18 +144,42 @@ def serialize(value: Any) -> Serialized:
         return Serialized(_dumps(value, 5), [], [])
     if value is None:
         return Serialized(NONE_BLOB, [], [])
+    if type(value) is _array_type and (array := _serialize_array(value)) is not None:
+        return array
     contained: list[ObjectRef[Any]] = []
     outer, context.contained = context.contained, contained
     buffers: Buffers = []
     try:
         body = _pickle(value, buffers, contained)
         raw = _raw(buffers) if buffers else []
+        if raw and _array_type is None and "numpy" in sys.modules:
+            _meet_arrays()
         if raw is None:
             contained.clear()
             body, raw = _cloudpickle_dumps(value, None), []
     finally:
         context.contained = outer
     return Serialized(body, raw, contained)
+
+
+def _serialize_array(array: Any) -> Serialized | None:
+    """An array of plain numbers, without its pickling: that depends on nothing but type and shape. None: not one."""
+    kind, flags = array.dtype, array.flags
+    if kind.char not in _NUMBERS or not kind.isnative or kind.metadata or not flags.c_contiguous or not array.nbytes:
+        return None
+    if _array_type in reducers or _array_type in copyreg.dispatch_table:
+        return None
+    key = kind.char, array.shape, flags.writeable
+    body = _array_bodies.get(key)
+    if body is None:
+        buffers: Buffers = []
+        body = _dumps(array, 5, buffer_callback=buffers.append)
+        if len(buffers) != 1:
+            return None
+        if len(_array_bodies) >= _ARRAY_BODIES:
+            _array_bodies.clear()
+        _array_bodies[key] = body
+    return Serialized(body, [pickle.PickleBuffer(array).raw()], [])
 
 
 def _pickle(value: Any, buffers: Buffers, contained: list[ObjectRef[Any]]) -> bytes:
@@ -190,6 +224,11 @@ def _dump_with_reducers(value: Any, buffers: Buffers) -> bytes:
     pickler.dispatch_table = {**copyreg.dispatch_table, **_array_reducers, **reducers}
     pickler.dump(value)
     return out.getvalue()
+
+
+def _meet_arrays() -> None:
+    global _array_type
+    _array_type = getattr(sys.modules["numpy"], "ndarray", None)
 
 
 def _install_array_reducer() -> bool:

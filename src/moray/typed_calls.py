@@ -346,6 +346,7 @@ class CommonOptions(TypedDict, total=False):
 
     label_selector: Mapping[str, str] | None
     fallback_strategy: list[dict[str, Any]] | None
+    infeasible: Literal["wait", "error"] | None
     accelerator_type: str | None
     memory: float | None
     name: str | None

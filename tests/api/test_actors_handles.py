@@ -174,10 +174,13 @@ def test_the_process_ends_with_the_last_handle() -> None:
 
 
 def test_an_actor_that_is_never_called_ends_too() -> None:
-    before = moray.available_resources().get("CPU")
+    def all_free() -> bool:
+        return moray.available_resources().get("CPU") == moray.cluster_resources()["CPU"]
+
+    wait_until(all_free, what="the end of what other tests have started")
     handles = [Cell.options(num_cpus=1).remote() for _ in range(4)]
     del handles
-    wait_until(lambda: moray.available_resources().get("CPU") == before, what="the CPUs given back")
+    wait_until(all_free, what="the CPUs given back")
 
 
 def test_calls_on_their_way_are_finished_first() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import moray
 from moray.protocol import messages as m
+from moray.protocol.connection import decode_body
 from moray.runtime import state
 from tests.support.procs import run_driver, wait_until
 
@@ -292,3 +293,90 @@ def test_puts_without_end_use_the_same_memory() -> None:
     numbers = {name: int(number) for name, number in (line.split() for line in lines)}
     assert numbers["growth"] < 3_000_000
     assert numbers["backed"] <= 64 << 20
+
+
+def seals_sent() -> tuple[Any, list[Any]]:
+    """The node's connection, and the frames with seals that this process sends from now on."""
+    assert state.runtime is not None
+    node, sent = state.runtime.node, []
+    send = type(node).send_frame
+
+    class Counting(type(node)):  # type: ignore[misc]
+        __slots__ = ()
+
+        def send_frame(self, frame: bytes, record: Any = None) -> bool:
+            sent.append(decode_body(frame[8:]) if len(frame) < 200 else frame)
+            return bool(send(self, frame, record))
+
+    node.__class__ = Counting
+    return node, sent
+
+
+def test_what_is_dropped_at_once_costs_no_message(moray_session: object) -> None:
+    put_until_places_are_held()
+    node, sent = seals_sent()
+    try:
+        for number in range(200):
+            ref = moray.put(block(number))
+    finally:
+        node.__class__ = type(node).__mro__[1]
+    assert len(sent) < 50, "most puts take the place of a dropped object"
+    assert (moray.get(ref) == 199).all()
+    del ref
+    assert_nothing_is_left()
+
+
+def test_places_are_not_used_again_while_anybody_can_read_there(moray_session: object) -> None:
+    """STORE-PIN: readers, tasks, values that contain the reference; all while others are put and dropped."""
+    put_until_places_are_held()
+    kept = []
+    for number in range(120):
+        ref = moray.put(block(number))
+        if number % 3 == 0:
+            kept.append((moray.get(ref), number))
+        elif number % 3 == 1:
+            kept.append((first_item_of_inner.remote([ref]), number))
+        else:
+            kept.append((first_item.remote(ref), number))
+        del ref
+        for _ in range(3):
+            moray.put(block(-1))
+    for what, number in kept:
+        if isinstance(what, moray.ObjectRef):
+            assert moray.get(what, timeout=60) == number
+        else:
+            assert (what == number).all()
+    del kept, what
+    assert_nothing_is_left()
+
+
+def test_threads_drop_and_put_at_once(moray_session: object) -> None:
+    """The place of a dropped object goes to one thread only, and never while somebody tells the node of it."""
+    put_until_places_are_held()
+    failures: list[str] = []
+
+    def work(thread: int) -> None:
+        for number in range(300):
+            mark = thread * 1000 + number
+            ref = moray.put(block(mark))
+            if number % 4 == 0:
+                array = moray.get(ref)
+                moray.put(block(-1))
+                if not (array == mark).all():
+                    failures.append(f"{mark}: {array[0]}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    assert_nothing_is_left()
+
+
+def test_what_was_put_counts_as_used(moray_session: object) -> None:
+    put_until_places_are_held()
+    before = moray.available_resources()["object_store_memory"]
+    kept = [moray.put(block(number)) for number in range(3)]
+    assert moray.available_resources()["object_store_memory"] <= before - 3 * ITEMS * 8
+    del kept

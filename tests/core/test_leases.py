@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from moray import config
-from moray.core.leases import Durations, Pool, Slot
+from moray.core.leases import Durations, Pool, Slot, fed_workers
 
 
 @dataclass
@@ -162,3 +164,81 @@ def test_a_lost_worker_gives_its_tasks_oldest_first() -> None:
     owner.pool.take(slot)
     assert [task.seq for task in owner.pool.lost(slot)] == [1, 2, 3, 4, 5]
     assert not owner.pool.slots
+
+
+def packing_owner(workers: int = 10, duration_us: int = 4) -> tuple[Owner, list[Slot]]:
+    owner = Owner()
+    owner.pool = Pool(packs=True)
+    owner.ran(*[duration_us] * 16)
+    return owner, owner.grant(workers)
+
+
+def test_short_tasks_go_to_as_many_workers_as_the_owner_can_feed() -> None:
+    owner, slots = packing_owner()
+    owner.submit(3000)
+    pool = owner.pool
+    busy = [slot for slot in slots if pool.take(slot)]
+    assert len(busy) == fed_workers(owner.durations) == 3
+    assert pool.packed()
+    assert pool.wanted() == 0
+    assert pool.has_backlog(), "the queue waits for them: they are looked at"
+    # One is through, and another may take its place.
+    busy[0].running.clear()
+    assert pool.take(slots[9])
+    assert not pool.take(busy[0])
+
+
+def test_longer_tasks_go_to_more_workers() -> None:
+    owner, slots = packing_owner(duration_us=100)
+    owner.submit(3000)
+    assert all(owner.pool.take(slot) for slot in slots)
+
+
+def test_users_threads_send_only_to_busy_workers() -> None:
+    owner, slots = packing_owner()
+    pool = owner.pool
+    sent = []
+    for slot in slots:
+        task = FakeTask(1000 + slot.lease, owner.durations)
+        if pool.admits(slot, task):
+            pool.sent_directly(slot, task)
+            sent.append(slot)
+    assert sent == slots[:3]
+    assert pool.admits(slots[9], FakeTask(5000, Durations())), "of unknown duration: any worker that is idle"
+    for slot in sent:
+        slot.running.clear()
+    assert pool.admits(slots[1], FakeTask(5001, owner.durations))
+
+
+@pytest.mark.parametrize("how", ["blocked", "draining", "lost"])
+def test_workers_that_take_nothing_leave_their_place_to_others(how: str) -> None:
+    owner, slots = packing_owner()
+    pool = owner.pool
+    owner.submit(3000)
+    busy = [slot for slot in slots if pool.take(slot)]
+    for slot in busy:
+        if how == "lost":
+            pool.lost(slot)
+        else:
+            setattr(slot, how, True)
+    assert not pool.packed()
+    assert pool.wanted() > 0
+    assert len([slot for slot in slots[3:] if pool.take(slot)]) == 3
+
+
+def test_nothing_waits_for_busy_workers_that_do_not_get_on() -> None:
+    """LEASE: short until now says nothing of the next."""
+    owner, slots = packing_owner()
+    pool = owner.pool
+    owner.submit(3000)
+    busy = [slot for slot in slots if pool.take(slot)]
+    for _ in range(4):
+        busy[0].progress += 1
+        pool.recalls()
+    assert not pool.packed()
+    assert all(pool.take(slot) for slot in slots[3:])
+    for slot in slots:
+        slot.progress += 1
+    pool.recalls()
+    owner.submit(3000)
+    assert pool.packed(), "all get on: it packs again"

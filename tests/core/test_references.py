@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moray.core.references import Changes, Entry, Foreign, Output, Owned, References, Registration
+from moray.core.references import DEAD_REMEMBERED, Changes, Entry, Foreign, Output, Owned, References, Registration
 from moray.core.references_report import describe, validate
 from tests.core.references_world import make_id
 
@@ -461,3 +461,15 @@ def test_describe_says_who_keeps_an_object() -> None:
     assert (report["borrowers"], report["containers"], report["tasks"]) == (1, 1, 1)
     assert report["borrowed_by"] == [B]
     assert describe(group[B], foreign)["registration"] == "registered"
+
+
+def test_deaths_long_ago_are_forgotten() -> None:
+    """Each takes about a hundred bytes, and short-lived workers die without end."""
+    core = References(bytes(12), Foreign)
+    for number in range(DEAD_REMEMBERED + 10):
+        core.process_died(number.to_bytes(12, "big"))
+    assert len(core.dead) == DEAD_REMEMBERED
+    assert (9).to_bytes(12, "big") not in core.dead
+    assert (10).to_bytes(12, "big") in core.dead
+    core.process_died((10).to_bytes(12, "big"))
+    assert len(core.dead) == DEAD_REMEMBERED

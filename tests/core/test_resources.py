@@ -39,9 +39,9 @@ def test_a_sum_that_is_spread_over_indices_does_not_fit_a_whole_device() -> None
 def test_lent_cpus_come_back_whatever_is_left() -> None:
     book = ledger()
     book.take({"CPU": 4 * UNIT})
-    book.lend(UNIT)
+    book.lend({"CPU": UNIT})
     book.take({"CPU": UNIT})
-    book.reclaim(UNIT)
+    book.reclaim({"CPU": UNIT})
     assert book.available["CPU"] == -UNIT
     assert not book.fits({"CPU": 1})
     assert book.fits({"disk": UNIT})

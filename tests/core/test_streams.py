@@ -1,4 +1,4 @@
-"""A generator's items between worker and owner: unit tests, and a machine of any interleaving (STREAM-1 … STREAM-4)."""
+"""A generator's items between worker and owner: unit tests, and a machine of any interleaving (STREAM-1 … STREAM-5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from moray.core.streams import Arriving, End, Making
+from moray.core.streams import (
+    ACKNOWLEDGED_BYTES,
+    ACKNOWLEDGED_ITEMS,
+    KEPT_BYTES,
+    KEPT_ITEMS,
+    Arriving,
+    End,
+    Kept,
+    Making,
+)
 
 # --- the owner ---------------------------------------------------------------------------------------
 
@@ -122,6 +131,75 @@ def test_without_a_limit_it_never_pauses() -> None:
     assert not making.must_pause()
 
 
+# --- an actor's connections ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    index: int
+    blob: bytes = b"12345678"
+
+
+def items(first: int, end: int) -> list[Item]:
+    return [Item(index) for index in range(first, end)]
+
+
+def test_what_was_not_acknowledged_is_sent_again_in_order() -> None:
+    kept = Kept()
+    assert kept.again() == (0, [])
+    kept.add(3, items(3, 6))
+    kept.add(6, items(6, 8))
+    assert kept.again() == (3, items(3, 8))
+    kept.acknowledge(5)
+    kept.acknowledge(4)
+    assert kept.again() == (5, items(5, 8))
+    kept.acknowledge(8)
+    assert len(kept) == 0
+
+
+def test_what_an_interrupted_sender_adds_twice_is_sent_once() -> None:
+    kept = Kept()
+    kept.add(0, items(0, 3))
+    kept.add(0, items(0, 5))
+    assert kept.again() == (0, items(0, 5))
+    kept.acknowledge(5)
+    assert not kept.is_full()
+
+
+def test_a_generator_pauses_when_much_is_kept() -> None:
+    many = Kept()
+    many.add(0, items(0, KEPT_ITEMS - 1))
+    assert not many.is_full()
+    many.add(KEPT_ITEMS - 1, items(KEPT_ITEMS - 1, KEPT_ITEMS))
+    assert many.is_full()
+    many.acknowledge(1)
+    assert not many.is_full()
+    large = Kept()
+    large.add(0, [Item(0, bytes(KEPT_BYTES))])
+    assert large.is_full()
+    large.acknowledge(1)
+    assert not large.is_full()
+
+
+def test_an_owner_tells_an_actor_now_and_then_what_it_has() -> None:
+    few = Arriving()
+    few.accept(0, 0, ACKNOWLEDGED_ITEMS - 1)
+    assert not few.acknowledge(0)
+    few.accept(0, ACKNOWLEDGED_ITEMS - 1, 1)
+    assert few.acknowledge(0)
+    few.said()
+    assert not few.acknowledge(0)
+    assert not few.acknowledge(ACKNOWLEDGED_BYTES - 1)
+    assert few.acknowledge(1)
+    assert few.owes_last_word()
+    few.said()
+    assert not few.owes_last_word()
+    few.finish(0, ACKNOWLEDGED_ITEMS)
+    assert not few.acknowledge(ACKNOWLEDGED_BYTES), "the end says it"
+    assert ACKNOWLEDGED_BYTES < KEPT_BYTES, "or a paused generator waits for ever"
+    assert ACKNOWLEDGED_ITEMS < KEPT_ITEMS
+
+
 # --- the machine -------------------------------------------------------------------------------------------
 
 
@@ -150,7 +228,8 @@ class Attempt:
         self.over = False
         #: To the owner, oldest first, and from it.
         self.wire: deque[Items | Finish] = deque()
-        self.credits: deque[int] = deque()
+        self.credits: deque[tuple[int, int]] = deque()
+        self.kept = Kept()
         #: Something was lost on the way.
         self.cut = False
 
@@ -179,12 +258,25 @@ class Attempt:
         if self.pending:
             self.announced = True
             first = max(self.making.skip, self.pending[0] - again)
+            self.kept.add(first, items(first, self.making.made))
             self.wire.append(Items(self.number, first, list(range(first, self.making.made))))
             self.pending = []
 
     def hear(self) -> None:
-        self.making.credit(self.credits.popleft())
+        consumed, received = self.credits.popleft()
+        self.making.credit(consumed)
+        self.kept.acknowledge(received)
         self.announced = False
+
+    def reconnect(self, consumed: int, received: int) -> None:
+        """On its way is nothing any more: what is missing is sent again, and the end after it."""
+        self.credits.append((consumed, received))
+        self.hear()
+        first, again = self.kept.again()
+        if again:
+            self.wire.append(Items(self.number, first, [item.index for item in again]))
+        if self.over:
+            self.wire.append(Finish(self.number, self.making.made))
 
 
 class StreamsMachine(RuleBasedStateMachine):
@@ -242,6 +334,9 @@ class StreamsMachine(RuleBasedStateMachine):
         for index in new:
             assert message.values[index - message.first] == index
             self.seen.append(index)
+        if self.owner.acknowledge(ACKNOWLEDGED_BYTES // 2) and message.attempt == self.worker.number:
+            self.owner.said()
+            self.worker.credits.append((self.owner.told, self.owner.received))
         self.tell()
 
     def finished(self, message: Finish) -> None:
@@ -258,7 +353,8 @@ class StreamsMachine(RuleBasedStateMachine):
 
     def tell(self) -> None:
         if self.owner.credit(self.taken):
-            self.worker.credits.append(self.taken)
+            self.owner.said()
+            self.worker.credits.append((self.taken, self.owner.received))
 
     @precondition(lambda self: self.taken < len(self.seen))
     @rule(times=st.integers(1, 5))
@@ -287,6 +383,20 @@ class StreamsMachine(RuleBasedStateMachine):
     def stale_arrives(self, data: st.DataObject) -> None:
         self.take(self.stale.pop(data.draw(st.integers(0, len(self.stale) - 1))))
 
+    @precondition(lambda self: not self.worker.cut and self.end is None)
+    @rule(arrived=st.integers(0, 4))
+    def reconnect(self, arrived: int) -> None:
+        """An actor's connection is replaced: the last that was on it, both ways, is lost, and nothing else."""
+        worker = self.worker
+        for _ in range(min(arrived, len(worker.wire))):
+            self.take(worker.wire.popleft())
+        worker.wire.clear()
+        worker.credits.clear()
+        if self.end is None:
+            self.owner.resume(self.taken)
+            self.owner.said()
+            worker.reconnect(self.owner.told, self.owner.received)
+
     @precondition(lambda self: self.worker.wire)
     @rule(sure=st.integers(0, 4))
     def lose(self, sure: int) -> None:
@@ -300,6 +410,11 @@ class StreamsMachine(RuleBasedStateMachine):
     @invariant()
     def in_order_and_within_the_limit(self) -> None:
         assert self.seen == list(range(len(self.seen)))
+        worker = self.worker
+        sent = worker.making.made - len(worker.pending)
+        missing = range(max(self.owner.received, worker.making.skip), sent)
+        first, kept = worker.kept.again()
+        assert set(missing) <= set(range(first, first + len(kept))), "STREAM-5"
         if self.ahead >= 0:
             assert len(self.seen) - self.taken <= max(self.ahead, self.unread_before), "STREAM-2"
 

@@ -529,6 +529,8 @@ def test_a_detached_actor_is_free_again_when_the_driver_that_compiled_dies(share
 
 
 @pytest.mark.slow
+# Interrupted between the opening of a file and its `with`, Python closes it, and says so.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_interrupted_executions_lose_nothing(steps: list[Any]) -> None:
     """Ctrl-C anywhere in execute() and get(): the next executions are right."""
     interrupted = 0

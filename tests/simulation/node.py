@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moray.core.local_scheduler import LocalScheduler
 from moray.core.scheduler_actions import Action, Grant, Refuse, Revoke, Revoked, StartWorker, StopWorker
-from moray.node.actors import Actors
+from moray.node.actors import Actors, LocalPlaces, LocalWorkers
 from moray.node.owned import OwnedObjects
 from moray.protocol import messages as m
 from tests.simulation.lease_book import LeaseBook
 from tests.simulation.network import End, connect
-from tests.simulation.node_actors import ClientView, LeaseView, ReactorView, Settings, WorkerView
+from tests.simulation.node_actors import STOP_GRACE_S, ClientView, LeaseView, ReactorView, WorkerView
 from tests.simulation.process import Process
 from tests.simulation.store import Store
 from tests.simulation.worker import Worker
@@ -89,9 +89,13 @@ class Node:
         self._born = 0
         self._due: float | None = None
         self._timer: Timer | None = None
-        views: tuple[Any, ...] = ClientView(self), LeaseView(self), WorkerView(self), ReactorView(self)
-        head: Any = Actors
-        self.actors = head(*views, self, Settings())
+        clients: Any = ClientView(self)
+        leases: Any = LeaseView(self)
+        workers: Any = WorkerView(self)
+        reactor: Any = ReactorView(self)
+        events: Any = self
+        stopper = LocalWorkers(workers, clients, STOP_GRACE_S)
+        self.actors = Actors(clients, LocalPlaces(leases), stopper, reactor, events)
         store_messages = (
             m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject,
         )  # fmt: skip
@@ -342,4 +346,4 @@ class Node:
         table = self.actors.table
         left = [f"{actor['class_name']} {actor['state']}" for actor in table.describe() if actor["state"] != "dead"]
         left += [str(name) for name in table._names]
-        return left + [f"job {number}" for number in self.actors._detached.values()]
+        return left + [f"job {number}" for number in self.actors.detached.values()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from moray.core.scheduler_actions import Action
 from moray.protocol import messages as m
 
 if TYPE_CHECKING:
@@ -14,12 +13,6 @@ if TYPE_CHECKING:
 
 #: Far shorter than the real one, so that it is reached.
 STOP_GRACE_S: Final = 1.0
-
-
-class Settings:
-    """What Actors looks at."""
-
-    actor_stop_grace_s = STOP_GRACE_S
 
 
 class ClientView:
@@ -44,18 +37,13 @@ class LeaseView:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._arguments: tuple[Any, ...] = ()
 
-    @property
-    def scheduler(self) -> LeaseView:
-        return self
-
-    def request(self, *arguments: Any, permanent: bool, placement: dict[str, int]) -> list[Action]:
-        self._arguments = (*arguments[:-1], self._node.world.now)
-        return self._node.scheduler.request(*self._arguments, permanent=permanent, placement=placement)
-
-    def perform(self, actions: list[Action]) -> None:
-        self._node.observe("request", self._arguments, actions)
+    def request(self, *wish: Any, permanent: bool, placement: dict[str, int]) -> None:
+        """Of the strategy, the last of them, there is none here."""
+        node = self._node
+        arguments = (*wish[:-1], node.world.now)
+        actions = node.scheduler.request(*arguments, permanent=permanent, placement=placement)
+        node.observe("request", arguments, actions)
 
 
 class WorkerView:

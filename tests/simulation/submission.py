@@ -41,7 +41,7 @@ class KeyPool(Pool):
     """The pool of one scheduling key."""
 
     def __init__(self, key: int, resources: m.Resources, runtime_env: str) -> None:
-        super().__init__()
+        super().__init__(packs=True)
         self.key = key
         self.resources = resources
         self.runtime_env = runtime_env

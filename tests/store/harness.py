@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,13 +29,21 @@ DEADLINE_S = 20.0
 class Loop:
     """The node: runs what is posted, keeps what is sent; `client` maps the arena as any process does."""
 
-    def __init__(self, arena_bytes: int, directory: Path, spill_file_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, arena_bytes: int, directory: Path, spill_file_bytes: int = 1 << 20, targets: Sequence[str] = ()
+    ) -> None:
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.replies: dict[tuple[bytes, int], Any] = {}
         self.warnings: list[str] = []
         self.directory = directory / "spilled"
         self.server = StoreServer(
-            arena_bytes, str(self.directory), self._send, self.warnings.append, self.posted.put, spill_file_bytes
+            arena_bytes,
+            str(self.directory),
+            self._send,
+            self.warnings.append,
+            self.posted.put,
+            spill_file_bytes,
+            targets,
         )
         self.client = StoreClient(os.dup(self.server.fd), arena_bytes)
         self.requests = 0

@@ -23,7 +23,7 @@ IMPURE = frozenset({
     "time", "uuid", "warnings",
 })  # fmt: skip
 #: Parts of moray that a core may import; messages of the wire are not among them.
-ALLOWED = ("moray.config", "moray.core", "moray.ids", "moray.options")
+ALLOWED = ("moray.config", "moray.core", "moray.ids", "moray.labels", "moray.options")
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "breakpoint", "__import__", "hash"})
 
 

@@ -13,8 +13,6 @@ from tests.tidy.source import PACKAGE, ROOT, modules, short, tree
 MODULES = modules(PACKAGE)
 #: Largest file of the package by lines. Healthy ones have 80 to 250; what outgrows this is two concepts.
 MOST_LINES = 650
-#: A list of independent things may be as long as it is: one file with all exceptions, by STYLE.
-LISTS = frozenset({"exceptions.py"})
 #: Longest function by lines.
 MOST_FUNCTION_LINES = 70
 
@@ -48,7 +46,7 @@ def test_cited_rules_exist(path: Path) -> None:
     assert not unknown, f"{short(path)} cites {unknown}, which docs/rules.md does not have"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name not in LISTS], ids=short)
+@pytest.mark.parametrize("path", MODULES, ids=short)
 def test_file_is_no_monster(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{short(path)} has {lines} lines: it is more than one concept"

@@ -47,3 +47,15 @@ def test_a_wrong_number_names_the_variable() -> None:
         config.env_int("X", 1, {"MORAY_X": "seven"})
     with pytest.raises(ValueError, match="MORAY_X='perhaps'"):
         config.env_bool("X", True, {"MORAY_X": "perhaps"})
+
+
+def test_how_nodes_are_chosen() -> None:
+    assert config.scheduler_knobs({}) == (0.5, 0.2, 1)
+    rays = {"RAY_scheduler_spread_threshold": "0.8", "RAY_scheduler_top_k_absolute": "5"}
+    assert config.scheduler_knobs(rays) == (0.8, 0.2, 5)
+    assert config.scheduler_knobs({**rays, "MORAY_scheduler_spread_threshold": "0.1"}) == (0.1, 0.2, 5)
+    assert config.scheduler_knobs({"MORAY_SCHEDULER_TOP_K_FRACTION": "1"}) == (0.5, 1.0, 1)
+    with pytest.raises(ValueError, match="RAY_scheduler_spread_threshold=2 should be 0 to 1"):
+        config.scheduler_knobs({"RAY_scheduler_spread_threshold": "2"})
+    with pytest.raises(ValueError, match="MORAY_SCHEDULER_TOP_K_FRACTION='x' should be a number"):
+        config.scheduler_knobs({"MORAY_SCHEDULER_TOP_K_FRACTION": "x"})

@@ -697,7 +697,7 @@ def test_importing_it_is_cheap() -> None:
         "import moray.exceptions\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))\n"
     )
-    command = [sys.executable, "-c", program, str(Path(exceptions.__file__).parent)]
+    command = [sys.executable, "-c", program, str(Path(exceptions.__file__).parent.parent)]
     out = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     loaded = set(json.loads(out))
     assert "moray.exceptions" in loaded

@@ -16,6 +16,7 @@ from moray.protocol import messages
 TASK_DEFAULTS: dict[str, Any] = {
     "label_selector": None,
     "fallback_strategy": None,
+    "infeasible": None,
     "accelerator_type": None,
     "memory": None,
     "name": None,

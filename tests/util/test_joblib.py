@@ -13,7 +13,7 @@ import pytest
 
 joblib = pytest.importorskip("joblib", reason="joblib is not installed; `make setup` installs it")
 
-from moray.util.joblib import register_ray  # noqa: E402
+from moray.util.joblib import kept, register_ray  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,49 @@ def test_generators_timeouts_and_reuse() -> None:
         assert list(parallel(joblib.delayed(pow)(x, 3) for x in range(5))) == [x**3 for x in range(5)]
     with pytest.raises(multiprocessing.TimeoutError):
         joblib.Parallel(timeout=0.2)(joblib.delayed(time.sleep)(30) for _ in range(2))
+
+
+def pids(parallel: Any) -> set[int]:
+    return {pid for _value, pid in parallel(joblib.delayed(work)(x) for x in range(50))}
+
+
+def test_the_next_call_has_the_same_processes() -> None:
+    assert pids(joblib.Parallel(n_jobs=2))
+    assert len(kept._kept) == 1
+    pool = kept._kept[0].pool
+    assert pids(joblib.Parallel(n_jobs=2))
+    assert kept._kept[0].pool is pool
+    with joblib.Parallel(n_jobs=2) as outer:
+        assert pids(outer)
+        assert pids(joblib.Parallel(n_jobs=2))  # The kept one is in use.
+    assert len(kept._kept) == 1
+
+
+def test_other_calls_and_failed_ones_have_a_pool_of_their_own() -> None:
+    pids(joblib.Parallel(n_jobs=2))
+    pool = kept._kept[0].pool
+    pids(joblib.Parallel(n_jobs=3))
+    assert kept._kept[0].pool is not pool
+    with pytest.raises(ValueError, match="not running"):
+        pool.apply(abs, (1,))
+    pids(joblib.Parallel(n_jobs=2))
+    pool = kept._kept[0].pool
+    with pytest.raises(KeyError):
+        joblib.Parallel(n_jobs=2)(joblib.delayed(fail)(x) for x in range(50))
+    assert not kept._kept
+    with pytest.raises(ValueError, match="not running"):
+        pool.apply(abs, (1,))
+
+
+def test_a_pool_that_nobody_uses_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "KEPT_S", 0.2)
+    pids(joblib.Parallel(n_jobs=2))
+    deadline = time.monotonic() + 20
+    while kept._keeper is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not kept._kept
+    assert pids(joblib.Parallel(n_jobs=2))
 
 
 def test_large_arrays_are_stored_once_and_read_in_place() -> None:

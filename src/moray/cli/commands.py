@@ -29,6 +29,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 Examples:
   moray run program.py --its-own option     run a program
   moray run --as-ray program.py             run a program that was written for Ray
+  moray start --head                        begin a cluster
   moray doctor                              look whether this machine is fit for moray
   moray benchmark                           see how fast moray is here
 """,
@@ -37,7 +38,7 @@ Examples:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
 )
 def moray() -> None:
-    """moray: tasks, actors and objects on all CPUs, with the programming model of Ray."""
+    """moray: tasks, actors and objects on one machine or many, with the programming model of Ray."""
 
 
 @moray.command(
@@ -119,6 +120,90 @@ def doctor(sweep: bool, temp_dir: str, as_json: bool) -> int:
     from moray.cli.doctor import examine_and_print
 
     return examine_and_print(sweep, temp_dir, as_json)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray start --head                                     begin a cluster; prints the line that joins it
+  MORAY_TOKEN=… moray start --address=10.0.0.1:6379      join it from another machine
+  moray start --head --num-cpus=0 --storage=redis://…    a head whose state is kept elsewhere
+"""
+)
+@click.option("--head", is_flag=True, help="Start a cluster: its first node, and the head beside it.")
+@click.option("--address", default="", metavar="HOST:PORT", help="Join the cluster whose head is there.")
+@click.option("--port", type=click.IntRange(0, 65535), default=6379, show_default=True, help="The head's; 0: any.")
+@click.option("--node-port", type=click.IntRange(0, 65535), default=0, help="This node's one port. Default: any.")
+@click.option("--node-ip-address", "node_ip", default="", help="Where others reach this machine.")
+@click.option("--node-name", default="", help="What people call this node.")
+@click.option("--num-cpus", type=click.FloatRange(0), help="Default: all that may be used.")
+@click.option("--num-gpus", type=click.IntRange(0), help="Default: all that are found.")
+@click.option("--resources", default="", metavar="JSON", help="Further resources, such as '{\"disk\": 2}'.")
+@click.option("--labels", default="", metavar="NAME=VALUE,…", help="Labels of the node.")
+@click.option("--object-store-memory", type=click.IntRange(1 << 20), metavar="BYTES", help="Shared memory for objects.")
+@click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the session lies. Default: TMPDIR, or /tmp.")
+@click.option("--storage", default="", metavar="URL", help="Of the head: sqlite:PATH (default), redis://…, memory:.")
+@click.option("--durability", type=click.Choice(["", "full"]), default="", help="Of the head: full waits for the disk.")
+@click.option("--block", is_flag=True, help="Do not return until the node ends: for supervisors.")
+def start(**options: Any) -> int:
+    """Start a node of a cluster on this machine.
+
+    Connections between machines are encrypted and authenticated; whoever has the token that --head prints may join.
+    """
+    from moray.cli import cluster
+
+    return cluster.start(**options)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray stop
+  moray stop --force
+"""
+)
+@click.option("--force", is_flag=True, help="At once, without asking.")
+@click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
+@click.option("--grace-s", type=click.FloatRange(0), default=15.0, show_default=True, help="Then by force.")
+def stop(force: bool, temp_dir: str, grace_s: float) -> int:
+    """End this user's nodes of clusters on this machine, with all that they started, and nothing else."""
+    from moray.cli import cluster
+
+    return cluster.stop(force, temp_dir, grace_s)
+
+
+@moray.command(
+    epilog="""\b
+Examples:
+  moray status
+  moray status --address=10.0.0.1:6379 --json
+"""
+)
+@click.option("--address", default="", metavar="HOST:PORT", help="The cluster's head. Default: of this machine's node.")
+@click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(address: str, temp_dir: str, as_json: bool) -> int:
+    """Show a cluster: nodes, resources, what waits and why."""
+    from moray.cli import cluster
+
+    return cluster.status(address, temp_dir, as_json)
+
+
+@moray.command(
+    epilog="""\b
+Example:
+  moray drain 3fa9c2d1 --deadline=10m --reason="kernel update"
+"""
+)
+@click.argument("node")
+@click.option("--deadline", default="5m", show_default=True, help="90s, 10m, 2h: then it leaves whatever runs there.")
+@click.option("--reason", default="", help="For the log, and for whoever asks why.")
+@click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
+def drain(node: str, deadline: str, reason: str, temp_dir: str) -> int:
+    """Have a node leave: it gets no new work, what can move moves, then it ends. NODE: its id, or how that begins."""
+    from moray.cli import cluster
+
+    return cluster.drain(node, deadline, reason, temp_dir)
 
 
 @moray.command(

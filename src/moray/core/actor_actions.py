@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from moray.core.strategies import Strategy
+
 
 class Registration(msgspec.Struct, frozen=True):
     """A new actor, as its creator describes it."""
@@ -38,6 +40,8 @@ class Registration(msgspec.Struct, frozen=True):
     #: What makes a handle of it, and (of detached ones) an instance; opaque here.
     meta: bytes = b""
     creation: bytes = b""
+    #: Where it may live; None: anywhere.
+    strategy: Strategy | None = None
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ beyond it the oldest go first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -70,6 +70,14 @@ class Tombstones:
             self._by_creator.setdefault(stone.creator, {})[stone.actor] = None
         while len(self._stones) > MOST or (self._bytes > MOST_BYTES and len(self._stones) > 1):
             self._drop(next(iter(self._stones)))
+
+    def creators(self) -> Iterable[bytes]:
+        """Those whose ends end tombstones."""
+        return self._by_creator
+
+    def of_creator(self, creator: bytes) -> Iterable[bytes]:
+        """The dead actors that go with a creator."""
+        return self._by_creator.get(creator, ())
 
     def creator_died(self, creator: bytes) -> None:
         """Nobody can learn of its actors any more."""

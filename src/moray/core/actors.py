@@ -57,6 +57,7 @@ from moray.core.actor_actions import (
     Withdraw,
 )
 from moray.core.actor_tombstones import Tombstone, Tombstones, bury
+from moray.core.bundles import group_of
 
 #: Words that are kept for registrations on their way. They take a moment; more are about actors that never come.
 _EARLY_WORDS: Final = 10_000
@@ -64,6 +65,9 @@ _EARLY_WORDS: Final = 10_000
 #: The pause before another process, after one that died before the actor lived in it; it doubles each time.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 10.0
+
+#: Begins the reason of actors that no node may host and that were not to wait for one.
+UNSCHEDULABLE: Final = "it cannot be scheduled: "
 
 #: Dead actors that are listed.
 _LISTED_DEAD: Final = 200
@@ -217,6 +221,9 @@ class ActorTable:
         if waiting is None or waiting.phase is not Phase.WAITING or waiting.incarnation != incarnation:
             return self._done()
         made = waiting.made
+        if infeasible and made.strategy is not None and made.strategy.fails:
+            self._end(waiting, UNSCHEDULABLE + reason)
+            return self._done()
         waiting.refused = f"it cannot be placed: {reason}" if infeasible else f"its workers do not start: {reason}"
         text = f"the actor {made.class_name} waits: {waiting.refused}"
         if (made.job, text) not in self._warned:
@@ -311,6 +318,18 @@ class ActorTable:
                 self._stop(victim, "moray.kill()", graceful=False)
         elif no_restart and self._dead.get(actor) is None:
             _keep(self._early_kills, actor, None)
+        return self._done()
+
+    def end(self, actor: bytes, reason: str) -> list[ActorAction]:
+        """It cannot run any more, and is not restarted."""
+        if (victim := self._actors.get(actor)) is not None:
+            self._end(victim, reason)
+        return self._done()
+
+    def group_removed(self, group: str, reason: str) -> list[ActorAction]:
+        """A placement group is gone: so are the actors in it."""
+        for actor in [a for a in self._actors.values() if group_of(a.made.resources) == group]:
+            self._end(actor, reason)
         return self._done()
 
     def watch(self, process: bytes, actor: bytes, creator: bytes, creator_lives: bool) -> list[ActorAction]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from moray.core.bundles import split_name
 from moray.core.lease_model import NEVER, Job, Lease, Owner, Plan, Request, Shape
 from moray.core.lease_queue import LeaseQueue
 from moray.core.ranking import Ranking
@@ -272,6 +273,9 @@ class LeaseBalance:
         if not owner.revocable[name]:
             del owner.revocable[name]
             owner.job.richest[name].discard(owner)
+            if split_name(name)[1] and not len(owner.job.richest[name]):
+                # Groups come and go: their names must not stay.
+                del owner.job.richest[name]
 
 
 def _richest_first(owner: Owner, name: str) -> list[Request]:

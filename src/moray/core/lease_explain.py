@@ -27,11 +27,12 @@ def explain_request(
     if taken_by:
         reason += "; held by " + ", ".join(_show_holder(holder) for holder in taken_by)
     return {
-        "job": request.owner.job.number,
+        "job": _job_of(request),
         "owner": request.owner.process.hex(),
         "key": request.key,
         "label": request.label,
-        "actor": request.permanent,
+        "actor": request.permanent and request.reservation is None,
+        "bundles": request.reservation is not None,
         "runtime_env": request.line.pool.runtime_env,
         "resources": dict(need),
         "count": request.owed + request.claims,
@@ -46,7 +47,7 @@ def explain_request(
 
 def _cause(request: Request, missing: Amounts, ledger: Ledger, queue: LeaseQueue) -> tuple[str, str]:
     if request.infeasible:
-        return "infeasible", request.infeasible
+        return "group" if request.absent else "infeasible", request.infeasible
     if request.line.pool.broken and not request.line.pool.idle:
         return "broken", f"its workers do not start: {request.line.pool.broken}"
     if request.owed <= 0:
@@ -67,18 +68,20 @@ def _holders(missing: Amounts, leases: Iterable[Lease]) -> list[dict[str, Any]]:
     amounts: dict[tuple[Owner, str], Counter[str]] = {}
     counts: Counter[tuple[Owner, str]] = Counter()
     workers: dict[tuple[Owner, str], list[str]] = {}
+    jobs: dict[tuple[Owner, str], int] = {}
     for lease in leases:
-        kept = {n: lease.need[n] - (lease.lent if n == "CPU" else 0) for n in missing if lease.need.get(n)}
+        kept = {n: lease.need[n] - lease.lent.get(n, 0) for n in missing if lease.need.get(n)}
         if any(kept.values()):
             who = lease.request.owner, lease.request.label
             amounts.setdefault(who, Counter()).update(kept)
             counts[who] += 1
+            jobs[who] = _job_of(lease.request)
             if lease.worker is not None:
                 workers.setdefault(who, []).append(lease.worker.process.hex())
     largest = sorted(amounts, key=lambda who: -sum(amounts[who].values()))[:_HOLDERS]
     return [
         {
-            "job": who[0].job.number,
+            "job": jobs[who],
             "owner": who[0].process.hex(),
             "label": who[1],
             "leases": counts[who],
@@ -89,6 +92,11 @@ def _holders(missing: Amounts, leases: Iterable[Lease]) -> list[dict[str, Any]]:
     ]
 
 
+def _job_of(request: Request) -> int:
+    """Whose it is; a group's reservation is its creator's."""
+    return request.owner.job.number if request.reservation is None else int(request.reservation.job)
+
+
 def _show_holder(holder: dict[str, Any]) -> str:
     return f"{holder['label'] or 'unnamed tasks'} of job {holder['job']} ({show_amounts(holder['resources'])})"
 
@@ -96,8 +104,9 @@ def _show_holder(holder: dict[str, Any]) -> str:
 def waiting_warning(story: dict[str, Any]) -> str:
     """The one warning about a request that has waited for long."""
     what = story["label"] or f"key {story['key']}"
+    wanted = "the resources of its bundles," if story["bundles"] else f"{story['count']} worker(s) with"
     return (
-        f"{what} has been waiting {story['waiting_s']:.0f} s for {story['count']} worker(s) with "
+        f"{what} has been waiting {story['waiting_s']:.0f} s for {wanted} "
         f"{show_amounts(story['resources'])}: {story['reason']}"
     )
 

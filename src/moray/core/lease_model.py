@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from moray.core.ranking import Ranking
 from moray.core.resources import Amounts, Devices
@@ -46,6 +46,8 @@ class Pool:
     retry_after: float = 0.0
     #: Starts take so long that nothing is reserved for them any more.
     slow: bool = False
+    #: What is granted in it needs no worker: bundles of placement groups.
+    workerless: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +97,19 @@ class Lease:
     worker: Worker | None = None
     #: How much of `weight` its holder's load contains now: less while blocked, nothing once revoked.
     charged: int = 0
-    #: The worker waits in moray, and how many CPU units it lends meanwhile.
+    #: The worker waits in moray, and what it lends meanwhile.
     blocked: bool = False
-    lent: int = 0
+    lent: Amounts = field(default_factory=dict)
     #: A revocation's result that is still counted on, and the plan that asked for it.
     incoming: bool = False
     plan: Plan | None = None
+    #: The placement group in which it is.
+    group: str = ""
+
+    def serving(self) -> Worker:
+        """Its worker, once it is granted."""
+        assert self.worker is not None, "a granted lease has a worker"
+        return self.worker
 
 
 @dataclass(slots=True, eq=False)
@@ -142,11 +151,17 @@ class Request:
     #: Its leases last as long as their workers; and what the machine must have in all for it.
     permanent: bool = False
     placement: Amounts = field(default_factory=dict)
+    #: Why its strategy does not allow it here; "" if it does.
+    barred: str = ""
+    #: The bundles that wait for it (:class:`moray.core.lease_bundles.Reservation`); None: it wants workers.
+    reservation: Any = None
     #: In the queue.
     queued: bool = False
     #: Why nothing will come ("" otherwise); said to the owner once.
     infeasible: str = ""
     refused: str = ""
+    #: … because the bundles that it names are not here: they may come.
+    absent: bool = False
     #: Its one warning was given; its alarm is set.
     warned: bool = False
     alarmed: bool = False
@@ -252,6 +267,8 @@ class Shape:
 
     need: Amounts
     weight: int
+    #: The placement group whose resources it names.
+    group: str = ""
     #: The non-empty lines.
     lines: dict[Pool, Line] = field(default_factory=dict)
     #: Since when it does not fit, unless it was granted something meanwhile.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from moray.core.bundles import group_of
 from moray.core.lease_model import NEVER, Cell, Job, Line, Owner, Pool, Request, Shape
 from moray.core.resources import Amounts, Ledger
 from moray.core.worker_pool import WorkerPools
@@ -49,7 +50,7 @@ class LeaseQueue:
         key = frozenset(need.items())
         shape = self.shapes.get(key)
         if shape is None:
-            shape = Shape(dict(need), self._ledger.weight(need), hold=HOLD_FIRST_S)
+            shape = Shape(dict(need), self._ledger.weight(need), group_of(need), hold=HOLD_FIRST_S)
         return shape.lines.get(pool) or Line(shape, job, pool)
 
     def next_turn(self) -> int:
@@ -238,7 +239,7 @@ class LeaseQueue:
     def _collides(self, shape: Shape, reserved: Shape) -> bool:
         available = self._ledger.available
         return any(
-            amount and name in reserved.need and available[name] - amount < reserved.need[name]
+            amount and name in reserved.need and available.get(name, 0) - amount < reserved.need[name]
             for name, amount in shape.need.items()
         )
 

@@ -11,6 +11,11 @@ behind it is recalled.
 
 **Share.** A batch is never more than the queue divided by the workers, so the last tasks spread out.
 
+**Packing.** An owner needs some microseconds for each task, so tasks of d µs keep no more workers busy than it feeds
+meanwhile (:func:`fed_workers`). Spread over all the others they would only cost a wake-up each: empty tasks
+over 32 workers of two cores cost twice what they cost over two. So a pool that `packs` gives short tasks to that
+many *busy* slots and leaves the others idle. As soon as a busy one makes no progress, it stops packing until all do.
+
 **Recall.** While one worker is idle and nothing is queued, tasks waiting in another worker's pipeline
 that made no progress since the last look are asked back. The worker decides what has started.
 
@@ -32,6 +37,10 @@ from moray import config
 LONG_US: Final = 1000
 #: No estimate below this: the worker's own work per task.
 LEAST_US: Final = 4
+#: What a task costs its owner, at the least: submission, booking of the result.
+_OWNER_US: Final = 4
+#: Looks without progress after which a running slot counts as still, and packing ends.
+_STILL_LOOKS: Final = 3
 
 
 class Durations:
@@ -47,6 +56,13 @@ class Durations:
     def update(self) -> None:
         """Call after adding to `window`."""
         self.estimate_us = max(*self.window, LEAST_US)
+
+
+def fed_workers(durations: Durations) -> int:
+    """How many workers one owner keeps busy with tasks of a function: by their mean, as one slow run does not make many
+    workers useful; one for the worker's own work per task, one to spare."""
+    window = durations.window
+    return 2 + sum(window) // (_OWNER_US * len(window))
 
 
 class Queued(Protocol):
@@ -71,6 +87,7 @@ class Slot:
         "recalling",
         "running",
         "seen_progress",
+        "still",
         "worker",
     )
 
@@ -93,6 +110,8 @@ class Slot:
         #: Answers so far, and how many there were at the last look for recalls.
         self.progress = 0
         self.seen_progress = -1
+        #: Looks in a row at which it ran something and had made no progress.
+        self.still = 0
         #: Answers there were at the last look for idle leases.
         self.lingered = -1
         #: A recall is under way.
@@ -102,7 +121,13 @@ class Slot:
 class Pool:
     """The queue and the leased workers of one scheduling key."""
 
-    def __init__(self) -> None:
+    def __init__(self, packs: bool = False) -> None:
+        #: Short tasks go to few workers.
+        self.packs = packs
+        #: … namely these, by lease. Some may have become idle, blocked or lost since.
+        self.busy: dict[int, Slot] = {}
+        #: One of them is still: tasks go to all workers for now.
+        self.spread = False
         #: Ready to run, oldest first. Other threads append; only the loop takes.
         self.queue: deque[Any] = deque()
         self.slots: dict[int, Slot] = {}
@@ -144,8 +169,14 @@ class Pool:
     def _take_short(self, slot: Slot, head: Durations, estimate: int) -> list[Any]:
         """A batch of the queue's head: tasks of known and short duration."""
         queue, running = self.queue, slot.running
+        workers = len(self.slots) or 1
+        if self.packs and not self.spread:
+            limit = fed_workers(head)
+            if not running and not self._admit(slot, limit):
+                return []
+            workers = min(workers, limit)
         depth = min(config.PIPELINE_BUDGET_US // estimate, config.PIPELINE_MAX_DEPTH)
-        share = -(-(len(queue) + len(running)) // (len(self.slots) or 1))
+        share = -(-(len(queue) + len(running)) // workers)
         room = min(depth, share) - len(running)
         if room <= 0 or (running and room < depth >> 2 and len(queue) > room):
             return []  # A worker that is nearly full waits for a batch worth sending.
@@ -169,6 +200,40 @@ class Pool:
             pass
         slot.estimate_us = estimate
         return batch
+
+    def _admit(self, slot: Slot, limit: int) -> bool:
+        """Whether an idle slot shall be one of the busy ones; if so it is from now on."""
+        busy = self.busy
+        if len(busy) <= limit and slot.lease in busy:
+            return True
+        if self._room(limit) <= 0:
+            return False
+        busy[slot.lease] = slot
+        return True
+
+    def _room(self, limit: int) -> int:
+        """How many slots more may be busy. Forgets those that are not any more, if that matters."""
+        if len(self.busy) >= limit:
+            for lease, slot in list(self.busy.items()):
+                gone = slot.blocked or slot.draining or slot.recalling or lease not in self.slots
+                if gone or not slot.running or slot.estimate_us >= LONG_US:
+                    del self.busy[lease]
+        return limit - len(self.busy)
+
+    def admits(self, slot: Slot, task: Any) -> bool:
+        """Whether a user's thread may send `task` to this idle slot rather than queue it."""
+        estimate = task.durations.estimate_us
+        if not self.packs or self.spread or estimate is None or estimate >= LONG_US:
+            return True
+        return self._admit(slot, fed_workers(task.durations))
+
+    def packed(self) -> bool:
+        """Whether the queue's first tasks wait for a busy slot although others are idle."""
+        if not self.packs or self.spread or not self.queue:
+            return False
+        durations = self.queue[0].durations
+        estimate = durations.estimate_us
+        return estimate is not None and estimate < LONG_US and self._room(fed_workers(durations)) <= 0
 
     def sent_directly(self, slot: Slot, task: Any) -> None:
         """A user's thread sent `task` to this idle slot."""
@@ -202,13 +267,16 @@ class Pool:
         if not count:
             return self.stuck
         try:
-            estimate = self.queue[0].durations.estimate_us
+            durations = self.queue[0].durations
         except IndexError:
             return self.stuck
+        estimate = durations.estimate_us
         if estimate is None or estimate >= LONG_US:
             return count + self.stuck
-        worth: int = -(-count * estimate // config.PIPELINE_BUDGET_US)
-        return min(count, worth) + self.stuck
+        worth: int = min(count, -(-count * estimate // config.PIPELINE_BUDGET_US))
+        if self.packs and not self.spread:
+            worth = min(worth, max(0, self._room(fed_workers(durations))))
+        return worth + self.stuck
 
     def should_request(self) -> int | None:
         """The new wish to tell the node, or None if the old one is near enough."""
@@ -227,9 +295,12 @@ class Pool:
         idle = any(not (slot.running or slot.draining or slot.blocked) for slot in self.slots.values())
         chosen: list[tuple[Slot, int]] = []
         self.stuck = 0
+        self.spread = False
         for slot in self.slots.values():
             stuck = slot.progress == slot.seen_progress
             slot.seen_progress = slot.progress
+            slot.still = slot.still + 1 if stuck and slot.running else 0
+            self.spread = self.spread or slot.still >= _STILL_LOOKS
             if not stuck or len(slot.running) < 2 or slot.recalling:
                 continue
             if idle and not self.queue:
@@ -240,8 +311,8 @@ class Pool:
         return chosen
 
     def has_backlog(self) -> bool:
-        """Whether some slot holds tasks behind the one that runs."""
-        return any(len(slot.running) > 1 for slot in self.slots.values())
+        """Whether some slot holds tasks behind the one that runs, or the queue waits for busy slots."""
+        return self.packed() or any(len(slot.running) > 1 for slot in self.slots.values())
 
     def validate(self) -> None:
         """Raise AssertionError if an invariant does not hold."""

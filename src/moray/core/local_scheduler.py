@@ -34,15 +34,19 @@ number of *different* waiting needs (shapes) and, where one fits, of jobs that w
 from __future__ import annotations
 
 from collections import Counter
-from heapq import heappop, heappush
 from typing import Any, Final
 
+from moray.core.bundles import split_name
+from moray.core.lease_alarms import Alarms
 from moray.core.lease_balance import LeaseBalance
-from moray.core.lease_explain import blocked_warning, explain_request, waiting_warning
+from moray.core.lease_books import check_books
+from moray.core.lease_bundles import Reservations
+from moray.core.lease_explain import blocked_warning, explain_request
 from moray.core.lease_model import Job, Lease, LeaseState, Owner, Pool, Request, Worker
 from moray.core.lease_queue import LeaseQueue
-from moray.core.resources import CPU, UNIT, Amounts, Ledger
+from moray.core.resources import CPU, UNIT, Amounts, Ledger, is_cpu
 from moray.core.scheduler_actions import Action, Grant, Refuse, Revoke, Revoked, StartWorker, StopWorker, Warn
+from moray.core.scheduler_groups import GroupScheduling
 from moray.core.worker_pool import CLAIM_S, WorkerPools, pool_of
 
 __all__ = [
@@ -64,12 +68,11 @@ WARN_AFTER_S: Final = 10.0
 BLOCKED_PER_CPU: Final = 4
 
 
-class LocalScheduler:
+class LocalScheduler(GroupScheduling):
     """The state machine; every event returns the actions to carry out, in order."""
 
     def __init__(self, total: dict[str, int], devices: dict[str, int], warn_after_s: float = WARN_AFTER_S) -> None:
         """`total` in units of 1/10000; `devices` names resources with indices, e.g. {"GPU": 2}."""
-        self._warn_after_s = warn_after_s
         self._ledger = Ledger(total, devices)
         #: Whole CPUs, rounded up; at least one, so that something can run anywhere.
         self._cpus = max(1, -(-total.get(CPU, 0) // UNIT))
@@ -87,12 +90,16 @@ class LocalScheduler:
         self._last_lease = 0
         #: Blocked workers.
         self._blocked: dict[Lease, None] = {}
-        #: (due, order, request): when to look whether a waiting request needs a warning.
-        self._alarms: list[tuple[float, int, Request]] = []
+        self._alarms = Alarms(warn_after_s, self._explain)
+        self._bundles = Reservations(self._ledger, self._queue)
         #: The latest time told.
         self._now = 0.0
         #: What the running call has decided.
         self._actions: list[Action] = []
+
+    def number_leases_from(self, first: int) -> None:
+        """Of a node among others, whose leases must differ from theirs; before the first lease."""
+        self._last_lease = first
 
     # --- jobs and owners ----------------------------------------------------------------------
 
@@ -142,10 +149,11 @@ class LocalScheduler:
         *,
         permanent: bool = False,
         placement: Amounts | None = None,
+        barred: str = "",
     ) -> list[Action]:
         """The owner's standing wish for a key; replaces the earlier one.
 
-        `placement`: what the machine must have in all, beside `resources`.
+        `placement`: what the machine must have in all, beside `resources`; `barred`: why it may not run here.
         """
         self._advance(now)
         if job not in self._jobs:
@@ -155,12 +163,12 @@ class LocalScheduler:
         # An owner cannot have seen more than there was.
         wish.count, wish.seen = count, min(seen, wish.granted)
         wish.label = label or wish.label
-        wish.permanent, wish.placement = permanent, placement or {}
+        wish.permanent, wish.placement, wish.barred = permanent, placement or {}, barred
         self._fit_to_wish(wish)
         if not wish.infeasible and wish.owed > 0:
             self._refuse_if_hopeless(wish)
         self._queue.update(wish, self._now)
-        self._set_alarm(wish)
+        self._alarms.set(wish, self._now)
         self._forget_if_idle(wish)
         return self._decide()
 
@@ -240,10 +248,10 @@ class LocalScheduler:
         # It cannot finish before it wakes: nobody should count on it.
         self._balance.settle(lease)
         self._balance.conceal(lease)
-        lease.lent = lease.need.get(CPU, 0)
+        lease.lent = {name: amount for name, amount in lease.need.items() if is_cpu(name)}
         self._ledger.lend(lease.lent)
         if lease.state is LeaseState.LIVE:
-            kept = {name: amount for name, amount in lease.need.items() if name != CPU}
+            kept = {name: amount for name, amount in lease.need.items() if not is_cpu(name)}
             self._balance.hold(lease, self._ledger.weight(kept))
         self._warn_of_blocked(lease.request.owner.job)
         return self._decide()
@@ -277,38 +285,38 @@ class LocalScheduler:
         self._pools.end_pauses(self._now)
         self._stop_idle()
         self._release_slow_claims()
-        self._sound_alarms()
+        self._actions += self._alarms.sound(self._now)
+        self._evict()
         self._balance.lapse(self._now)
         return self._decide()
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` has something to do next, if nothing else happens."""
-        times = [self._pools.next_tick(), self._queue.next_tick(), self._balance.next_tick()]
+        parts = self._pools, self._queue, self._balance, self._alarms, self._bundles
+        times = [part.next_tick() for part in parts]
         if self._claims:
             times.append(next(iter(self._claims)).since + CLAIM_S)
-        if self._alarms:
-            times.append(self._alarms[0][0])
         return min((time for time in times if time is not None), default=None)
 
     # --- views ----------------------------------------------------------------------------------------
 
     @property
     def total(self) -> Amounts:
-        """What the machine has, in units."""
-        return dict(self._ledger.total)
+        """What the machine has, in units; without what groups have made of it."""
+        return {name: amount for name, amount in self._ledger.total.items() if not split_name(name)[1]}
 
     @property
     def available(self) -> Amounts:
-        """What is free now, in units; CPU may be negative."""
-        return dict(self._ledger.available)
+        """What is free now, in units; CPU may be negative. What groups have reserved is not free."""
+        return {name: amount for name, amount in self._ledger.available.items() if not split_name(name)[1]}
 
     def explain(self, now: float) -> list[dict[str, Any]]:
         """Every waiting request: what it wants, how long it waits, why ("cause", "reason"), who has it."""
         leases = self._all_leases()
+        requests = [request for owner in self._owners.values() for request in owner.requests.values()]
         return [
             explain_request(request, leases, self._ledger, self._queue, now)
-            for owner in self._owners.values()
-            for request in owner.requests.values()
+            for request in (*requests, *self._bundles.requests())
             if request.owed > 0 or request.claims
         ]
 
@@ -318,21 +326,8 @@ class LocalScheduler:
         self._ledger.validate()
         self._pools.validate()
         self._balance.validate(leases)
-        for name, total in self._ledger.total.items():
-            taken = sum(lease.need.get(name, 0) - (lease.lent if name == CPU else 0) for lease in leases)
-            assert total - taken == self._ledger.available[name], f"{name}: {taken} taken of {total}"
-        for job in self._jobs.values():
-            assert job.load == sum(owner.load for owner in job.owners.values())
-            assert job.promised == sum(owner.promised for owner in job.owners.values())
-        for owner in self._owners.values():
-            assert owner.load == sum(request.load for request in owner.requests.values())
-            for request in owner.requests.values():
-                held = [lease for lease in leases if lease.request is request and lease.state is not LeaseState.ENDING]
-                assert request.held == len(held)
-                assert request.load == sum(lease.charged for lease in held)
-                assert request.promised == sum(plan.weight for plan in request.plans)
-                assert request.claims == sum(lease.state is LeaseState.CLAIMED for lease in held)
-                assert request.queued == (request.owed > 0 and not request.infeasible)
+        self._bundles.validate(leases)
+        check_books(self._ledger, leases, self._jobs.values(), self._owners.values())
 
     # --- deciding -----------------------------------------------------------------------------------------
 
@@ -350,13 +345,18 @@ class LocalScheduler:
 
     def _grant(self, request: Request) -> None:
         shape, pool = request.line.shape, request.line.pool
-        lease = Lease(request, shape.need, self._ledger.take(shape.need), shape.weight, self._now)
+        lease = Lease(request, shape.need, self._ledger.take(shape.need), shape.weight, self._now, group=shape.group)
         if request.permanent:
             self._ledger.keep(lease.need, 1)
         request.held += 1
         request.claims += 1
         self._queue.served(request, self._now)
         self._balance.granted(request, self._now)
+        if request.reservation is not None:
+            self._actions.append(self._bundles.granted(lease, self._now))
+            return
+        if shape.group:
+            self._bundles.users[shape.group] += 1
         self._balance.hold(lease, shape.weight)
         worker = self._pools.acquire(pool, request.owner.process)
         if worker is not None:
@@ -365,7 +365,7 @@ class LocalScheduler:
             self._claims[lease] = None
             self._pools.claim(lease, pool)
         self._queue.update(request, self._now)
-        self._set_alarm(request)
+        self._alarms.set(request, self._now)
 
     def _assign(self, lease: Lease, worker: Worker) -> None:
         request = lease.request
@@ -414,6 +414,9 @@ class LocalScheduler:
         if lease.request.permanent:
             self._ledger.keep(lease.need, -1)
         self._ledger.give(lease.need, lease.devices)
+        if lease.group:
+            self._bundles.users[lease.group] -= 1
+            self._bundles.settle(lease.group)
 
     def _detach(self, lease: Lease) -> None:
         """The lease is over for its owner."""
@@ -429,7 +432,7 @@ class LocalScheduler:
 
     def _reclaim(self, lease: Lease) -> None:
         self._ledger.reclaim(lease.lent)
-        lease.blocked, lease.lent = False, 0
+        lease.blocked, lease.lent = False, {}
         del self._blocked[lease]
 
     def _unclaim(self, lease: Lease) -> None:
@@ -490,7 +493,7 @@ class LocalScheduler:
         elif request.line.shape.need != need or request.line.pool is not line.pool:
             request.count = request.seen = 0
             self._withdraw(request)
-            request.line, request.infeasible, request.refused = line, "", ""
+            request.line, request.infeasible, request.refused, request.absent = line, "", "", False
         return request
 
     def _fit_to_wish(self, request: Request) -> None:
@@ -510,15 +513,22 @@ class LocalScheduler:
 
     def _refuse_if_hopeless(self, request: Request) -> None:
         ledger = self._ledger
-        request.infeasible = ledger.impossible(request.line.shape.need) or ledger.impossible(request.placement)
+        missing, for_good = self._bundles.absent(request)
+        if missing:
+            request.infeasible, request.absent = missing, not for_good
+            if for_good:
+                self._refuse(request, missing, infeasible=True, group=request.line.shape.group)
+            return
+        impossible = ledger.impossible(request.line.shape.need) or ledger.impossible(request.placement)
+        request.infeasible = request.barred or impossible
         if request.infeasible:
             self._refuse(request, request.infeasible, infeasible=True)
         elif request.line.pool.broken and not request.refused:
             self._refuse(request, request.line.pool.broken, infeasible=False)
 
-    def _refuse(self, request: Request, reason: str, *, infeasible: bool) -> None:
+    def _refuse(self, request: Request, reason: str, *, infeasible: bool, group: str = "") -> None:
         request.refused = reason
-        self._actions.append(Refuse(request.owner.process, request.key, reason, infeasible))
+        self._actions.append(Refuse(request.owner.process, request.key, reason, infeasible, group))
 
     def _refuse_all(self, pool: Pool) -> None:
         """The pool broke: its claims give their resources back, and everyone who waits hears why."""
@@ -571,38 +581,6 @@ class LocalScheduler:
             self._unclaim(claim)
             self._queue.update(claim.request, self._now)
 
-    def _set_alarm(self, request: Request) -> None:
-        if request.queued and not request.warned and not request.alarmed:
-            request.alarmed = True
-            heappush(self._alarms, (self._now + self._warn_after_s, self._queue.next_turn(), request))
-
-    def _sound_alarms(self) -> None:
-        while self._alarms and self._alarms[0][0] <= self._now:
-            request = heappop(self._alarms)[2]
-            request.alarmed = False
-            if not request.queued or request.refused or request.warned:
-                continue
-            if request.held > request.claims or request.since + self._warn_after_s > self._now:
-                # Something of it runs, or it began to wait anew: look again later.
-                self._set_alarm(request)
-                continue
-            request.warned = True
-            story = explain_request(request, self._all_leases(), self._ledger, self._queue, self._now)
-            if request.permanent:
-                story["count"] += self._warn_together(request)
-            self._actions.append(Warn(request.owner.job.number, waiting_warning(story)))
-
-    def _warn_together(self, request: Request) -> int:
-        """Many actors may wait for the same: one warning is enough. How many wait beside this one."""
-        others = 0
-        for owner in request.owner.job.owners.values():
-            for other in owner.requests.values():
-                same = other.line is request.line and other.label == request.label
-                if other is not request and same and other.permanent and other.queued:
-                    other.warned = True
-                    others += other.owed
-        return others
-
     def _warn_of_blocked(self, job: Job) -> None:
         if job.warned_blocked or len(self._blocked) <= BLOCKED_PER_CPU * self._cpus:
             return
@@ -619,7 +597,10 @@ class LocalScheduler:
         return known.lease if known is not None and not known.stopping else None
 
     def _all_leases(self) -> list[Lease]:
-        return [*self._leases.values(), *self._claims]
+        return [*self._leases.values(), *self._claims, *self._bundles.leases()]
+
+    def _explain(self, request: Request) -> dict[str, Any]:
+        return explain_request(request, self._all_leases(), self._ledger, self._queue, self._now)
 
     def _advance(self, now: float) -> None:
         self._now = max(self._now, now)

@@ -28,6 +28,10 @@ Space ahead (:mod:`moray.core.object_table_ahead`). A process that makes many ob
 They are granted only from what is free and backed, while nobody waits; when somebody does, those that are unused
 are asked back before anything is spilled. An object that is sealed in a place begins its life here as SEALED.
 
+Secondary copies (:mod:`moray.core.transfers`) are made by the node itself, and sealed when they have come whole from
+another node. They are never spilled: what nobody reads of them is dropped, the least recently used first, before anything
+else leaves memory. One that found no room in the arena goes with its last pin.
+
 LIVENESS. Pins, queued requests, places and unsealed regions belong to the process, and go when its death
 is told (:meth:`ObjectTable.process_died`), not before.
 """
@@ -47,6 +51,7 @@ from moray.core.object_table_types import (
     Created,
     DeleteFile,
     Done,
+    Dropped,
     Entry,
     Extend,
     Failed,
@@ -88,8 +93,8 @@ class ObjectTable(ObjectTableState):
 
     # --- events: clients ------------------------------------------------------------------------
 
-    def create(self, process: bytes, request: int, object: bytes, size: int) -> list[Action]:
-        """A process wants to write a new object."""
+    def create(self, process: bytes, request: int, object: bytes, size: int, secondary: bool = False) -> list[Action]:
+        """A process wants to write a new object; `secondary`: the node itself, a copy of another node's."""
         mine = self._unsealed.setdefault(process, {})
         if size < 0:
             self._do(Failed(process, request, "full", f"an object of {size} bytes cannot be made"))
@@ -98,6 +103,7 @@ class ObjectTable(ObjectTableState):
             self._do(Failed(process, request, "exists", f"object {object.hex()} is in the store already"))
             return self._take()
         entry = Entry(object, size, process, request)
+        entry.secondary = secondary
         self._objects[object] = mine[object] = entry
         offset = None if self._queue else self._arena.allocate(size)
         if offset is not None:
@@ -200,6 +206,15 @@ class ObjectTable(ObjectTableState):
                     del holds[name]
                     self._let_go(hold)
             self._pump()
+        return self._take()
+
+    def promote(self, object: bytes) -> list[Action]:
+        """A secondary copy is the primary one from now on."""
+        entry = self._objects.get(object)
+        if entry is not None and entry.secondary:
+            entry.secondary = False
+            if self._idle_copies.pop(entry, entry) is None:
+                self._idle[entry] = None
         return self._take()
 
     def free(self, objects: list[bytes]) -> list[Action]:
@@ -341,13 +356,13 @@ class ObjectTable(ObjectTableState):
             return
         self._pin_waiters(entry)
         if not entry.pins and entry.state is State.SEALED:
-            self._idle[entry] = None
+            (self._idle_copies if entry.secondary else self._idle)[entry] = None
             self._idle_bytes += rounded(entry.size)
             if oldest:
                 self._idle.move_to_end(entry, last=False)
 
     def _busy_again(self, entry: Entry) -> None:
-        if self._idle.pop(entry, entry) is None:
+        if (self._idle_copies if entry.secondary else self._idle).pop(entry, entry) is None:
             self._idle_bytes -= rounded(entry.size)
 
     def _spilled_one(self, entry: Entry, file: File) -> None:
@@ -402,6 +417,13 @@ class ObjectTable(ObjectTableState):
             entry.file = None
             self._delete_if_empty(file)
 
+    def _drop(self, entry: Entry) -> None:
+        """The primary copy, at another node, is enough."""
+        del self._objects[entry.object]
+        entry.freed = True
+        self._release(entry)
+        self._do(Dropped(entry.object))
+
     def _delete_if_empty(self, file: File) -> None:
         if not file.live:
             self._do(DeleteFile(file.number))
@@ -439,7 +461,7 @@ class ObjectTable(ObjectTableState):
             self._do(Pinned(process, request, entry.offset, entry.size, 0))
         else:
             assert entry.file is not None
-            self._do(Pinned(process, request, entry.position, entry.size, entry.file.number))
+            self._do(Pinned(process, request, entry.position, entry.size, entry.file.number, entry.object))
 
     def _hold(self, entry: Entry, process: bytes) -> None:
         holds = self._holds.get(process)
@@ -468,6 +490,8 @@ class ObjectTable(ObjectTableState):
             self._pinned_bytes -= entry.size
             if entry.state is State.SEALED:
                 self._settle(entry)
+            elif entry.secondary and entry.state is State.SPILLED and not entry.freed:
+                self._drop(entry)
             else:
                 self._release_if_unused(entry)
 
@@ -553,7 +577,10 @@ class ObjectTable(ObjectTableState):
         return self._ahead.awaited
 
     def _evict(self, size: int) -> _Room:
-        """Take the least recently used out of memory."""
+        """Take the least recently used out of memory, copies first."""
+        if self._idle_copies:
+            self._drop(next(iter(self._idle_copies)))
+            return _Room.MADE
         oldest = iter(self._idle)
         entry = next(oldest, None)
         if self._spill_failure:

@@ -35,6 +35,8 @@ class ObjectTableState:
         self._holds: dict[bytes, dict[bytes, Hold]] = {}
         #: SEALED, unpinned entries, the least recently used first, and the sum of their regions.
         self._idle: OrderedDict[Entry, None] = OrderedDict()
+        #: The same, of secondary copies; the sum is of both.
+        self._idle_copies: OrderedDict[Entry, None] = OrderedDict()
         self._idle_bytes = 0
         #: QUEUED and WANTED entries, first come first served. Entries that stopped waiting are skipped.
         self._queue: deque[Entry] = deque()
@@ -108,6 +110,11 @@ class ObjectTableState:
         """Where the present attempt at an object stands; None if there is none."""
         entry = self._objects.get(object)
         return entry.state if entry else None
+
+    def is_whole(self, object: bytes) -> bool:
+        """Whether all of an object is here, in memory or on disk."""
+        entry = self._objects.get(object)
+        return entry is not None and entry.state not in (State.QUEUED, State.MAKING, State.CREATING)
 
     # --- texts --------------------------------------------------------------------------------------------
 
@@ -191,10 +198,10 @@ class ObjectTableState:
         assert len(offsets) == len(regions) + len(places) == len(self._arena)
         assert self._arena.used_bytes == sum(rounded(entry.size) for entry in regions) + self._ahead.bytes
         self._ahead.check()
-        assert set(self._idle) == {
-            entry for entry in entries if entry.state is State.SEALED and not entry.pins and not entry.freed
-        }
-        assert self._idle_bytes == sum(rounded(entry.size) for entry in self._idle)
+        idle = {entry for entry in entries if entry.state is State.SEALED and not entry.pins and not entry.freed}
+        assert set(self._idle) == {entry for entry in idle if not entry.secondary}
+        assert set(self._idle_copies) == {entry for entry in idle if entry.secondary}
+        assert self._idle_bytes == sum(rounded(entry.size) for entry in idle)
         assert self._awaited == {entry for entry in entries if entry.waiters}
         pins = Counter(entry for holds in self._holds.values() for hold in holds.values() for entry in hold.entries)
         for entry in entries:
@@ -225,6 +232,7 @@ class ObjectTableState:
         assert (self._objects.get(entry.object) is entry) is not entry.freed
         assert not entry.freed or pins or entry.state in BUSY, "freed, unused, and still there"
         assert not entry.waiters or entry.state not in (State.SEALED, State.SPILLING, State.SPILLED)
+        assert not entry.secondary or entry.file is None or entry.file.own, "a secondary copy was spilled"
         on_disk = entry.state in ON_DISK and entry.file is not None
         in_arena = entry.state in (State.CREATING, State.SEALED, State.SPILLING, State.RESTORING)
         assert (entry.offset >= 0) is (in_arena and not (entry.state is State.CREATING and on_disk))

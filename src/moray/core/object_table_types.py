@@ -73,6 +73,8 @@ class Pinned(msgspec.Struct, gc=False, frozen=True):
     offset: int
     size: int
     file: int
+    #: With a file.
+    object: bytes = b""
 
 
 class Done(msgspec.Struct, gc=False, frozen=True):
@@ -89,6 +91,12 @@ class Failed(msgspec.Struct, gc=False, frozen=True):
     request: int
     code: str
     detail: str
+
+
+class Dropped(msgspec.Struct, gc=False, frozen=True):
+    """A secondary copy had to make room."""
+
+    object: bytes
 
 
 class Extend(msgspec.Struct, gc=False, frozen=True):
@@ -161,7 +169,7 @@ class AwaitRecalls(msgspec.Struct, gc=False, frozen=True):
 
 
 Action: TypeAlias = (
-    Created | Pinned | Done | Failed | Extend | Spill | Restore | MakeFile | DeleteFile | Warn
+    Created | Pinned | Done | Failed | Dropped | Extend | Spill | Restore | MakeFile | DeleteFile | Warn
     | Granted | Recall | AwaitRecalls
 )  # fmt: skip
 
@@ -186,8 +194,8 @@ class File:
 class Entry:
     """One attempt at an object."""
 
-    __slots__ = ("creator", "file", "freed", "object", "offset", "pins", "position", "request", "size", "state",
-                 "waiters")  # fmt: skip
+    __slots__ = ("creator", "file", "freed", "object", "offset", "pins", "position", "request", "secondary", "size",
+                 "state", "waiters")  # fmt: skip
 
     def __init__(self, object: bytes, size: int, creator: bytes, request: int) -> None:
         self.object = object
@@ -205,6 +213,8 @@ class Entry:
         self.pins = 0
         #: It goes when nothing uses it any more.
         self.freed = False
+        #: A copy of what another node has: dropped, not spilled, when room is needed.
+        self.secondary = False
         #: (process, request) of pins that wait for it to be sealed or restored.
         self.waiters: list[tuple[bytes, int]] = []
 

@@ -39,7 +39,9 @@ something that contains it, can make one out of objects.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from moray.core.references_peer import Outbox, Peer, Sent, new_changes
 from moray.core.references_types import (
@@ -55,6 +57,11 @@ from moray.core.references_types import (
     key_of,
     owner_of,
 )
+
+#: So many deaths are remembered. Late traffic about a dead process comes within a few deaths of its own, or
+#: from one that was stopped meanwhile. What comes later still frees nothing too early: a message to the dead fails
+#: for want of a connection, which is told as its death again; at worst a hand-over of its stays held until the end.
+DEAD_REMEMBERED: Final = 1 << 16
 
 __all__ = ["Changes", "Entry", "Foreign", "Gate", "Output", "Owned", "References", "Registration", "Reply", "TaskCover"]
 
@@ -74,8 +81,9 @@ class References:
         self.containers: dict[int, Owned] = {}
         #: Other living processes that something was exchanged with.
         self.peers: dict[bytes, Peer] = {}
-        #: Processes that died; their late traffic is nothing.
+        #: Processes that died; their late traffic is nothing. The oldest are forgotten (see DEAD_REMEMBERED).
         self.dead: set[bytes] = set()
+        self._deaths: deque[bytes] = deque()
         #: Tasks here whose arguments contained references, until their replies departed.
         self.tasks: dict[TaskCover, None] = {}
         #: Entries pinned until the process ends, once per pin.
@@ -475,6 +483,9 @@ class References:
         if process in self.dead:
             return
         self.dead.add(process)
+        self._deaths.append(process)
+        if len(self._deaths) > DEAD_REMEMBERED:
+            self.dead.discard(self._deaths.popleft())
         self._dirty.pop(process, None)
         peer = self.peers.pop(process, None)
         for foreign in [foreign for foreign in self.foreign.values() if foreign.owner == process]:

@@ -4,18 +4,33 @@ All amounts are integers in units of 1/10000 (:data:`UNIT`), so sums are exact. 
 also has indices: below one unit a need shares one index with others, from one unit on it takes whole,
 untouched indices. CPUs can be lent by blocked workers and are taken back at once, which may make the
 account negative (LEASE); nothing that needs CPU fits until it is not.
+
+What a placement group has reserved here is a set of resources of its own (:mod:`moray.core.bundles`), which come and go
+with the group. The indices of its devices are those of the reservation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
-#: One CPU (or GPU, or custom resource).
-UNIT: Final = 10_000
+from moray.core.bundles import (
+    BUNDLE,
+    BUNDLE_TOTAL,
+    UNIT as _UNIT,
+    deal_out,
+    group_names,
+    show_name,
+    shown_names,
+    split_name,
+)
 
-#: The only resource that a blocked worker lends.
+#: One CPU (or GPU, or custom resource).
+UNIT: Final = _UNIT
+
+#: The only resource that a blocked worker lends, with what groups have of it.
 CPU: Final = "CPU"
+_CPU_OF_GROUPS: Final = "CPU_group_"
 
 #: Weight of a need that takes the whole machine; the finer, the smaller the rounding.
 _WHOLE: Final = 1_000_000
@@ -31,7 +46,51 @@ def show_amount(amount: int) -> str:
 
 def show_amounts(amounts: Mapping[str, int]) -> str:
     """A need as people write it: "CPU: 1, GPU: 0.5", or "nothing"."""
-    return ", ".join(f"{name}: {show_amount(amount)}" for name, amount in sorted(amounts.items())) or "nothing"
+    shown = sorted((show_name(name), amounts[name]) for name in shown_names(amounts))
+    return ", ".join(f"{name}: {show_amount(amount)}" for name, amount in shown) or "nothing"
+
+
+def is_cpu(name: str) -> bool:
+    """Whether blocked workers lend it."""
+    return name == CPU or name.startswith(_CPU_OF_GROUPS)
+
+
+class Slots:
+    """The indices of a device resource, or those of them that belong to a group or to one of its bundles."""
+
+    __slots__ = ("device", "free", "indices", "size")
+
+    def __init__(self, device: str, size: dict[int, int], free: dict[int, int], indices: Sequence[int]) -> None:
+        #: The plain name, by which workers know it.
+        self.device = device
+        #: Index → units in all, and free units; a group and its bundles share them.
+        self.size = size
+        self.free = free
+        self.indices = list(indices)
+
+    def fit(self, amount: int) -> bool:
+        """Whether indices for `amount` are free."""
+        if amount < UNIT:
+            return not amount or any(self.free[index] >= amount for index in self.indices)
+        return self.whole() >= amount
+
+    def whole(self) -> int:
+        """Units of untouched indices."""
+        return UNIT * sum(self.free[index] == UNIT for index in self.indices)
+
+    def take(self, amount: int) -> list[int]:
+        """Take indices that :meth:`fit`."""
+        if amount == 0:
+            return []
+        if amount < UNIT:
+            # Best fit: fill a touched index before breaking a whole one.
+            fitting = (index for index in self.indices if self.free[index] >= amount)
+            chosen = [min(fitting, key=lambda index: (self.free[index], index))]
+        else:
+            chosen = [index for index in self.indices if self.free[index] == UNIT][: amount // UNIT]
+        for index in chosen:
+            self.free[index] -= min(amount, UNIT)
+        return chosen
 
 
 class Ledger:
@@ -48,8 +107,16 @@ class Ledger:
         self.lasting: Amounts = dict.fromkeys(self.total, 0)
         #: What is not taken; CPU may be negative.
         self.available: Amounts = dict(self.total)
-        #: Free units of each device index.
-        self._slots: dict[str, list[int]] = {name: [UNIT] * count for name, count in devices.items()}
+        #: The indices of each device resource.
+        self._slots: dict[str, Slots] = {
+            name: Slots(name, dict.fromkeys(range(count), UNIT), dict.fromkeys(range(count), UNIT), range(count))
+            for name, count in devices.items()
+        }
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Plain names of resources with indices."""
+        return frozenset(slots.device for slots in self._slots.values())
 
     def impossible(self, need: Mapping[str, int]) -> str:
         """Why this machine could never satisfy `need`; "" if it could."""
@@ -72,26 +139,61 @@ class Ledger:
         for name, amount in need.items():
             if available.get(name, 0) < amount:
                 return False
-            if name in self._slots and not self._slots_fit(name, amount):
+            if name in self._slots and not self._slots[name].fit(amount):
                 return False
         return True
 
     def take(self, need: Mapping[str, int]) -> Devices:
         """Take what fits; the device indices that come with it."""
-        devices: Devices = {}
         for name, amount in need.items():
             self.available[name] -= amount
-            if name in self._slots:
-                devices[name] = self._take_slots(name, amount)
-        return devices
+        return {slots.device: slots.take(need[name]) for name, slots in self._choosing(need)}
 
     def give(self, need: Mapping[str, int], devices: Mapping[str, list[int]]) -> None:
         """Give back what :meth:`take` took."""
         for name, amount in need.items():
             self.available[name] += amount
-            share = min(amount, UNIT)
-            for index in devices.get(name, ()):
-                self._slots[name][index] += share
+        for name, slots in self._choosing(need):
+            for index in devices.get(slots.device, ()):
+                slots.free[index] += min(need[name], UNIT)
+
+    # --- placement groups -------------------------------------------------------------------------
+
+    def add_bundles(
+        self, group: str, bundles: Mapping[int, Mapping[str, int]], devices: Mapping[str, list[int]]
+    ) -> None:
+        """Make resources of a group's bundles, whose amounts and `devices` have been taken."""
+        shared: dict[str, tuple[dict[int, int], dict[int, int]]] = {}
+        for device, indices in devices.items():
+            amounts = [bundle.get(device, 0) for bundle in bundles.values()]
+            size: dict[int, int] = {}
+            own = dict(zip(bundles, deal_out(amounts, indices), strict=True))
+            for index, bundle in bundles.items():
+                rest = bundle.get(device, 0)
+                for slot in own[index]:
+                    size[slot] = size.get(slot, 0) + min(rest, UNIT)
+                    rest -= min(rest, UNIT)
+            shared[device] = size, dict(size)
+            for index in bundles:
+                if own[index]:
+                    self._slots[group_names(device, group, index)[1]] = Slots(device, *shared[device], own[index])
+        for index, bundle in bundles.items():
+            for name, amount in [*bundle.items(), (BUNDLE, BUNDLE_TOTAL)]:
+                whole, part = group_names(name, group, index)
+                for each in (whole, part):
+                    self.total[each] = self.total.get(each, 0) + amount
+                    self.available[each] = self.available.get(each, 0) + amount
+                    self.lasting.setdefault(each, 0)
+                if name in shared and whole not in self._slots:
+                    self._slots[whole] = Slots(name, *shared[name], list(shared[name][0]))
+
+    def remove_bundles(self, group: str, bundles: Mapping[int, Mapping[str, int]]) -> None:
+        """The group is gone, and nobody has anything of it."""
+        for index, bundle in bundles.items():
+            for name in (*bundle, BUNDLE):
+                for each in group_names(name, group, index):
+                    for account in (self.total, self.available, self.lasting, self._slots):
+                        account.pop(each, None)
 
     def keep(self, need: Mapping[str, int], sign: int) -> None:
         """What was taken lasts (`sign` 1), or is about to be given back (-1)."""
@@ -102,55 +204,57 @@ class Ledger:
         """Whether `need` fits once all has been given back that does not last."""
         return all(amount <= self.total.get(name, 0) - self.lasting.get(name, 0) for name, amount in need.items())
 
-    def lend(self, cpus: int) -> None:
+    def lend(self, amounts: Mapping[str, int]) -> None:
         """A blocked worker lends its CPUs."""
-        self.available[CPU] += cpus
+        for name, amount in amounts.items():
+            self.available[name] += amount
 
-    def reclaim(self, cpus: int) -> None:
+    def reclaim(self, amounts: Mapping[str, int]) -> None:
         """It runs again and takes them back, whatever is left (LEASE)."""
-        self.available[CPU] -= cpus
+        for name, amount in amounts.items():
+            self.available[name] -= amount
 
     def shortage(self, name: str, amount: int) -> int:
         """How much of `name` is missing for a need of `amount`; negative is a surplus."""
         short = amount - self.available.get(name, 0)
         slots = self._slots.get(name)
-        if slots is None or self._slots_fit(name, amount):
+        if slots is None or slots.fit(amount):
             return short
         if amount < UNIT:
-            return max(short, amount - max(slots))
-        return max(short, amount - UNIT * slots.count(UNIT))
+            return max(short, amount - max(slots.free[index] for index in slots.indices))
+        return max(short, amount - slots.whole())
 
     def weight(self, need: Mapping[str, int]) -> int:
-        """The share of the machine that `need` takes, by its scarcest resource; at least 1."""
+        """The share of the machine that `need` takes, by its scarcest resource; at least 1.
+
+        What groups have is no other's any more: who uses it takes nothing from those outside.
+        """
         total = self.total
-        shares = (amount * _WHOLE // (total.get(name) or amount or 1) for name, amount in need.items())
+        shares = (
+            amount * _WHOLE // (total.get(name) or amount or 1)
+            for name, amount in need.items()
+            if not split_name(name)[1]
+        )
         return 1 + max(shares, default=0)
 
     def validate(self) -> None:
         """Raise AssertionError if an account left its bounds."""
         for name, amount in self.available.items():
             assert amount <= self.total[name], f"{name}: {amount} available of {self.total[name]}"
-            assert amount >= 0 or name == CPU, f"{name}: {amount} is negative"
+            assert amount >= 0 or is_cpu(name), f"{name}: {amount} is negative"
             assert 0 <= self.lasting[name] <= self.total[name], f"{name}: {self.lasting[name]} lasting"
         for name, slots in self._slots.items():
-            assert all(0 <= free <= UNIT for free in slots), f"{name}: indices {slots}"
+            assert all(0 <= slots.free[index] <= slots.size[index] for index in slots.indices), f"{name}: {slots.free}"
 
-    def _slots_fit(self, name: str, amount: int) -> bool:
-        slots = self._slots[name]
-        if amount < UNIT:
-            return any(free >= amount for free in slots)
-        return slots.count(UNIT) * UNIT >= amount
-
-    def _take_slots(self, name: str, amount: int) -> list[int]:
-        slots = self._slots[name]
-        if amount == 0:
+    def _choosing(self, need: Mapping[str, int]) -> list[tuple[str, Slots]]:
+        """The device resources of a need, by which indices are chosen: a bundle's own go before its group's."""
+        if not self._slots:
             return []
-        if amount < UNIT:
-            # Best fit: fill a touched index before breaking a whole one.
-            index = min((i for i, free in enumerate(slots) if free >= amount), key=lambda i: (slots[i], i))
-            slots[index] -= amount
-            return [index]
-        chosen = [i for i, free in enumerate(slots) if free == UNIT][: amount // UNIT]
-        for index in chosen:
-            slots[index] = 0
-        return chosen
+        chosen: dict[str, tuple[str, Slots]] = {}
+        for name in need:
+            slots = self._slots.get(name)
+            if slots is not None:
+                other = chosen.get(slots.device)
+                if other is None or split_name(name)[2] > split_name(other[0])[2]:
+                    chosen[slots.device] = name, slots
+        return list(chosen.values())

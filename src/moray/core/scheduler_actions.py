@@ -58,6 +58,17 @@ class Refuse(msgspec.Struct, frozen=True):
     key: int
     reason: str
     infeasible: bool
+    #: The placement group that it named and that was removed: nothing will ever come.
+    group: str = ""
+
+
+class BundlesReady(msgspec.Struct, frozen=True):
+    """Tell the head: a group's bundles are reserved here, or (`committed`) in use; with a reason: they cannot be."""
+
+    group: str
+    number: int
+    reason: str
+    committed: bool = False
 
 
 class Warn(msgspec.Struct, frozen=True):
@@ -67,4 +78,4 @@ class Warn(msgspec.Struct, frozen=True):
     text: str
 
 
-Action: TypeAlias = StartWorker | Grant | Revoke | Revoked | StopWorker | Refuse | Warn
+Action: TypeAlias = StartWorker | Grant | Revoke | Revoked | StopWorker | Refuse | BundlesReady | Warn

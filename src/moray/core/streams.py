@@ -6,6 +6,7 @@ is run again makes all its items anew, but sends only those that the owner did n
 
 - :class:`Arriving`, at the owner: which items it has, and whether an attempt's end agrees with them.
 - :class:`Making`, at the worker: which items are to be sent, and when the generator must pause.
+- :class:`Kept`, at an actor: what was sent and may be lost with its connection, until the owner says that it has it.
 
 Backpressure: with a limit of `ahead` the generator is not resumed while that many items are made and not
 consumed. The worker reckons with what the owner has *told* it, beginning with 0 in each attempt; when it pauses it
@@ -17,11 +18,25 @@ Invariants:
 - STREAM-2: at most `ahead` items are with the owner and not consumed, or as many as there were when an attempt began.
 - STREAM-3: the end is believed only if it comes after exactly the items that the owner has; it is final.
 - STREAM-4: a generator that pauses is resumed once the consumer has taken enough.
+- STREAM-5: what an actor sent is kept until the owner has it; on another connection it is sent again, in order.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from enum import Enum
+from itertools import count
+from typing import Any, Final
+
+#: An owner tells an actor after so many items, or bytes, that it has them: enough that it costs nothing.
+ACKNOWLEDGED_ITEMS: Final = 256
+ACKNOWLEDGED_BYTES: Final = 1 << 20
+#: Below that it is not worth a message at the end: the actor drops what it kept when it is told that the reply came.
+LAST_WORD_BYTES: Final = 1 << 16
+#: A generator pauses while so much is kept: all of it is sent again on a new connection, which should not take long.
+KEPT_ITEMS: Final = 8192
+KEPT_BYTES: Final = 4 << 20
 
 
 class End(Enum):
@@ -40,7 +55,7 @@ class End(Enum):
 class Arriving:
     """The owner's side of one stream. Owned by its loop."""
 
-    __slots__ = ("ahead", "attempt", "length", "received", "told")
+    __slots__ = ("_unsaid_bytes", "acknowledged", "ahead", "attempt", "length", "received", "told")
 
     def __init__(self, ahead: int = -1) -> None:
         #: The attempt whose messages count.
@@ -53,6 +68,9 @@ class Arriving:
         self.ahead = ahead
         #: How many consumed items the worker of this attempt knows of.
         self.told = 0
+        #: What the worker of this attempt knows of `received`; bytes that came since.
+        self.acknowledged = 0
+        self._unsaid_bytes = 0
 
     def accept(self, attempt: int, first: int, count: int) -> range:
         """Items `first` … `first + count - 1` arrived: the indices of those that are new here."""
@@ -72,11 +90,32 @@ class Arriving:
         self.told = taken
         return True
 
+    def acknowledge(self, size_bytes: int) -> bool:
+        """Items of so many bytes came from an actor, which keeps them: whether it is to be told `received` now. Then
+        :meth:`said` follows."""
+        self._unsaid_bytes += size_bytes
+        few = self.received - self.acknowledged < ACKNOWLEDGED_ITEMS and self._unsaid_bytes < ACKNOWLEDGED_BYTES
+        return not few and self.length < 0
+
+    def owes_last_word(self) -> bool:
+        """The stream has ended: whether the actor keeps much that it does not know to be here."""
+        return self._unsaid_bytes >= LAST_WORD_BYTES
+
+    def said(self) -> None:
+        """The worker is being told `received`."""
+        self.acknowledged = self.received
+        self._unsaid_bytes = 0
+
+    def resume(self, taken: int) -> None:
+        """The actor gets a new connection, on which it is told first what came and what was consumed."""
+        self.told = max(self.told, taken)
+
     def replay(self, attempt: int) -> int:
         """The task is run again: how many items the new attempt need not send."""
         assert attempt > self.attempt
         self.attempt = attempt
         self.told = 0
+        self.said()
         return self.received
 
     def finish(self, attempt: int, items: int) -> End:
@@ -125,3 +164,41 @@ class Making:
     def must_pause(self) -> bool:
         """Whether the generator may not be resumed now. What it makes only to be skipped costs nobody anything."""
         return 0 <= self.ahead <= self.made - self.consumed and self.made >= self.skip
+
+
+class Kept:
+    """An actor's items that the owner may not have. Whoever sends adds, before; the loop drops."""
+
+    __slots__ = ("_added", "_dropped", "_items")
+
+    def __init__(self) -> None:
+        #: (index, item). Added by one C step; an interrupted sender adds the same ones again.
+        self._items: deque[tuple[int, Any]] = deque()
+        #: Bytes that were added, by whoever sends, and dropped, by the loop.
+        self._added = 0
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, first: int, items: Sequence[Any]) -> None:
+        """These are being sent, numbered from `first`."""
+        self._added += sum([len(item.blob) for item in items])
+        self._items.extend(zip(count(first), items))
+
+    def is_full(self) -> bool:
+        """Whether the generator must wait until the owner has more."""
+        return self._added - self._dropped >= KEPT_BYTES or len(self._items) >= KEPT_ITEMS
+
+    def acknowledge(self, received: int) -> None:
+        """The owner has all below `received`."""
+        items = self._items
+        while items and items[0][0] < received:
+            self._dropped += len(items.popleft()[1].blob)
+
+    def again(self) -> tuple[int, list[Any]]:
+        """What is to be sent on a new connection: the index of the first, and the items in order."""
+        items = dict(self._items)
+        indices = sorted(items)
+        assert not indices or indices[-1] - indices[0] + 1 == len(indices), "items are kept without gaps"
+        return indices[0] if indices else 0, [items[index] for index in indices]

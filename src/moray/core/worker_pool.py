@@ -56,7 +56,7 @@ class WorkerPools:
 
     def can_serve(self, pool: Pool, now: float) -> bool:
         """Whether a grant in `pool` would get a worker now or from a start."""
-        if pool.idle:
+        if pool.idle or pool.workerless:
             return True
         if pool.broken:
             return now >= pool.retry_at and not pool.starting and not pool.claims

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from moray.dag.collective import CollectiveOutputNode
 from moray.dag.compiled import CompiledDAG, CompiledDAGFuture, CompiledDAGRef
 from moray.dag.context import DAGContext
 from moray.dag.nodes import (
@@ -20,6 +21,7 @@ from moray.dag.nodes import (
     InputNode,
     MultiOutputNode,
 )
+from moray.dag.pictures import plot
 
 #: Names under which programs for Ray look into `DAGNode.get_other_args_to_resolve()`.
 PARENT_CLASS_NODE_KEY = "parent_class_node"
@@ -31,7 +33,8 @@ DAGNODE_TYPE_KEY = "__dag_node_type__"
 
 __all__ = [
     "BIND_INDEX_KEY", "COLLECTIVE_OPERATION_KEY", "DAGNODE_TYPE_KEY", "IS_CLASS_METHOD_OUTPUT_KEY",
-    "PARENT_CLASS_NODE_KEY", "PREV_CLASS_METHOD_CALL_KEY", "ClassMethodNode", "ClassNode", "CompiledDAG",
+    "PARENT_CLASS_NODE_KEY", "PREV_CLASS_METHOD_CALL_KEY", "ClassMethodNode", "ClassNode",
+    "CollectiveOutputNode", "CompiledDAG",
     "CompiledDAGFuture", "CompiledDAGRef", "DAGContext", "DAGInputData", "DAGNode", "FunctionNode",
-    "InputAttributeNode", "InputNode", "MultiOutputNode",
+    "InputAttributeNode", "InputNode", "MultiOutputNode", "plot",
 ]  # fmt: skip

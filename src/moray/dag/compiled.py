@@ -21,21 +21,22 @@ import weakref
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
+from pickle import dumps
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from moray import exceptions
-from moray.dag import loop as actor_loop
+from moray.dag import loop as actor_loop, pictures
 from moray.dag.context import DAGContext
 from moray.dag.nodes import DAGNode, input_value
 from moray.dag.plan import DRIVER, INPUT_PLACE, GraphPlan
 from moray.runtime import state
-from moray.runtime.channels import Channel, ChannelClosed, Reader, Writer, check_supported
+from moray.runtime.channels import SLOT_BYTES, Channel, ChannelClosed, Reader, Writer, check_supported
 from moray.runtime.interrupts import TaskInterrupt
 from moray.runtime.values import load_error
-from moray.serialization import loads_covered, serialize
+from moray.serialization import Serialized, loads_covered, serialize
 
 if TYPE_CHECKING:
     from moray.actor import ActorHandle
@@ -94,19 +95,24 @@ class Pipeline:
 
     def submit(self, value: Any, most: int, timeout_s: float) -> Execution:
         """Begin an execution, once fewer than `most` are under way."""
-        serialized = serialize_input(value)
+        blob = dumps(value, 5) if type(value) in actor_loop.PLAIN else None
+        if blob is None or len(blob) > SLOT_BYTES:
+            serialized = serialize_input(value) if blob is None else Serialized(blob, [], [])
         deadline = None if timeout_s < 0 else monotonic() + timeout_s
         with self._write_lock:
-            if self.submitted - self.completed >= most and not self.wait_for_room(most, deadline):
+            number = self._writer.channel.published + 1
+            if number - self.completed > most and not self.wait_for_room(most, deadline):
                 raise exceptions.ChannelTimeoutError(
                     f"{most} executions are under way, the most that there may be, and none of them ended within "
                     f"{timeout_s:g} s: a step takes long, or hangs. _max_inflight_executions and _submit_timeout of "
                     "experimental_compile() change these limits"
                 )
-            number = self.submitted + 1
             execution = Execution(number, self._results)
             self._open[number] = weakref.ref(execution)
-            self._writer.write(serialized, actor_loop.VALUE, deadline)
+            if blob is not None and len(blob) <= SLOT_BYTES:
+                self._writer.write_small(blob, actor_loop.VALUE, deadline)
+            else:
+                self._writer.write(serialized, actor_loop.VALUE, deadline)
         return execution
 
     def wait_for_room(self, most: int, deadline: float | None) -> bool:
@@ -213,6 +219,7 @@ class CompiledDAG:
         self._most_buffered = _positive("_max_buffered_results", max_buffered_results, context.max_buffered_results)
         extent_bytes = _positive("_buffer_size_bytes", buffer_size_bytes, context.buffer_size_bytes)
         plan = GraphPlan(root, self._id)
+        self._root = root
         self._several = plan.several
         self._results = len(plan.results)
         self._pipeline = Pipeline(runtime, plan, self._most, extent_bytes)
@@ -305,8 +312,9 @@ class CompiledDAG:
             ActorDiedError: an actor of the graph is dead.
         """
         execution = self._submit(args, kwargs)
-        refs = [CompiledDAGRef(self, execution, index) for index in range(self._results)]
-        return refs if self._several else refs[0]
+        if not self._several:
+            return CompiledDAGRef(self, execution, 0)
+        return [CompiledDAGRef(self, execution, index) for index in range(self._results)]
 
     async def execute_async(self, *args: Any, **kwargs: Any) -> CompiledDAGFuture | list[CompiledDAGFuture]:
         """:meth:`execute` for asyncio: what it returns can be awaited, once."""
@@ -340,9 +348,9 @@ class CompiledDAG:
 
     def fetch(self, execution: Execution, index: int, timeout_s: float | None) -> Any:
         """A result, made from its bytes; or raise its error. See CompiledDAGRef.get."""
-        if timeout_s is None:
-            timeout_s = DAGContext.get_current().get_timeout
         if execution.blobs[index] is None:
+            if timeout_s is None:
+                timeout_s = DAGContext.get_current().get_timeout
             self._check_usable()
             try:
                 here = self._pipeline.wait_for(execution, index, None if timeout_s < 0 else monotonic() + timeout_s)
@@ -460,6 +468,33 @@ class CompiledDAG:
     def is_teardown(self) -> bool:
         """Whether it was torn down."""
         return self._torn_down
+
+    def visualize(
+        self,
+        filename: str = "compiled_graph",
+        format: str = "png",
+        view: bool = False,  # noqa: ARG002 - see the docstring.
+        channel_details: bool = False,
+    ) -> str:
+        """Draw the graph.
+
+        Args:
+            filename: where to, without the ending.
+            format: "ascii" for plain text, which is only returned; otherwise as for :func:`~moray.dag.plot`.
+            view: accepted; open the file with what shows such files.
+            channel_details: say of each value whether it goes through a channel or stays in its process.
+
+        Returns:
+            The plain text, or the graph in Graphviz's language.
+
+        Raises:
+            RuntimeError: see :func:`~moray.dag.plot`.
+        """
+        if format == "ascii":
+            return pictures.text_of(self._root, channel_details)
+        text = pictures.dot_of(self._root, channel_details)
+        pictures.draw(text, f"{filename}.{format}")
+        return text
 
     def __repr__(self) -> str:
         return f"CompiledDAG({self._id}, {len(self._handles)} actors)"

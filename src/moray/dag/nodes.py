@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -397,7 +397,7 @@ class MultiOutputNode(DAGNode):
         args: the nodes.
     """
 
-    def __init__(self, args: list[DAGNode] | tuple[DAGNode, ...]) -> None:
+    def __init__(self, args: Sequence[DAGNode]) -> None:
         wrong: list[Any] = [each for each in list[Any](args) if not isinstance(each, DAGNode)]
         if wrong:
             raise TypeError(f"MultiOutputNode takes a list of nodes; {wrong[0]!r:.80} is none")

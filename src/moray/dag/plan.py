@@ -7,10 +7,12 @@ others need writes it to a channel of its own. Within one actor values are hande
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from moray.actor import ActorHandle
+from moray.dag.collective import CollectiveOutputNode
 from moray.dag.nodes import (
     ClassMethodNode,
     ClassNode,
@@ -46,6 +48,8 @@ class Step:
     kwargs: dict[str, Argument] = field(default_factory=dict)
     #: How many values it gives.
     num_returns: int = 1
+    #: Instead of the method.
+    function: Callable[..., Any] | None = None
     #: Not a call: (place of the call's values, which of them).
     value_of: tuple[int, int] | None = None
     #: Places to read from channels first.
@@ -126,11 +130,14 @@ class GraphPlan:
             plan = self.actors[actor] = ActorPlan(self._graph, handle)
         label = f"{handle._moray_shared.meta.class_name}.{node._name}"
         step = Step(label, node._name, place, num_returns=node._num_returns)
+        if isinstance(node, CollectiveOutputNode):
+            step.function = node._function
         if node._output is not None:
             call, index = node._output
             step.value_of = self._places[call], index
         else:
-            self._check_call(node, label)
+            if step.function is None:
+                self._check_call(node, label)
             step.args = [self._argument(value, label) for value in node._bound_args]
             step.kwargs = {name: self._argument(value, label) for name, value in node._bound_kwargs.items()}
             if all(source[0] == "constant" for source in (*step.args, *step.kwargs.values())):

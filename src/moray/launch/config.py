@@ -17,6 +17,29 @@ NO_WORKER: Final = "0" * 24
 FIRST_OWN_FD: Final = 3
 
 
+class ClusterConfig(msgspec.Struct, kw_only=True):
+    """What makes a node one of several."""
+
+    #: The head's "HOST:PORT".
+    head: str
+    #: This node's address for the others, and its one port (0: any that is free).
+    node_ip: str
+    port: int = 0
+    #: A directory with this node's certificate and key, and the cluster's CA certificate (:mod:`moray.security`).
+    credentials: str
+    #: This node's id, 28 bytes; its certificate is issued to it.
+    node_id: bytes = b""
+    node_name: str = ""
+    #: A driver has started it for itself: it takes no work, and ends with the driver.
+    driver_only: bool = False
+    #: It starts the head, and starts it again when it dies.
+    start_head: bool = False
+    #: Of the head, if it is started here: where its state lies, "sqlite", "memory" or a URL of Redis; "" is sqlite.
+    storage: str = ""
+    #: "" or "full": wait for the disk before anything is acknowledged.
+    durability: str = ""
+
+
 class NodeConfig(msgspec.Struct, kw_only=True):
     """The settings of one node; `start_node` fills in what is empty."""
 
@@ -40,7 +63,11 @@ class NodeConfig(msgspec.Struct, kw_only=True):
     worker_entry: str = "moray.runtime.worker:main"
     #: Where spilled objects go; "": into the session directory.
     spill_dir: str = ""
+    #: The same, if there are several, or URLs (:mod:`moray.launch.spilling`).
+    spill_targets: list[str] = []
     log_to_driver: bool = True
+    #: None: a local session.
+    cluster: ClusterConfig | None = None
     #: Settings that few need: see :mod:`moray.node.settings`.
     system_config: dict[str, Any] = {}
 
@@ -51,3 +78,7 @@ class NodeReady(msgspec.Struct):
     address: str
     node_id: bytes
     pid: int
+    #: "HOST:PORT" of the head of its cluster; "": it is in none.
+    head: str = ""
+    #: Why it ends at once, in one line; "" if it runs.
+    problem: str = ""

@@ -42,18 +42,23 @@ _BOOT: Final = (
 
 
 class NodeStartError(MoraySystemError):
-    """The node did not start; `str` has the last lines of its log."""
+    """The node did not start; `str` says why in one line, or has the last lines of its log."""
+
+    #: The message says it all.
+    complete = False
 
 
 class NodeHandle:
     """A node that this process started, as its parent sees it."""
 
-    def __init__(self, pid: int, config: NodeConfig, address: str, node_id: bytes) -> None:
+    def __init__(self, pid: int, config: NodeConfig, ready: NodeReady) -> None:
         self.pid = pid
-        self.address = address
+        self.address = ready.address
+        #: "HOST:PORT" of its cluster's head; "": it is in none.
+        self.cluster_address = ready.head
         self.session = config.session
         self.session_dir = config.session_dir
-        self.node_id = node_id
+        self.node_id = ready.node_id
         #: Exit code, or minus the signal; None while it runs, and if somebody else reaped it.
         self.status: int | None = None
         #: Says when the node is dead; -1 after that was seen.
@@ -83,13 +88,16 @@ class NodeHandle:
         session_directory.remove_session(self.session_dir)
 
 
-def start_node(config: NodeConfig, temp_dir: str = "", timeout_s: float = START_TIMEOUT_S) -> NodeHandle:
+def start_node(
+    config: NodeConfig, temp_dir: str = "", timeout_s: float = START_TIMEOUT_S, *, detached: bool = False
+) -> NodeHandle:
     """Start a node for this process, and wait until it accepts connections.
 
     Args:
         config: what the node shall be; `session`, `session_dir`, `driver_pid` and `environ` are filled in if empty.
         temp_dir: where the session's directory goes; "": TMPDIR, or /tmp.
         timeout_s: how long the start may take.
+        detached: it does not end with this process.
 
     Raises:
         NodeStartError: the node ended, or was not ready in time; the message has the end of its log.
@@ -99,7 +107,7 @@ def start_node(config: NodeConfig, temp_dir: str = "", timeout_s: float = START_
         config,
         session=os.path.basename(session_dir),
         session_dir=session_dir,
-        driver_pid=config.driver_pid or os.getpid(),
+        driver_pid=0 if detached else config.driver_pid or os.getpid(),
     )
     last_words = create_memory_file("moray-log")
     pid = ready = -1
@@ -107,7 +115,11 @@ def start_node(config: NodeConfig, temp_dir: str = "", timeout_s: float = START_
         pid, ready = _spawn(config, last_words)
         sweep_stale(temp_dir)
         answer = _wait_ready(ready, timeout_s)
-        return NodeHandle(pid, config, answer.address, answer.node_id)
+        if answer.problem:
+            error = NodeStartError(answer.problem)
+            error.complete = True
+            raise error
+        return NodeHandle(pid, config, answer)
     except BaseException as error:
         _give_up(pid, config, last_words, error)
         raise
@@ -208,7 +220,7 @@ def _give_up(pid: int, config: NodeConfig, last_words: int, error: BaseException
         except ChildProcessError:
             pass  # Reaped by the user's program.
         kill_tagged(config.session)
-    if isinstance(error, NodeStartError):
+    if isinstance(error, NodeStartError) and not error.complete:
         error.args = (f"{error}{_log_tail(config, last_words)}",)
     session_directory.remove_session(config.session_dir)
 

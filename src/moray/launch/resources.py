@@ -19,7 +19,8 @@ _PAGE_BYTES: Final = 4096
 #: The address of every node of a session on one machine.
 NODE_ADDRESS: Final = "127.0.0.1"
 #: What tasks ask a little of to run on a certain node, or on the head's: one unit of each.
-_NAMED: Final = (f"node:{NODE_ADDRESS}", "node:__internal_head__")
+HEAD_RESOURCE: Final = "node:__internal_head__"
+LOCAL_NAMES: Final = (f"node:{NODE_ADDRESS}", HEAD_RESOURCE)
 
 
 def store_bytes(wanted: int) -> int:
@@ -30,8 +31,9 @@ def store_bytes(wanted: int) -> int:
     return -(-wanted // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def complete_resources(given: dict[str, int], arena_bytes: int) -> dict[str, int]:
-    """`given` (units) with CPU, GPU and memory added where they are missing; what is 0 stays out of the GPUs."""
+def complete_resources(given: dict[str, int], arena_bytes: int, named: tuple[str, ...] = LOCAL_NAMES) -> dict[str, int]:
+    """`given` (units) with CPU, GPU and memory added where they are missing; what is 0 stays out of the GPUs. `named`:
+    resources of which every node has a unit, by which it is found."""
     total = dict(given)
     if "CPU" not in total:
         total["CPU"] = machine.cpu_count() * RESOURCE_UNIT
@@ -39,7 +41,7 @@ def complete_resources(given: dict[str, int], arena_bytes: int) -> dict[str, int
         total["GPU"] = gpus * RESOURCE_UNIT
     if "memory" not in total:
         total["memory"] = max(0, machine.memory_total() - arena_bytes) * RESOURCE_UNIT
-    for name in _NAMED:
+    for name in named:
         total.setdefault(name, RESOURCE_UNIT)
     return total
 
@@ -50,11 +52,28 @@ def complete_devices(given: dict[str, int], resources: dict[str, int]) -> dict[s
     return {"GPU": gpus, **given} if gpus else dict(given)
 
 
+def named_resources(node_ip: str, is_head: bool) -> tuple[str, ...]:
+    """By which a node of a cluster is found."""
+    return (f"node:{node_ip}", HEAD_RESOURCE) if is_head else (f"node:{node_ip}",)
+
+
 def describe_node(
-    node_id: bytes, resources: dict[str, int], arena_bytes: int, labels: dict[str, str], address: str, pid: int
+    node_id: bytes,
+    resources: dict[str, int],
+    arena_bytes: int,
+    labels: dict[str, str],
+    address: str,
+    pid: int,
+    *,
+    ip: str = NODE_ADDRESS,
+    port: int = 0,
+    hostname: str = "",
+    name: str = "",
+    death: str | None = None,
 ) -> dict[str, Any]:
-    """What ``nodes()`` says of a node: twice, as programs for Ray look for other keys. `resources` are in units."""
-    hostname = os.uname().nodename
+    """What ``nodes()`` says of a node: twice, as programs for Ray look for other keys. `resources` are in units; `death`:
+    why it is dead, if it is."""
+    hostname = hostname or os.uname().nodename
     amounts = {name: amount / RESOURCE_UNIT for name, amount in resources.items() if amount}
     return {
         "id": node_id.hex(),
@@ -62,21 +81,21 @@ def describe_node(
         "pid": pid,
         "resources": resources,
         "labels": labels,
-        "alive": True,
+        "alive": death is None,
         "NodeID": node_id.hex(),
-        "Alive": True,
-        "NodeName": NODE_ADDRESS,
-        "NodeManagerAddress": NODE_ADDRESS,
+        "Alive": death is None,
+        "NodeName": name or ip,
+        "NodeManagerAddress": ip,
         "NodeManagerHostname": hostname,
-        # Everything on a machine goes through Unix sockets; there are no ports.
-        "NodeManagerPort": 0,
-        "ObjectManagerPort": 0,
+        # A machine has one port at most; within it, everything goes through Unix sockets.
+        "NodeManagerPort": port,
+        "ObjectManagerPort": port,
         "MetricsExportPort": 0,
         "RuntimeEnvAgentPort": 0,
         "ObjectStoreSocketName": address,
         "RayletSocketName": address,
-        "DeathReason": 0,
-        "DeathReasonMessage": "",
+        "DeathReason": 0 if death is None else 1,
+        "DeathReasonMessage": death or "",
         "Resources": {**amounts, "object_store_memory": float(arena_bytes)},
         "Labels": {"ray.io/node-id": node_id.hex(), **labels},
     }

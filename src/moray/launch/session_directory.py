@@ -24,6 +24,11 @@ from moray.platform import process_control, process_table
 LOCK_NAME: Final = "node.lock"
 NODE_SOCKET: Final = "node.sock"
 NODE_LOG: Final = "node.log"
+#: The node's id, 28 bytes, for whoever connects: process ids begin with its tag.
+NODE_ID: Final = "node.id"
+#: What cluster the node belongs to (:mod:`moray.launch.cluster`), and its certificate.
+CLUSTER_FILE: Final = "cluster.json"
+TLS_FOLDER: Final = "tls"
 LOG_FOLDER: Final = "logs"
 SPILL_FOLDER: Final = "spill"
 _PREFIX: Final = "session_"
@@ -94,6 +99,16 @@ def _create_locked(final: str) -> int:
     return lock
 
 
+def new_directory(root: str) -> str:
+    """A directory of this user below `root` that is swept if nobody removes it in time."""
+    _make_root(root)
+    path = f"{root}/{_NEW_PREFIX}{os.urandom(8).hex()}"
+    os.mkdir(path, 0o700)
+    # Its time says how long nobody has wanted it.
+    os.close(os.open(f"{path}/{LOCK_NAME}", os.O_WRONLY | os.O_CREAT, 0o600))
+    return path
+
+
 def _make_root(root: str) -> None:
     """The user's directory, which nobody else may have made: others could swap what is in it."""
     os.makedirs(os.path.dirname(root), exist_ok=True)
@@ -106,6 +121,18 @@ def _make_root(root: str) -> None:
                 f"{root} should be a directory of user {os.getuid()} with mode 0700; it is "
                 f"{stat.filemode(found.st_mode)} of user {found.st_uid}: remove it, or set TMPDIR to another directory"
             ) from None
+
+
+def write_node_id(session_dir: str, node_id: bytes) -> None:
+    """Say which node this is, before its socket is there."""
+    with open(f"{session_dir}/{NODE_ID}", "wb") as file:
+        file.write(node_id)
+
+
+def read_node_id(session_dir: str) -> bytes:
+    """Which node a session's is; OSError if the session has ended."""
+    with open(f"{session_dir}/{NODE_ID}", "rb") as file:
+        return file.read()
 
 
 def is_alive(session_dir: str) -> bool:

@@ -8,13 +8,15 @@ A worker for an actor is asked of the scheduler by a permanent request, whose ow
 the incarnation: so the lease does not depend on any process's life, and is over when the worker is dead. A *detached*
 actor gets a job of its own, without a driver, when it is registered, and keeps its creation here, opaque, because the
 node starts it.
+
+The same class serves a local session's node and the head of a cluster (:mod:`moray.head.actors`). What differs is who
+reaches clients, finds workers and ends them: :class:`ActorClients`, :class:`ActorPlaces`, :class:`ActorWorkers`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from time import monotonic
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -36,9 +38,8 @@ from moray.core.actor_actions import (
 )
 from moray.core.actors import ActorTable
 from moray.core.scheduler_actions import Grant, Refuse
-from moray.node.clients import Client, Clients
+from moray.node.clients import Client
 from moray.node.leases import Leases
-from moray.node.settings import Settings
 from moray.node.workers import Workers
 from moray.protocol import messages as m
 from moray.protocol.reactor import Reactor
@@ -58,44 +59,127 @@ class ActorEvents(Protocol):
     def warn_job(self, job: int, text: str) -> None: ...
 
 
+class ActorClient(Protocol):
+    """Who says something about actors."""
+
+    @property
+    def process(self) -> bytes: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def job(self) -> int: ...
+    def send(self, message: m.Message) -> None: ...
+
+
+class ActorClients(Protocol):
+    """How clients are reached."""
+
+    def get(self, process: bytes) -> object | None:
+        """None: it is dead."""
+
+    def send(self, process: bytes, message: m.Message) -> None: ...
+    def send_all(self, processes: Iterable[bytes], message: m.Message) -> None: ...
+
+
+class ActorPlaces(Protocol):
+    """Who finds a worker for an incarnation; answered by :meth:`Actors.placed_at` or :meth:`Actors.not_placed`."""
+
+    def ask(self, made: Registration, job: int, incarnation: int) -> None: ...
+    def withdraw(self, made: Registration, job: int, incarnation: int) -> None: ...
+
+
+class ActorWorkers(Protocol):
+    """Who ends a worker; answered by :meth:`Actors.worker_died`."""
+
+    def stop(self, process: bytes, reason: str, graceful: bool) -> None: ...
+
+
+class LocalPlaces:
+    """Workers of this machine."""
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+
+    def ask(self, made: Registration, job: int, incarnation: int) -> None:
+        """Ask the scheduler for a worker."""
+        self._request(made, job, incarnation, 1)
+
+    def withdraw(self, made: Registration, job: int, incarnation: int) -> None:
+        """It is not wanted any more."""
+        self._request(made, job, incarnation, 0)
+
+    def _request(self, made: Registration, job: int, incarnation: int, count: int) -> None:
+        self._leases.request(
+            made.actor,
+            job,
+            incarnation,
+            count,
+            0,
+            made.resources,
+            made.runtime_env,
+            made.label,
+            made.strategy,
+            permanent=True,
+            placement=made.placement,
+        )
+
+
+class LocalWorkers:
+    """Ends workers of this machine."""
+
+    def __init__(self, workers: Workers, clients: ActorClients, grace_s: float) -> None:
+        self._workers = workers
+        self._clients = clients
+        self._grace_s = grace_s
+
+    def stop(self, process: bytes, reason: str, graceful: bool) -> None:
+        """Ask it to end, and kill it later; or kill it."""
+        worker = self._workers.get(process)
+        if worker is None:
+            return  # It is dead, which is about to be told or was.
+        if graceful:
+            self._clients.send(process, m.Shutdown(reason))
+            self._workers.grant_grace(worker, reason, self._grace_s)
+        else:
+            self._workers.kill(worker, reason)
+
+
 class Actors:
     """The table's hands."""
 
     def __init__(
         self,
-        clients: Clients,
-        leases: Leases,
-        workers: Workers,
+        clients: ActorClients,
+        places: ActorPlaces,
+        workers: ActorWorkers,
         reactor: Reactor,
         events: ActorEvents,
-        settings: Settings,
+        table: ActorTable | None = None,
     ) -> None:
-        self.table = ActorTable()
+        self.table = ActorTable() if table is None else table
         self._clients = clients
-        self._leases = leases
-        self._workers = workers
+        self._places = places
         self._reactor = reactor
         self._events = events
-        self._settings = settings
         #: The jobs of detached actors.
-        self._detached: dict[bytes, int] = {}
+        self.detached: dict[bytes, int] = {}
         #: Decided and not carried out; whether somebody is about it.
         self._todo: deque[ActorAction] = deque()
         self._performing = False
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             Place: self._place,
-            Withdraw: lambda action: self._request(action, 0),
+            Withdraw: lambda action: places.withdraw(action.made, self._job_of(action.made), action.incarnation),
             Registered: self._registered,
             Names: lambda action: clients.send(action.process, m.ActorNames(action.request, action.names)),
             Placed: self._placed,
             Start: self._start,
             Tell: self._tell,
-            Stop: self._stop,
+            Stop: lambda action: workers.stop(action.process, action.reason, action.graceful),
             WarnJob: lambda action: events.warn_job(action.job, action.text),
             Over: self._over,
         }
         #: Messages of clients → what becomes of them.
-        self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
+        self.handlers: dict[type[m.Message], Callable[[ActorClient, Any], None]] = {
             m.RegisterActor: self._on_register,
             m.FindActor: lambda client, message: self._perform(
                 self.table.find(client.process, message.request, message.name, message.namespace)
@@ -120,16 +204,39 @@ class Actors:
     def granted(self, grant: Grant, worker: Client) -> None:
         """The scheduler has a worker."""
         site = Site(worker.process, worker.pid, worker.address, worker.job, grant.devices)
-        self._perform(self.table.granted(grant.owner, grant.key, site))
+        self.placed_at(grant.owner, grant.key, site)
 
     def refused(self, refusal: Refuse) -> None:
-        """The scheduler has none for now."""
-        self._perform(self.table.refused(refusal.owner, refusal.key, refusal.reason, refusal.infeasible))
+        """The scheduler has none for now; or never, because the placement group is gone."""
+        if refusal.group:
+            self._perform(self.table.end(refusal.owner, refusal.reason))
+            return
+        self.not_placed(refusal.owner, refusal.key, refusal.reason, refusal.infeasible)
+
+    def placed_at(self, actor: bytes, incarnation: int, site: Site) -> None:
+        """There is a worker for an incarnation (ActorPlaces)."""
+        self._perform(self.table.granted(actor, incarnation, site))
+
+    def not_placed(self, actor: bytes, incarnation: int, reason: str, infeasible: bool) -> None:
+        """There is none for now (ActorPlaces)."""
+        self._perform(self.table.refused(actor, incarnation, reason, infeasible))
+
+    def group_removed(self, group: str, reason: str) -> None:
+        """A placement group (its id is hexadecimal) is gone."""
+        self._perform(self.table.group_removed(group, reason))
 
     def worker_died(self, process: bytes, reason: str, stderr: str) -> None:
         """A worker is dead, and its owners have been told."""
         self._perform(self.table.worker_died(process, reason, stderr))
         self._perform(self.table.process_died(process))
+
+    def process_left(self, process: bytes) -> None:
+        """A process that is no actor is dead: what it created and what it watched."""
+        self._perform(self.table.process_died(process))
+
+    def died(self, death: m.ProcessDied) -> None:
+        """The same, as the node tells it."""
+        self.worker_died(death.process, death.reason, death.stderr)
 
     def driver_left(self, process: bytes, job: int) -> None:
         """A driver is dead, or has said goodbye; its job ends."""
@@ -138,7 +245,7 @@ class Actors:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _on_register(self, client: Client, message: m.RegisterActor) -> None:
+    def _on_register(self, client: ActorClient, message: m.RegisterActor) -> None:
         spec = message.spec
         problem = self._register_problem(client, spec)
         if problem:
@@ -164,10 +271,11 @@ class Actors:
             runtime_env=spec.runtime_env,
             meta=spec.meta,
             creation=spec.creation if spec.detached else b"",
+            strategy=spec.strategy,
         )
         self._perform(self.table.register(made, message.request))
 
-    def _register_problem(self, client: Client, spec: m.ActorSpec) -> str:
+    def _register_problem(self, client: ActorClient, spec: m.ActorSpec) -> str:
         """Why this cannot be registered; "" if it can."""
         if len(spec.actor) != _ACTOR_ID:
             return f"an actor's id has {_ACTOR_ID} bytes, not {len(spec.actor)}"
@@ -180,7 +288,7 @@ class Actors:
                 return f"what makes the detached actor cannot be read: {error}"
         return ""
 
-    def _on_watch(self, client: Client, message: m.WatchActor) -> None:
+    def _on_watch(self, client: ActorClient, message: m.WatchActor) -> None:
         creator_lives = self._clients.get(message.creator) is not None
         self._perform(self.table.watch(client.process, message.actor, message.creator, creator_lives))
 
@@ -201,33 +309,23 @@ class Actors:
 
     def _place(self, action: Place) -> None:
         made = action.made
-        if made.detached and made.actor not in self._detached:
-            self._detached[made.actor] = self._events.begin_detached_job(made.job, made.label)
+        if made.detached and made.actor not in self.detached:
+            self.detached[made.actor] = self._events.begin_detached_job(made.job, made.label)
         if action.delay_s:
             self._reactor.call_later(action.delay_s, lambda: self._place_late(action))
         else:
-            self._request(action, 1)
+            self._ask(action)
 
     def _place_late(self, action: Place) -> None:
         if self.table.is_waiting(action.actor, action.incarnation):
-            self._request(action, 1)
+            self._ask(action)
 
-    def _request(self, action: Place | Withdraw, count: int) -> None:
-        made = action.made
-        actions = self._leases.scheduler.request(
-            made.actor,
-            self._detached.get(made.actor, made.job),
-            action.incarnation,
-            count,
-            0,
-            made.resources,
-            made.runtime_env,
-            made.label,
-            monotonic(),
-            permanent=True,
-            placement=made.placement,
-        )
-        self._leases.perform(actions)
+    def _ask(self, action: Place) -> None:
+        self._places.ask(action.made, self._job_of(action.made), action.incarnation)
+
+    def _job_of(self, made: Registration) -> int:
+        """The job whose worker it is to be."""
+        return self.detached.get(made.actor, made.job)
 
     def _registered(self, action: Registered) -> None:
         answer = m.ActorRegistered(action.request, action.actor, action.meta, action.creator, action.reason)
@@ -262,17 +360,7 @@ class Actors:
         )
         self._clients.send_all(action.processes, state)
 
-    def _stop(self, action: Stop) -> None:
-        worker = self._workers.get(action.process)
-        if worker is None:
-            return  # It is dead, which is about to be told or was.
-        if action.graceful:
-            self._clients.send(action.process, m.Shutdown(action.reason))
-            self._workers.grant_grace(worker, action.reason, self._settings.actor_stop_grace_s)
-        else:
-            self._workers.kill(worker, action.reason)
-
     def _over(self, action: Over) -> None:
-        job = self._detached.pop(action.actor, None)
+        job = self.detached.pop(action.actor, None)
         if job is not None:
             self._events.end_detached_job(job)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from moray.launch.resources import describe_node
+from moray.protocol import messages as m
+from moray.protocol.tcp import parse_address
 
 if TYPE_CHECKING:
+    from moray.node.cluster import Cluster
     from moray.node.node import Node
 
 
@@ -17,19 +21,8 @@ def cluster_state(node: Node) -> dict[str, Any]:
     scheduler = node.leases.scheduler
     pending = scheduler.explain(monotonic())
     return {
-        "total": scheduler.total,
-        "available": scheduler.available,
-        "nodes": [
-            describe_node(
-                node.node_id,
-                scheduler.total,
-                node.store.stats()["capacity_bytes"],
-                node.config.labels,
-                node.address,
-                os.getpid(),
-            )
-        ],
         "store": node.store.stats(),
+        **(_this_node(node) if node.cluster is None else _all_nodes(node, node.cluster)),
         "pending": pending,
         "actors": _actors(node, pending),
         "jobs": [
@@ -55,6 +48,59 @@ def cluster_state(node: Node) -> dict[str, Any]:
             }
             for worker in node.workers
         ],
+    }
+
+
+def _this_node(node: Node) -> dict[str, Any]:
+    scheduler, store = node.leases.scheduler, node.store.stats()
+    described = describe_node(
+        node.node_id, scheduler.total, store["capacity_bytes"], node.config.labels, node.address, os.getpid()
+    )
+    return {"total": scheduler.total, "available": scheduler.available, "nodes": [described]}
+
+
+def _all_nodes(node: Node, cluster: Cluster) -> dict[str, Any]:
+    """This node's own amounts are at first hand; those of others as they were told last."""
+    total: Counter[str] = Counter()
+    available: Counter[str] = Counter()
+    for info in cluster.head.nodes().values():
+        if info.driver:
+            continue
+        total.update(info.resources)
+        own = info.node_id == node.node_id
+        available.update(node.leases.scheduler.available if own else info.available)
+    living = [_describe(info, None) for info in cluster.head.nodes().values() if not info.driver]
+    dead = [_describe(info, reason) for info, reason in cluster.dead_nodes if not info.driver]
+    others = sum(
+        info.object_store_bytes
+        for info in cluster.head.nodes().values()
+        if info.node_id != node.node_id and not info.driver
+    )
+    store = node.store.stats()
+    store["capacity_bytes"] += others  # Of the others it is not known how much is in use.
+    return {"total": dict(total), "available": dict(available), "nodes": living + dead, "store": store}
+
+
+def _describe(info: m.NodeInfo, death: str | None) -> dict[str, Any]:
+    ip, port = parse_address(info.address)
+    described = describe_node(
+        info.node_id,
+        info.resources,
+        info.object_store_bytes,
+        info.labels,
+        info.address,
+        info.pid,
+        ip=ip,
+        port=port,
+        hostname=info.hostname,
+        name=info.name,
+        death=death,
+    )
+    return described | {
+        "head": info.head,
+        "draining": info.drain_deadline > 0,
+        "available": info.available,
+        "demand": [[need, count] for need, count in info.demand],
     }
 
 

@@ -23,13 +23,18 @@ from moray.protocol.messages import JobConfig
 class Job:
     """One driver's (or detached actor's) job, from its beginning until nothing of it is left."""
 
-    __slots__ = ("config", "driver", "ended", "number", "on_gone", "origin", "owns_session", "templates", "watch")
+    __slots__ = (
+        "config", "driver", "ended", "number", "on_gone", "origin", "owns_session", "remote_driver", "templates",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, number: int, config: JobConfig, driver: Client | None, owns_session: bool, origin: int) -> None:
         self.number = number
         self.config = config
-        #: None: it is a detached actor's.
+        #: None: it is a detached actor's, or the driver is at another node.
         self.driver = driver
+        #: (process, pid, address) of a driver at another node.
+        self.remote_driver = (b"", 0, "")
         #: The driver's job that it comes from; its own number if it has a driver.
         self.origin = origin
         #: Its end is the session's.

@@ -68,14 +68,25 @@ def _run(config: NodeConfig, root: socket, root_pid: int, owner_pidfd: int) -> N
     process_control.set_name("moray:node")
     process_control.become_subreaper()
     process_control.raise_descriptor_limit()
-    node = Node(config, _settings(config), root, root_pid, owner_pidfd)
-    log(f"node {os.getpid()} of session {config.session} is ready, Python {sys.version.split()[0]}")
+
+    def announce(head: str = "", problem: str = "") -> None:
+        log(f"node {os.getpid()} of session {config.session} is ready, Python {sys.version.split()[0]}")
+        try:
+            os.write(1, msgspec.msgpack.encode(NodeReady(node.address, node.node_id, os.getpid(), head, problem)))
+        except BrokenPipeError:
+            # Its driver died, or gave up, while this node started.
+            node.end_session("nobody waits for it any more")
+        os.dup2(2, 1)
+
     try:
-        os.write(1, msgspec.msgpack.encode(NodeReady(node.address, node.node_id, os.getpid())))
-    except BrokenPipeError:
-        # Its driver died, or gave up, while this node started.
-        node.end_session("nobody waits for it any more")
-    os.dup2(2, 1)
+        node = Node(config, _settings(config), root, root_pid, owner_pidfd, announce)
+    except OSError as error:
+        if config.cluster is None:
+            raise
+        os.write(1, msgspec.msgpack.encode(NodeReady("", b"", os.getpid(), problem=str(error))))
+        raise
+    if config.cluster is None:
+        announce()
     node.run()
 
 

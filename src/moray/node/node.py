@@ -19,19 +19,31 @@ from collections.abc import Callable
 from itertools import count
 from socket import socket
 from time import monotonic
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
-from moray.core.scheduler_actions import Grant, Refuse
+from moray.core.placement_types import PlacementNode
+from moray.core.scheduler_actions import BundlesReady, Grant, Refuse
+from moray.core.strategies import NODE_ID_LABEL
+from moray.ids import tag_of
+from moray.launch import session_directory
 from moray.launch.config import NodeConfig
-from moray.launch.resources import complete_devices, complete_resources, store_bytes
-from moray.launch.session_directory import NODE_SOCKET, SPILL_FOLDER
+from moray.launch.resources import (
+    LOCAL_NAMES,
+    complete_devices,
+    complete_resources,
+    named_resources,
+    store_bytes,
+)
+from moray.launch.session_directory import NODE_SOCKET
+from moray.launch.spilling import spill_places
 from moray.node import session
-from moray.node.actors import Actors
+from moray.node.actors import Actors, LocalPlaces, LocalWorkers
 from moray.node.clients import Client, Clients, PidWatch, peer_pidfd
 from moray.node.cluster_state import cluster_state
 from moray.node.deaths import DeathReasons
+from moray.node.groups import Groups, LocalBundles, OneNode
 from moray.node.jobs import Job, TemplateConfigs
 from moray.node.leases import Leases
 from moray.node.logs import log, tail
@@ -47,6 +59,11 @@ from moray.protocol.connection import Connection
 from moray.protocol.reactor import Reactor
 from moray.store.server import StoreServer
 
+if TYPE_CHECKING:
+    from moray.launch.config import ClusterConfig
+    from moray.node.cluster import Cluster
+    from moray.node.cluster_actors import ClusterActors
+
 #: How long owners may take to read what a dead worker's mark says.
 _FILES_KEPT_S: Final = 60.0
 
@@ -54,9 +71,18 @@ _FILES_KEPT_S: Final = 60.0
 class Node:
     """All of the node. `root`, `root_pid`: the root template's socket and process."""
 
-    def __init__(self, config: NodeConfig, settings: Settings, root: socket, root_pid: int, owner_pidfd: int) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        settings: Settings,
+        root: socket,
+        root_pid: int,
+        owner_pidfd: int,
+        on_joined: Callable[[str, str], None],
+    ) -> None:
+        """`on_joined`: see :class:`~moray.node.cluster.Cluster`."""
         self.config = config
-        self.node_id = os.urandom(28)
+        self.node_id = (config.cluster.node_id if config.cluster else b"") or os.urandom(28)
         self.address = f"{config.session_dir}/{NODE_SOCKET}"
         self.reactor = Reactor()
         self._settings = settings
@@ -69,20 +95,34 @@ class Node:
         self._orphans = Orphans(root_pid, self.reactor)
         self._reasons = DeathReasons()
         self._templates = Templates(root, self.reactor, self, dict(os.environ))
-        self.workers = Workers(config.session_dir, self.reactor, self._templates, self._orphans, self, settings)
+        self.workers = Workers(
+            config.session_dir, tag_of(self.node_id), self.reactor, self._templates, self._orphans, self, settings
+        )
         self._template_configs = TemplateConfigs(config.session, config.session_dir, self.address, config.worker_entry)
         self._arena_bytes = store_bytes(config.object_store_memory)
-        spill = f"{config.spill_dir}/{config.session}" if config.spill_dir else f"{config.session_dir}/{SPILL_FOLDER}"
-        self.store = StoreServer(self._arena_bytes, spill, self.clients.send, self._warn_all, self._post)
+        spill, targets = spill_places(config)
+        self.store = StoreServer(
+            self._arena_bytes, spill, self.clients.send, self._warn_all, self._post, targets=targets
+        )
         self._objects = OwnedObjects(self.store)
-        total = complete_resources(config.resources, self._arena_bytes)
-        devices = complete_devices(config.devices, total)
-        self.leases = Leases(total, devices, self.reactor, self.clients, self)
-        self.actors = Actors(self.clients, self.leases, self.workers, self.reactor, self, settings)
+        named = named_resources(config.cluster.node_ip, config.cluster.start_head) if config.cluster else LOCAL_NAMES
+        total = complete_resources(config.resources, self._arena_bytes, named)
+        #: Device resources and how many indices each has.
+        self.devices = devices = complete_devices(config.devices, total)
+        #: Its part in a cluster; None: a local session.
+        self.cluster: Cluster | None = None
+        labels = {NODE_ID_LABEL: self.node_id.hex(), **config.labels}
+        self.leases = Leases(total, devices, self.reactor, self.clients, self, self.node_id, labels)
+        stopper = LocalWorkers(self.workers, self.clients, settings.actor_stop_grace_s)
+        self.actors = Actors(self.clients, LocalPlaces(self.leases), stopper, self.reactor, self)
+        self.bundles = LocalBundles(self.leases, lambda answer: self.groups.reserved(self.node_id, answer))
+        self.groups = Groups(self.clients, OneNode(self.bundles.reserve), self.reactor, self)
+        self.groups.node_changed(PlacementNode(self.node_id, total, total, labels, frozenset(devices)))
         #: What becomes of a client's message.
         self._handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
             **self.leases.handlers,
             **self.actors.handlers,
+            **self.groups.handlers,
             **dict.fromkeys(
                 (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
                 lambda client, message: self._objects.handle(client.process, message),
@@ -100,10 +140,28 @@ class Node:
         self._owner_watch: PidWatch | None = None
         if owner_pidfd >= 0:
             self._owner_watch = PidWatch(owner_pidfd, self.reactor, lambda: self.end_session("its driver has ended"))
+        #: Who has to do with actors here: the head's service itself, or this node's part of it.
+        self.hosting: Actors | ClusterActors = self.actors
+        if config.cluster is not None:
+            self._join(config.cluster, stopper, on_joined)
+        session_directory.write_node_id(config.session_dir, self.node_id)
         self._server = Server(self.address, self.reactor, settings, self._on_hello)
+
+    def _join(self, config: ClusterConfig, workers: LocalWorkers, on_joined: Callable[[str, str], None]) -> None:
+        """Become one node of several."""
+        # Not needed by a local session, and half as large as all the rest.
+        from moray.node.cluster import Cluster, first_lease
+        from moray.node.cluster_actors import ClusterActors
+
+        self.cluster = cluster = Cluster(self, config, on_joined)
+        self.hosting = cluster.actors = ClusterActors(self, cluster, workers)
+        self._handlers |= cluster.handlers | cluster.actors.handlers
+        self.leases.scheduler.number_leases_from(first_lease(self.node_id))
 
     def run(self) -> NoReturn:
         """Turn the loop until the session ends."""
+        if self.cluster is not None:
+            self.cluster.start()
         with self.reactor.lead:
             while True:
                 self.reactor.turn()
@@ -148,7 +206,13 @@ class Node:
         if pidfd is None:
             newcomer.close()
             return
-        number = next(self._job_numbers)
+        if self.cluster is None:
+            self._admit_driver(newcomer, hello, config, pidfd, next(self._job_numbers))
+            return
+        newcomer.hold()
+        self.cluster.begin_job(hello, config, lambda number: self._admit_driver(newcomer, hello, config, pidfd, number))
+
+    def _admit_driver(self, newcomer: Newcomer, hello: m.Hello, config: m.JobConfig, pidfd: int, number: int) -> None:
         address = hello.address or f"{self.config.session_dir}/{hello.process.hex()}.sock"
         client = Client("driver", hello.process, hello.pid, address, number, self._settings.backlog_messages)
         owner_is_here = any(job.owns_session for job in self.jobs.values())
@@ -160,7 +224,7 @@ class Node:
         self.clients.add(client)
         job.watch = PidWatch(pidfd, self.reactor, lambda: self._driver_died(job, client))
         log(f"job {number}: driver {hello.pid}, {config.entrypoint}")
-        self._begin_job(job)
+        self.begin_job(job)
         self._connect(newcomer, client)
 
     def _on_worker(self, newcomer: Newcomer, hello: m.Hello) -> None:
@@ -178,6 +242,7 @@ class Node:
 
     def _welcome(self, newcomer: Newcomer, kind: str, job: Job, runtime_env: str = "") -> bool:
         driver = self._driver_of(job)
+        shown = job.remote_driver if driver is None else (driver.process, driver.pid, driver.address)
         message = m.Welcome(
             version=m.PROTOCOL_VERSION,
             runtime_env=runtime_env or job.config.runtime_env,
@@ -190,9 +255,8 @@ class Node:
             resources=self.leases.scheduler.total,
             namespace=job.config.namespace or self.config.namespace,
             # Workers send their output there.
-            driver=(driver.process, driver.pid, driver.address)
-            if driver is not None and (kind == "driver" or self.config.log_to_driver)
-            else (b"", 0, ""),
+            driver=shown if kind == "driver" or self.config.log_to_driver else (b"", 0, ""),
+            credentials=self.cluster.credentials if self.cluster is not None else "",
         )
         if newcomer.welcome(message, self.store.fd):
             return True
@@ -235,7 +299,7 @@ class Node:
         if job.owns_session:
             self.end_session(message.reason or "its driver ended it")
         else:
-            self._end_job(job, lambda: self._dismiss(client))
+            self.end_job(job, lambda: self._dismiss(client))
 
     # --- workers: what the scheduler wants (LeaseEvents) -----------------------------------------------------------
 
@@ -264,17 +328,34 @@ class Node:
     def warn_job(self, job: int, text: str) -> None:
         """Show a line to a job's user."""
         log(f"job {job}: {text}")
-        driver = self._driver_of(self.jobs[job]) if job in self.jobs else None
+        if job not in self.jobs:
+            return
+        driver, lines = self._driver_of(self.jobs[job]), m.LogLines("moray", os.getpid(), "err", text.splitlines())
         if driver is not None:
-            driver.send(m.LogLines("moray", os.getpid(), "err", text.splitlines()))
+            driver.send(lines)
+        elif self.cluster is not None and self.jobs[job].remote_driver[0]:
+            self.cluster.send_to(self.jobs[job].remote_driver[0], lines)
 
     def actor_granted(self, grant: Grant, worker: Client) -> None:
         """See Leases: an actor's request."""
-        self.actors.granted(grant, worker)
+        self.hosting.granted(grant, worker)
 
     def actor_refused(self, refusal: Refuse) -> None:
         """See Leases: an actor's request."""
-        self.actors.refused(refusal)
+        self.hosting.refused(refusal)
+
+    def bundles_ready(self, ready: BundlesReady) -> None:
+        """See Leases: a placement group's reservation."""
+        self.bundles.ready(ready)
+
+    def group_removed(self, group: str, reason: str) -> None:
+        """A placement group is gone (GroupEvents): its actors end, and requests that cross its removal are refused."""
+        self.actors.group_removed(group, reason)
+        self.leases.perform(self.leases.scheduler.remove_group(group, reason, monotonic()))
+
+    def worker_address(self, owner: bytes, key: int, worker: Client) -> str:
+        """Where an owner that is granted a worker reaches it (LeaseEvents)."""
+        return worker.address if self.cluster is None else self.cluster.worker_address(owner, key, worker)
 
     def _warn_all(self, text: str) -> None:
         for job in self.jobs.values():
@@ -293,11 +374,12 @@ class Node:
         words = tail(self.workers.log_paths(worker)[1])
         if not job.ended:
             log(f"worker {worker.pid} of job {worker.job} {reason}")
-        self._tell_death(m.ProcessDied(worker.process, worker.pid, status, reason, words))
+        death = m.ProcessDied(worker.process, worker.pid, status, reason, words)
+        self._tell_death(death)
         self._release_process(worker.process)
         self.reactor.call_later(_FILES_KEPT_S, lambda: self._remove_files(worker.process))
         self.leases.perform(self.leases.scheduler.worker_died(worker.process, monotonic()))
-        self.actors.worker_died(worker.process, reason, words)
+        self.hosting.died(death)
         self._look_whether_gone(job)
 
     def start_failed(self, worker: Worker, reason: str) -> None:
@@ -333,8 +415,12 @@ class Node:
 
     def _tell_death(self, death: m.ProcessDied) -> None:
         """Tell everybody whose job goes on: actors may be called across jobs."""
-        living = [client.process for client in self.clients if not self.jobs[client.job].ended]
+        living = [
+            client.process for client in self.clients if client.kind != "remote" and not self.jobs[client.job].ended
+        ]
         self.clients.send_all(living, death)
+        if self.cluster is not None:
+            self.cluster.process_died(death)
 
     def _reap(self) -> None:
         for pid, status in self._orphans.reap():
@@ -352,10 +438,11 @@ class Node:
         """Take back what a dead process had of the store."""
         self.store.process_died(process)
         self._objects.owner_died(process)
+        self.groups.process_died(process)
 
     # --- jobs and the session ---------------------------------------------------------------------
 
-    def _begin_job(self, job: Job) -> None:
+    def begin_job(self, job: Job) -> None:
         """Its template is made now: it will be ready when the first worker is wanted."""
         self.jobs[job.number] = job
         self._templates.prepare((job.number, ""), self._template_configs.make(job, "", self._templates))
@@ -381,12 +468,12 @@ class Node:
         config = msgspec.structs.replace(creators.config, namespace=namespace, entrypoint=f"detached actor {name}")
         job = Job(next(self._job_numbers), config, None, owns_session=False, origin=creators.origin)
         log(f"job {job.number}: {config.entrypoint}, made in job {origin}")
-        self._begin_job(job)
+        self.begin_job(job)
         return job.number
 
     def end_detached_job(self, job: int) -> None:
         """The actor is dead (ActorEvents)."""
-        self._end_job(self.jobs[job], None)
+        self.end_job(self.jobs[job], None)
 
     def _driver_died(self, job: Job, client: Client) -> None:
         if job.owns_session:
@@ -398,10 +485,10 @@ class Node:
             job.on_gone = None
             self.clients.remove(client)
         else:
-            self._end_job(job, None)
+            self.end_job(job, None)
             self.clients.remove(client)
 
-    def _end_job(self, job: Job, on_gone: Callable[[], None] | None) -> None:
+    def end_job(self, job: Job, on_gone: Callable[[], None] | None = None) -> None:
         """Begin a job's end; `on_gone` is called when nothing of it is left."""
         if job.ended:
             return
@@ -413,7 +500,8 @@ class Node:
         if job.driver is not None:
             driver, reason = job.driver, "ended" if on_gone is None else "ended its job"
             self._tell_death(m.ProcessDied(driver.process, driver.pid, 0, reason))
-            self.actors.driver_left(driver.process, job.number)
+            self.hosting.driver_left(driver.process, job.number)
+        self.groups.job_ended(job.number)
         for worker in self.workers.of_job(job.number):
             self.workers.kill(worker, "its job has ended")
         job.templates.update(self._templates.end_job(job.number))
@@ -454,6 +542,8 @@ class Node:
             if client.kind == "worker":
                 self.clients.remove(client)
         self.store.close()
+        if self.cluster is not None:
+            self.cluster.close(reason)
         session.remove_files(self.config.session_dir)
         session.say_goodbye(self.clients, owner, reason)
         os._exit(0)

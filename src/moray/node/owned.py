@@ -3,14 +3,20 @@
 An object's id names its owner (:mod:`moray.ids`). While the owner lives, it says when no reference is left (REF-FREE).
 When it dies, nobody ever will, and nobody can ask it where its objects are: the node frees them, pins permitting.
 What another process completes for an owner that died meanwhile is freed at its seal.
+
+In a cluster, what concerns objects of other nodes is passed on to :class:`~moray.node.transfers.ObjectTransfers`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from moray.protocol.messages import AbortObject, CreateObject, FreeObjects, Message, SealObject
+from moray.ids import tag_of
+from moray.protocol.messages import AbortObject, CreateObject, FreeObjects, Message, PinObject, SealObject
 from moray.store.server import StoreServer
+
+if TYPE_CHECKING:
+    from moray.node.transfers import ObjectTransfers
 
 #: Where the owner's process id is in an object's id: after the task's number.
 _OWNER: Final = slice(8, 20)
@@ -27,18 +33,25 @@ class OwnedObjects:
         self._objects: dict[bytes, set[bytes]] = {}
         #: The latest dead owners, oldest first.
         self._dead: dict[bytes, None] = {}
+        #: None: there are no other nodes.
+        self.transfers: ObjectTransfers | None = None
 
     def handle(self, process: bytes, message: Message) -> None:
         """Pass a message of the store's on."""
+        if type(message) is PinObject and message.node and self.transfers is not None:
+            self.transfers.pin(process, message)
+            return
         self._store.handle(process, message)
         if isinstance(message, CreateObject):
             self._objects.setdefault(message.object[_OWNER], set()).add(message.object)
         elif isinstance(message, FreeObjects):
-            self._forget(message.objects)
+            self.forget(message.objects)
+            if self.transfers is not None:
+                self.transfers.freed(message.objects, message.node)
         elif isinstance(message, AbortObject):
             # Its sender may have been interrupted before it knew that it had sealed the object.
             if not self._store.holds(message.object):
-                self._forget([message.object])
+                self.forget([message.object])
         elif isinstance(message, SealObject):
             owner = message.object[_OWNER]
             if message.place:
@@ -47,8 +60,19 @@ class OwnedObjects:
             if owner in self._dead:
                 self._free(owner)
 
+    def note_copy(self, name: bytes) -> None:
+        """The node itself makes a copy of another node's object."""
+        self._objects.setdefault(name[_OWNER], set()).add(name)
+
+    def node_died(self, tag: bytes) -> None:
+        """Another node is dead, and all owners there."""
+        for owner in [owner for owner in self._objects if tag_of(owner) == tag]:
+            self.owner_died(owner)
+
     def owner_died(self, owner: bytes) -> None:
-        """Free what it owned."""
+        """A process, of this node or another, is dead: free what it owned."""
+        if self.transfers is not None:
+            self.transfers.process_died(owner)
         self._dead[owner] = None
         if len(self._dead) > _REMEMBERED:
             del self._dead[next(iter(self._dead))]
@@ -58,8 +82,11 @@ class OwnedObjects:
         objects = self._objects.pop(owner, None)
         if objects:
             self._store.handle(owner, FreeObjects(list(objects)))
+            if self.transfers is not None:
+                self.transfers.freed(list(objects))
 
-    def _forget(self, objects: list[bytes]) -> None:
+    def forget(self, objects: list[bytes]) -> None:
+        """They are not here any more."""
         for name in objects:
             owned = self._objects.get(name[_OWNER])
             if owned is not None:

@@ -59,10 +59,14 @@ class Newcomer:
         """Answer, with the arena's descriptor; False if it is gone."""
         return self._send(message, [fd])
 
-    def release(self) -> None:
-        """Leave the socket to whoever takes it over."""
+    def hold(self) -> None:
+        """It has said Hello, and its answer must be fetched: read nothing more meanwhile, however long that takes."""
         self._timer.cancel()
         self._reactor.unregister(self.sock.fileno())
+
+    def release(self) -> None:
+        """Leave the socket to whoever takes it over."""
+        self.hold()
 
     def close(self) -> None:
         """Hang up."""

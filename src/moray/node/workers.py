@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
+from moray.ids import new_process
 from moray.node.logs import tail, worker_paths
 from moray.node.orphans import Orphans
 from moray.node.settings import Settings
@@ -60,6 +61,7 @@ class Workers:
     def __init__(
         self,
         session_dir: str,
+        tag: bytes,
         reactor: Reactor,
         templates: Templates,
         orphans: Orphans,
@@ -67,6 +69,8 @@ class Workers:
         settings: Settings,
     ) -> None:
         self._session_dir = session_dir
+        #: The node's: every process id begins with it.
+        self._tag = tag
         self._reactor = reactor
         self._templates = templates
         self._orphans = orphans
@@ -88,7 +92,7 @@ class Workers:
 
     def start(self, job: int, runtime_env: str, template: Template) -> Worker:
         """Order a worker."""
-        worker = Worker(os.urandom(12), job, runtime_env, template)
+        worker = Worker(new_process(self._tag), job, runtime_env, template)
         self._by_process[worker.process] = worker
         timeout = self._settings.worker_start_timeout_s
         worker.timer = self._reactor.call_later(

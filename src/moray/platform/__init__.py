@@ -5,6 +5,7 @@
 ``process_table``    children, threads, tags and memory of processes
 ``machine``          CPUs, memory and GPUs that this process may use
 ``memory_files``     anonymous shared memory
+``futex``            sleeping on a word of shared memory; the fence that goes with it
 ===================  =====================================================================
 
 No other package looks into ``/proc`` or ``/sys``, or calls ``prctl``: a port to another system replaces

@@ -15,6 +15,15 @@ def create_memory_file(name: str, content: bytes = b"") -> int:
     return fd
 
 
+def open_memory_file(pid: int, fd: int) -> int:
+    """A descriptor of the memory file that is open as `fd` in process `pid`, for reading and writing.
+
+    Raises OSError if there is no such process or descriptor. The number may have passed to another file: the caller
+    must be able to tell.
+    """
+    return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
 def read_all(fd: int) -> bytes:
     """Everything from the descriptor's position to its end."""
     chunks = []

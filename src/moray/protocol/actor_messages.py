@@ -8,8 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from moray.core.references_types import Changes
+from moray.core.strategies import Strategy
 from moray.protocol.base import Message, Resources
-from moray.protocol.task_messages import Argument, Result, TaskExtra
+from moray.protocol.task_messages import Argument, Placement, Result, TaskExtra
 
 # --- actors: client ↔ head -----------------------------------------------------------------------------------
 
@@ -38,6 +39,8 @@ class ActorSpec(msgspec.Struct, array_like=True, gc=False):
     meta: bytes = b""
     #: Only of detached actors, whose creators may be gone (FUNCTIONS): an encoded :class:`Creation`.
     creation: bytes = b""
+    #: Where it may live; None: anywhere.
+    strategy: Strategy | None = None
 
 
 class RegisterActor(Message, tag=70):
@@ -176,6 +179,8 @@ class Creation(msgspec.Struct, array_like=True, gc=False):
     resources: Resources = {}
     #: What makes a handle of it, for `current_actor`.
     meta: bytes = b""
+    #: The placement group in which it lives.
+    placement: Placement | None = None
 
 
 class StartActor(Message, tag=82):

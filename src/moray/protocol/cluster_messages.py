@@ -38,6 +38,8 @@ class NodeInfo(msgspec.Struct, array_like=True, gc=False):
     drain_deadline: float = 0.0
     #: What waits there: (resources, how many).
     demand: list[tuple[Resources, int]] = []
+    #: A driver has started it for itself: it takes no work, and is not shown.
+    driver: bool = False
 
 
 class NodeHello(Message, tag=110):
@@ -54,6 +56,10 @@ class NodeHello(Message, tag=110):
     jobs: list[int] = []
     actors: list[tuple[bytes, int, bytes, int, str, int]] = []
     bundles: list[tuple[bytes, int]] = []
+    #: Number of the last FromHead that it has; it is to be sent what follows.
+    heard: int = 0
+    #: Of the last ToHead that it knows to be carried out.
+    relayed: int = 0
 
 
 class NodeWelcome(Message, tag=111):
@@ -65,6 +71,8 @@ class NodeWelcome(Message, tag=111):
     nodes: list[NodeInfo]
     #: Actors (and their incarnations) of its NodeHello that have been replaced elsewhere: end them.
     fenced: list[tuple[bytes, int]] = []
+    #: Number of the last ToHead of this node that is carried out and stored; it repeats those that follow.
+    relayed: int = 0
 
 
 class RenewLease(Message, tag=112):
@@ -73,6 +81,10 @@ class RenewLease(Message, tag=112):
     number: int
     available: Resources
     demand: list[tuple[Resources, int]] = []
+    #: Number of the last FromHead that has arrived: the head need not keep it and those before.
+    heard: int = 0
+    #: All that it has, if that has changed (bundles of groups are resources); {}: it has not.
+    resources: Resources = {}
 
 
 class LeaseRenewed(Message, tag=113):
@@ -107,7 +119,7 @@ class DrainNode(Message, tag=116):
 
 
 class ToHead(Message, tag=120):
-    """A client's message for the head, relayed by its node.
+    """A client's message for the head, relayed by its node; `process` b"": the node's own.
 
     The node repeats it after a reconnect until it has RelayDone for `number`; the head carries each number out once.
     """
@@ -126,10 +138,15 @@ class RelayDone(Message, tag=121):
 
 
 class FromHead(Message, tag=122):
-    """Head → node: pass `body` on to each of your clients named here."""
+    """Head → node: pass `body` on to each of your clients named here; none: it is for the node itself.
+
+    Repeated after a reconnect, or by the next head, until the node says (in RenewLease or NodeHello) that it has it.
+    """
 
     processes: list[bytes]
     body: bytes
+    #: Counts all to this node.
+    number: int = 0
 
 
 class JobStarted(Message, tag=123):
@@ -141,6 +158,8 @@ class JobStarted(Message, tag=123):
     #: Encoded JobConfig.
     config: bytes
     job: int = 0
+    #: Where the driver accepts peers from other machines.
+    address: str = ""
 
 
 class JobNumber(Message, tag=124):
@@ -220,11 +239,23 @@ class StopProcess(Message, tag=133):
 
 
 class LinkHello(Message, tag=140):
-    """First on a connection between nodes, both ways."""
+    """First on a connection between nodes, both ways. What the other side has sent and `received` does not count, it
+    sends again."""
 
     version: int
     node_id: bytes
-    epoch: int
+    #: How many messages of this link have arrived, on whatever connection.
+    received: int = 0
+    #: The receiver's node id, as the sender knows it: a node that was started anew at this address is another.
+    wanted: bytes = b""
+    #: Objects travel on it: it counts nothing.
+    bulk: bool = False
+
+
+class LinkAck(Message, tag=148):
+    """So many messages of this link have arrived: they need not be kept. Not counted itself."""
+
+    received: int
 
 
 class FromClient(Message, tag=141):
@@ -278,14 +309,22 @@ class Located(Message, tag=147):
 
 
 # --- objects between nodes -----------------------------------------------------------------------------------
+# The first five travel on connections of their own, which the node that pulls opens; the others on the nodes' link.
 
 
 class PullObject(Message, tag=150):
-    """Node → node: send me this object, from `offset` on; answered by PullBegins, chunks, or PullRefused."""
+    """Node → node: send me this object, from `offset` on; answered by PullBegins and chunks, or by PullRefused.
+
+    Each question has a `pull` of its own, the same object's next one, too.
+    """
 
     pull: int
     object: bytes
     offset: int = 0
+    #: So many bytes may be under way (FLOW).
+    credit: int = 0
+    #: Nodes that were asked for it, by advice of the primary copy's, and did not have it.
+    avoid: list[bytes] = []
 
 
 class PullBegins(Message, tag=151):
@@ -302,14 +341,19 @@ class PullChunk(Message, tag=152):
 
 
 class PullCredit(Message, tag=153):
-    """Receiver → sender: so many bytes may be under way (FLOW); 0 bytes: stop, I do not want it any more."""
+    """Receiver → sender: so many bytes have arrived, and as many more may come (FLOW).
+
+    Every chunk is acknowledged, a stopped pull's too: until then the sender must keep the bytes in place.
+    """
 
     pull: int
     bytes_: int
+    #: I do not want more of it.
+    stop: bool = False
 
 
 class PullRefused(Message, tag=154):
-    """Sender → receiver: "busy" or "elsewhere" (ask the nodes in `sources`), or "lost"."""
+    """Sender → receiver: "elsewhere" (ask the nodes in `sources`, the first one first), or "lost"."""
 
     pull: int
     code: str
@@ -317,9 +361,9 @@ class PullRefused(Message, tag=154):
 
 
 class CopyMade(Message, tag=155):
-    """Node → the primary copy's node: I have a whole copy (or, `gone`, not any more)."""
+    """Node → the primary copy's node: I have whole copies of these (or, `gone`, not any more)."""
 
-    object: bytes
+    objects: list[bytes]
     gone: bool = False
 
 
@@ -339,6 +383,28 @@ class FindCopies(Message, tag=157):
 class CopiesFound(Message, tag=158):
     request: int
     objects: list[bytes]
+
+
+class PromoteCopies(Message, tag=159):
+    """Node → node: your copies of these become the primary ones. Answered by CopiesFound: those that are now."""
+
+    request: int
+    objects: list[bytes]
+    #: Per object: the tags of other nodes that have copies.
+    copies: list[list[bytes]]
+
+
+class FindObjects(Message, tag=108):
+    """Owner → node: the node with the primary copies of these is dead. Where else are they? Answered by ObjectsFound."""
+
+    request: int
+    objects: list[bytes]
+
+
+class ObjectsFound(Message, tag=109):
+    request: int
+    #: Per object: the tag of the node with the new primary copy; b"": there is none, it is lost.
+    nodes: list[bytes]
 
 
 # --- the head's other services: client ↔ head ----------------------------------------------------------------
@@ -397,7 +463,10 @@ class WatchGroup(Message, tag=164):
 
 
 class GroupState(Message, tag=165):
-    """Head → client. ``state``: "pending", "created", "rescheduling", "removed", "infeasible", "unknown"."""
+    """Head → client.
+
+    ``state``: "pending", "created", "rescheduling", "infeasible", "removed", "unknown", or, of a creation, "refused".
+    """
 
     request: int
     group: bytes
@@ -408,6 +477,7 @@ class GroupState(Message, tag=165):
     reason: str = ""
     name: str = ""
     strategy: str = ""
+    namespace: str = ""
 
 
 class ListGroups(Message, tag=166):
@@ -422,13 +492,21 @@ class GroupList(Message, tag=167):
 
 
 class ReserveBundles(Message, tag=168):
-    """Head → node, in two steps: ``step`` "prepare" (answered by BundlesReserved), then "commit" or "return"."""
+    """Head → node, in two steps: ``step`` "prepare", then "commit" (both answered by BundlesReserved) or "return".
+
+    "remove": the whole group is gone, and what runs in it ends. `request` is the number of the attempt.
+    """
 
     request: int
     step: str
     group: bytes
-    #: (index, resources) each.
+    #: (index, resources) each; of "prepare".
     bundles: list[tuple[int, Resources]]
+    #: The creator's job, and the group for people: who is told if it waits for long.
+    job: int = 0
+    label: str = ""
+    #: Of "remove".
+    reason: str = ""
 
 
 class BundlesReserved(Message, tag=169):
@@ -437,3 +515,5 @@ class BundlesReserved(Message, tag=169):
     request: int
     group: bytes
     reason: str = ""
+    #: It answers "commit": the bundles are in use.
+    committed: bool = False

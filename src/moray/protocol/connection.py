@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -64,7 +64,7 @@ class Connection:
 
     __slots__ = (
         "_inbox", "_lock", "_reactor", "_receive_into", "_sock", "_sock_send", "_wants_write", "broken", "closed", "fd",
-        "on_close", "on_message", "out", "peer", "settled",
+        "inside", "on_close", "on_message", "out", "peer", "settled",
     )  # fmt: skip
 
     def __init__(
@@ -90,8 +90,11 @@ class Connection:
         self.out: deque[Entry] = deque()
         #: Entries wholly sent that carry a record; the loop drains it.
         self.settled: deque[Entry] = deque()
-        #: Guards sending.
-        self._lock = allocate_lock()
+        #: Guards sending. A signal handler of the user's may come here while its thread holds it (INTERRUPT): what it
+        #: queues is sent by the step that it has interrupted.
+        self._lock = RLock()
+        #: Whether the calling thread is in the middle of sending.
+        self.inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         #: Whether EPOLLOUT is asked for. Guarded by the lock.
         self._wants_write = False
         self._inbox = bytearray(leftover)
@@ -128,12 +131,15 @@ class Connection:
 
     def flush(self) -> None:
         """Send what the socket takes; the loop sends the rest when it can."""
+        if self.inside():
+            return
         out = self.out
         with self._lock:
             while not self.closed:
                 if not out:
                     self._want_write(False)
-                    if len(out) == 0:
+                    # No call between this look and the lock's release: what a handler adds there would not be sent.
+                    if not out:
                         return
                     continue  # Two threads appended meanwhile and saw that EPOLLOUT was asked for.
                 frame, sent, record = out[0]

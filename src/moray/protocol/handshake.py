@@ -27,6 +27,20 @@ def listen(path: str) -> socket.socket:
     return sock
 
 
+def inbox_path(session_dir: str, process: bytes) -> str:
+    """Where a node of a cluster hands connections from other machines over to one of its processes."""
+    return f"{session_dir}/{process.hex()}.in"
+
+
+def open_inbox(session_dir: str, process: bytes) -> socket.socket:
+    """A non-blocking socket that takes them over, readable by this user only."""
+    path = inbox_path(session_dir, process)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind(path)
+    os.chmod(path, 0o600)
+    return sock
+
+
 def connect(path: str, timeout_s: float = 10.0) -> socket.socket:
     """A blocking connection to `path`. OSError if nobody listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

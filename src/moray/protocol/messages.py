@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from moray.core.references_types import Changes
+from moray.core.strategies import Strategy
 from moray.core.wait_graph import Finding as Finding, Target as Target
 from moray.protocol.actor_messages import (
     ActorExiting as ActorExiting,
@@ -67,6 +68,7 @@ from moray.protocol.cluster_messages import (
     CreateGroup as CreateGroup,
     DrainNode as DrainNode,
     FindCopies as FindCopies,
+    FindObjects as FindObjects,
     ForClient as ForClient,
     FreeCopies as FreeCopies,
     FromClient as FromClient,
@@ -81,6 +83,7 @@ from moray.protocol.cluster_messages import (
     KvAnswer as KvAnswer,
     KvRequest as KvRequest,
     LeaseRenewed as LeaseRenewed,
+    LinkAck as LinkAck,
     LinkHello as LinkHello,
     ListGroups as ListGroups,
     Locate as Locate,
@@ -90,7 +93,9 @@ from moray.protocol.cluster_messages import (
     NodeInfo as NodeInfo,
     NodeLeaves as NodeLeaves,
     NodeWelcome as NodeWelcome,
+    ObjectsFound as ObjectsFound,
     PlaceWorker as PlaceWorker,
+    PromoteCopies as PromoteCopies,
     PullBegins as PullBegins,
     PullChunk as PullChunk,
     PullCredit as PullCredit,
@@ -114,6 +119,7 @@ from moray.protocol.task_messages import (
     CancelObject as CancelObject,
     CancelTask as CancelTask,
     FunctionDef as FunctionDef,
+    Placement as Placement,
     Recall as Recall,
     Recalled as Recalled,
     Result as Result,
@@ -178,12 +184,16 @@ class Welcome(Message, tag=2):
     driver: tuple[bytes, int, str] = (b"", 0, "")
     #: The runtime environment that the process runs in, as JSON; "": none.
     runtime_env: str = ""
+    #: Of a node in a cluster: the directory of its certificate. "": there is no other machine.
+    credentials: str = ""
 
 
 class Refused(Message, tag=3):
     """The peer may not connect; `reason` is one line for the user."""
 
     reason: str
+    #: Of a head to a node (core/membership_actions.py): "fenced", "tag": join anew, under another id; "outdated".
+    code: str = ""
 
 
 # --- leases: owner ↔ node -----------------------------------------------------------------
@@ -204,6 +214,10 @@ class RequestLeases(Message, tag=10):
     runtime_env: str = ""
     #: What waits, for explanations: the function's name.
     label: str = ""
+    #: Where it may run; None: anywhere.
+    strategy: Strategy | None = None
+    #: Tag of a node → bytes of the waiting tasks' large arguments that lie there.
+    locality: dict[bytes, int] = {}
 
 
 class LeaseGranted(Message, tag=11):
@@ -283,6 +297,9 @@ class ProcessDied(Message, tag=20):
     reason: str
     #: Last lines of its stderr.
     stderr: str = ""
+    #: Of a process of another machine, whose mark cannot be read here: (lease, tasks of it that have begun); (0, -1):
+    #: nobody knows. None: it lived on this machine.
+    mark: tuple[int, int] | None = None
 
 
 class Shutdown(Message, tag=21):
@@ -361,6 +378,11 @@ class PinObject(Message, tag=35):
 
     request: int
     object: bytes
+    #: The tag of the node that has its primary copy, and its size; b"": it is here. A node that has not got it pulls it.
+    node: bytes = b""
+    size: int = 0
+    #: Who waits: 0 a get, 1 an argument, 2 nobody yet.
+    priority: int = 0
 
 
 class ObjectPinned(Message, tag=36):
@@ -378,6 +400,8 @@ class FreeObjects(Message, tag=38):
     """The owner says that no reference is left (REF-FREE): copies and spilled bytes go, pins permitting."""
 
     objects: list[bytes]
+    #: The tag of the node with their primary copies; b"": it is this one.
+    node: bytes = b""
 
 
 class AbortObject(Message, tag=39):
@@ -432,6 +456,8 @@ class ObjectValue(Message, tag=51):
     error: bool = False
     #: 28-byte ids of contained references.
     contained: list[bytes] = []
+    #: The tag of the node that has the primary copy; b"": the owner's node.
+    node: bytes = b""
 
 
 class References(Message, tag=52):
@@ -529,8 +555,9 @@ AnyMessage: TypeAlias = (
     | LogLines | BarState
     | NodeHello | NodeWelcome | RenewLease | LeaseRenewed | ViewDelta | NodeLeaves | DrainNode | ToHead | RelayDone
     | FromHead | JobStarted | JobNumber | JobEnded | GetJob | JobSettings | PlaceWorker | WorkerPlaced
-    | WorkerRefused | StopProcess | LinkHello | FromClient | ForClient | ClientLeft | NodeDied | TakeConnection
-    | Locate | Located | PullObject | PullBegins | PullChunk | PullCredit | PullRefused | CopyMade
-    | FreeCopies | FindCopies | CopiesFound | KvRequest | KvAnswer | CreateGroup | RemoveGroup | WatchGroup
+    | WorkerRefused | StopProcess | LinkHello | LinkAck | FromClient | ForClient | ClientLeft | NodeDied
+    | TakeConnection | Locate | Located | PullObject | PullBegins | PullChunk | PullCredit | PullRefused | CopyMade
+    | FreeCopies | FindCopies | CopiesFound | PromoteCopies | FindObjects | ObjectsFound | KvRequest
+    | KvAnswer | CreateGroup | RemoveGroup | WatchGroup
     | GroupState | ListGroups | GroupList | ReserveBundles | BundlesReserved
 )  # fmt: skip

@@ -35,6 +35,9 @@ class Argument(msgspec.Struct, array_like=True, gc=False):
     object: bytes
     blob: bytes | None = None
     stored: bool = False
+    #: If it is stored: the tag of the node that has the primary copy, and its size; b"": the owner's node.
+    node: bytes = b""
+    size: int = 0
 
 
 class StreamSpec(msgspec.Struct, array_like=True, gc=False):
@@ -46,6 +49,16 @@ class StreamSpec(msgspec.Struct, array_like=True, gc=False):
     ahead: int = -1
     #: The value is a DynamicObjectRefGenerator over the items: the task ends when all are made.
     dynamic: bool = False
+
+
+class Placement(msgspec.Struct, array_like=True, gc=False):
+    """The placement group in which a task or actor runs."""
+
+    group: bytes
+    #: -1: any bundle.
+    index: int = -1
+    #: What it submits runs in the group, too, unless that says otherwise.
+    captures: bool = False
 
 
 class TaskExtra(msgspec.Struct, array_like=True, gc=False):
@@ -67,6 +80,7 @@ class TaskExtra(msgspec.Struct, array_like=True, gc=False):
     stream: StreamSpec | None = None
     #: The concurrency group of a call; "": the method's own.
     group: str = ""
+    placement: Placement | None = None
 
 
 class TaskSpec(msgspec.Struct, array_like=True, gc=False):
@@ -191,3 +205,5 @@ class StreamCredit(Message, tag=48):
     seq: int
     attempt: int
     consumed: int
+    #: The owner has all items below this: an actor need not keep them for another connection.
+    received: int = 0

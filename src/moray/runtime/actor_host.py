@@ -23,12 +23,13 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from moray.exceptions import TaskCancelledError
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
 from moray.runtime.executor import split_returns
-from moray.runtime.interrupts import base, interruptible
+from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.references import TaskToken
-from moray.runtime.work import Called, Caller, current_call
+from moray.runtime.work import Called, Caller, Construction, current_call
 from moray.serialization import NONE_BLOB, context, loads, serialize
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class ActorHost:
         #: Group → what its threads run now. Each thread adds and removes its own.
         self._busy: dict[str, dict[int, None]] = {}
         self.exiting = False
+        #: Until the constructor has returned.
+        self._construction: Construction | None = Construction()
 
     # --- the loop: calls arrive ----------------------------------------------------------------------
 
@@ -90,12 +93,18 @@ class ActorHost:
         if connection is not caller.connection:
             return  # A rest of a connection that has been replaced: all of it comes again.
         caller.forget(message.answered)
+        if caller.streams:
+            stream_producer.forget(caller, message.answered)
         again = []
         for spec in message.calls:
             number, fresh = caller.accept()
             if fresh:
                 self._dispatch(Called(connection, caller, number, spec))
-            elif (reply := caller.replies.get(number)) is not None:
+                continue
+            if (producer := caller.streams.get(number)) is not None:
+                self._worker.references.flush()
+                producer.resume(connection)
+            if (reply := caller.replies.get(number)) is not None:
                 again.append(reply)
         if again:
             # What replies said of references was lost with the old connection: it goes before them (REF-COVER).
@@ -174,10 +183,16 @@ class ActorHost:
         """Run the constructor; the creator and the head are told how it went."""
         creation, worker = self.creation, self._worker
         token = context.cover = TaskToken(self.creator or worker.process, self._start.seq)
-        extra = m.TaskExtra(resources=creation.resources, devices=self.devices)
+        extra = m.TaskExtra(resources=creation.resources, devices=self.devices, placement=creation.placement)
         begin = perf_counter_ns()
         error: BaseException | None = None
+        construction, outer = self._construction, self._executor.current
+        self._executor.current = construction  # Before the look at whether it is cancelled, as with calls.
+        if not self.concurrent:
+            worker.work = construction
         try:
+            if construction is not None and construction.cancelled:
+                raise self._cancelled("it had not begun")
             worker.enter_task(extra)
             kind = loads(creation.blob)
             args, kwargs = loads(creation.payload) if creation.payload else ((), {})
@@ -190,8 +205,15 @@ class ActorHost:
                 self.label = repr(instance)
         except SystemExit as wish:
             self._exit_by(wish, "__init__")
+        except TaskInterrupt:
+            error = self._cancelled("it was interrupted")
         except BaseException as raised:  # noqa: BLE001 - every error of the user's is the actor's cause of death.
             error = raised
+        self._construction, self._executor.current = None, outer
+        if not self.concurrent:
+            worker.work = outer
+        if error is not None and construction is not None and construction.cancelled:
+            worker.call_soon(lambda: worker.cancels.cancel_children(construction))
         self._executor.events.append(
             (
                 f"{creation.class_name}.__init__",
@@ -204,12 +226,18 @@ class ActorHost:
         self._answer_creation(token, error)
         return error is None
 
+    def _cancelled(self, how: str) -> TaskCancelledError:
+        start = self._start
+        task = start.seq.to_bytes(8, "big") + start.creator + self._worker.job
+        return TaskCancelledError(task.hex(), f"{self.creation.class_name}.__init__: {how}")
+
     def _answer_creation(self, token: TaskToken, error: BaseException | None) -> None:
         worker, start = self._worker, self._start
         blob = b""
         if error is not None:
             name = f"{self.creation.class_name}.__init__"
-            packed = serialize(worker.constructor_error(name, error, start))
+            cancelled = isinstance(error, TaskCancelledError)
+            packed = serialize(error if cancelled else worker.constructor_error(name, error, start))
             blob = packed.to_bytes()
         worker.output.pump(last=True)
         if self._creator_connection is not None and start.seq:
@@ -366,11 +394,24 @@ class ActorHost:
             calls += list(waiting)
         return calls
 
+    def cancel_construction(self, creator: bytes, message: m.CancelTask) -> bool:
+        """Whether the creator asks for the end of the constructor, which is interrupted if it has begun. Loop only."""
+        construction = self._construction
+        if construction is None or (creator, message.seq) != (self.creator, self._start.seq):
+            return False
+        construction.cancelled = True  # Before the look at what runs: who begins it looks in the other order.
+        if message.recursive:
+            self._worker.cancels.cancel_children(construction)
+        if self._executor.current is construction:
+            self._worker.interrupts.request(construction)
+        return True
+
     def cancel_running(self, process: bytes, seq: int) -> None:
         """A thread can only ask whether its call is cancelled (``is_canceled()``)."""
 
     def forget_caller(self, process: bytes) -> None:
         """A caller died: what it still wanted is not begun."""
+        stream_producer.forget_owner(process)
         for call in self.pending():
             if call.caller.process == process:
                 call.cancelled = True
@@ -382,25 +423,31 @@ class ActorHost:
 
     def send_results(self, count: int) -> None:
         """Send the oldest `count` results. Under the executor's flush lock."""
-        batch: list[m.Result] = []
+        batch: list[tuple[int, m.Result]] = []
         caller: Caller | None = None
         results = self.results
         for _ in range(count):
             call, result = results.popleft()
             if call.caller is not caller:
                 if batch and caller is not None:
-                    caller.connection.send(m.CallResults(batch))
+                    _send_batch(caller, batch)
                     batch = []
                 caller = call.caller
             caller.keep(call.number, result)
-            batch.append(result)
+            batch.append((call.number, result))
         if batch and caller is not None:
-            caller.connection.send(m.CallResults(batch))
+            _send_batch(caller, batch)
 
     def post(self, call: Called, result: m.Result, borrows: Any) -> None:
         """Send a result that has passed the reference protocol. Loop only."""
-        call.caller.keep(call.number, result)
-        call.caller.connection.send(m.CallResults([result], borrows))
+        caller = call.caller
+        caller.keep(call.number, result)
+        message = m.CallResults([result], borrows)
+        producer = caller.streams.get(call.number)
+        if producer is None or producer.sends_on(caller.connection):
+            caller.connection.send(message)
+        else:
+            producer.end = message  # Its items go first, when the caller has said again that it wants them.
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -460,6 +507,17 @@ class _Farewell:
 
     def __call__(self) -> NoReturn:
         self._host._leave("", 0)
+
+
+def _send_batch(caller: Caller, batch: list[tuple[int, m.Result]]) -> None:
+    """Send results that are kept. The end of a stream whose items are still to be sent on this connection goes after
+    them, when the caller has repeated the call."""
+    connection = caller.connection  # After they are kept: if it is replaced now, they are found for the next one.
+    streams = caller.streams
+    if streams:
+        batch = [each for each in batch if each[0] not in streams or streams[each[0]].sends_on(connection)]
+    if batch:
+        connection.send(m.CallResults([result for _number, result in batch]))
 
 
 def _ready() -> bool:

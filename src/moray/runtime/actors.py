@@ -29,6 +29,7 @@ from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.creations import Creations
 from moray.runtime.streams import make_stream
+from moray.runtime.task_errors import actor_died
 from moray.runtime.tasks import Call, CallSettings, Function, Life
 from moray.runtime.values import dump_error, load_error
 
@@ -350,7 +351,7 @@ class ActorClient:
                     if self._runtime.values.subscribe(entry, arrived):
                         arrived()
             return None
-        resolved, error = resolve(arguments)
+        resolved, error = resolve(arguments, self._runtime.values.places)
         if error is not None:
             failed.append((call, error))
             return False
@@ -488,6 +489,9 @@ class ActorClient:
             return
         self._runtime.submitter.settle(connection)
         runs = callee.calls.resend()
+        for call in callee.calls.unanswered.values():
+            if call.stream is not None:
+                call.stream.reconnected(call, connection)
         for number, calls in runs or [(callee.calls.next, [])]:
             connection.send(m.CallerHello(number, callee.calls.conversation))
             for start in range(0, len(calls), _BATCH_CALLS):
@@ -588,10 +592,9 @@ class ActorClient:
     def _death_blob(self, callee: Callee) -> bytes:
         if self._runtime.ended is not None:
             return dump_error(exceptions.LocalNodeDiedError(self._runtime.ended))
-        cause: Any = callee.reason or "it has ended"
         if callee.error:
             return _died_in_constructor(callee)
-        return dump_error(exceptions.ActorDiedError(f"{callee.text()} is dead: {cause}", actor_id=callee.actor.hex()))
+        return dump_error(actor_died(callee.actor.hex(), callee.text(), callee.reason))
 
     def session_ended(self) -> None:
         """Nothing will be answered any more."""

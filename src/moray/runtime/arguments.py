@@ -21,6 +21,7 @@ from moray.protocol import messages as m
 from moray.serialization import _PLAIN, Serialized, serialize
 
 if TYPE_CHECKING:
+    from moray.runtime.places import Places
     from moray.runtime.values import Values
 
 
@@ -143,7 +144,9 @@ def _put_large(
     return moved
 
 
-def resolve(arguments: list[tuple[int | str, ObjectRef[Any]]]) -> tuple[list[m.Argument], ObjectRef[Any] | None]:
+def resolve(
+    arguments: list[tuple[int | str, ObjectRef[Any]]], places: Places
+) -> tuple[list[m.Argument], ObjectRef[Any] | None]:
     """The wire form of ready references; or the first among them that is an error."""
     resolved = []
     for where, ref in arguments:
@@ -153,5 +156,5 @@ def resolve(arguments: list[tuple[int | str, ObjectRef[Any]]]) -> tuple[list[m.A
         if entry.blob is not None:
             resolved.append(m.Argument(where, entry.id, entry.blob))
         else:
-            resolved.append(m.Argument(where, entry.id, None, True))
+            resolved.append(m.Argument(where, entry.id, None, True, places.named(entry), entry.size))
     return resolved, None

@@ -202,4 +202,5 @@ class Cancels:
         for task in self._runtime.actors.pending_calls():
             if task.parent is work and not task.cancelled:
                 self._cancel(task, False, True)
+        self._runtime.actors.creations.cancel_children(work)
         self._sweep()

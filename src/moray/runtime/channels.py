@@ -16,8 +16,8 @@ slot, and whoever is interrupted, or dies, before it has written nothing. The nu
 that an interrupted writer begins the same message again (INTERRUPT). A reader looks, keeps what it saw, and then
 advances: interrupted between the two it sees the same message again.
 
-**Waiting** is by futex on the word that is to change. A sleeper announces itself, and the kernel compares the word once
-more before it sleeps; the other side changes the word first and looks for sleepers second, with a full fence between.
+**Waiting**: a reader first looks for a moment, if that was of use lately, and leaves the CPU to others between the
+looks. Then it sleeps, by :mod:`moray.platform.futex` on the word that is to change.
 
 **Extents.** A reader gets a small message as a copy, a large one in place. The memory is its own until the last array
 over it is gone (SNAPSHOT): that is noted by one append (DEL), and told to the writer, by the extent's *released* word,
@@ -40,11 +40,15 @@ import weakref
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from os import sched_yield
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moray import exceptions
+from moray.platform import futex
+from moray.platform.futex import ORDERED, fence
 from moray.platform.machine import memory_total, memory_used
+from moray.platform.memory_files import create_memory_file, open_memory_file
 
 if TYPE_CHECKING:
     from moray.serialization import Serialized
@@ -58,81 +62,44 @@ KEPT_IN_PLACE: Final = 32
 #: came just before it slept.
 HEARTBEAT_S: Final = 1.0
 
+#: How long a reader looks for its message before it sleeps: longer than a chain takes whose every hop wakes a sleeper,
+#: or a chain that sleeps would go on sleeping.
+_MOMENT_S: Final = 200e-6
+#: Looks between two times that it leaves the CPU to others: about a microsecond, for that is a change of process.
+_LOOKS: Final = 20
+#: After so many moments in vain it is at its laziest: one moment in 2 to the power of this many waits.
+_MOST_MISSED: Final = 8
+
 _MAGIC: Final = 0x6D6F7261792D6368
-_MAGIC_AT, _CLOSED, _PUBLISHED, _WRITER_WAITS = range(4)
-#: Words before those of the readers; each process's words have a cache line of their own.
-_HEAD_WORDS: Final = 8
-_READER_WORDS: Final = 8
-_TAKEN, _WAITS = range(2)
-_SLOT_WORDS: Final = 8
-_SIZE, _KIND, _EXTENT, _OFFSET, _CAPACITY = range(5)
+#: Words before those of the readers. What changes with each message has a cache line of its own, apart from what the
+#: other side looks at each time and hardly ever changes.
+_MAGIC_AT, _CLOSED, _WRITER_WAITS, _PUBLISHED = 0, 1, 2, 8
+_HEAD_WORDS: Final = 16
+_TAKEN, _WAITS = 0, 8
+_READER_WORDS: Final = 16
+#: A slot's record lies before its message, so that a very small message is in the same cache line. Its first word is
+#: the size, shifted, and the kind.
+_SIZE_AND_KIND, _EXTENT, _OFFSET, _CAPACITY = range(4)
+_KIND_BITS: Final = 8
+_KIND_MASK: Final = (1 << _KIND_BITS) - 1
+_RECORD_BYTES: Final = 32
 _PAGE: Final = mmap.PAGESIZE
+_SLOT_STRIDE: Final = SLOT_BYTES + 64
 
 #: One part in so many of the free memory is left to others: it is shared by all that runs here, and they grow too.
 _SPARED: Final = 10
-
-_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
-_EVERYBODY: Final = 0x7FFFFFFF
-#: The number of the system call, by machine.
-_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine(), 0)
-#: On x86 only a load may overtake a store; elsewhere everything may overtake everything.
-_ORDERED: Final = platform.machine() == "x86_64"
 
 
 class ChannelClosed(Exception):  # noqa: N818 - not an error: how a loop learns that it should end.
     """The channel was closed, and what was published before has been taken."""
 
 
-# --- the system call -----------------------------------------------------------------------------
-
-
 def check_supported() -> None:
     """Raise if this machine cannot have channels."""
-    if not _FUTEX or sys.byteorder != "little" or not sys.platform.startswith("linux"):
+    if not futex.supported():
         raise exceptions.MoraySystemError(
             f"channels need Linux on x86_64, aarch64 or riscv64, and this is {sys.platform} on {platform.machine()}"
         )
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-def _system_call(library: ctypes.CDLL) -> Any:
-    function = library.syscall
-    function.restype = ctypes.c_long
-    pointer, number = ctypes.c_void_p, ctypes.c_uint32
-    function.argtypes = (ctypes.c_long, pointer, ctypes.c_int, number, pointer, pointer, number)
-    return function
-
-
-#: Waiting lets other Python threads run; waking is too short for that.
-_wait_call = _system_call(ctypes.CDLL(None, use_errno=True))
-_wake_call = _system_call(ctypes.PyDLL(None))
-_nobody = ctypes.c_uint64()
-_heartbeat = _Timespec(int(HEARTBEAT_S), 0)
-_QUIET: Final = (0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT)
-
-
-def _sleep_while(address: int, seen: int, timeout_s: float) -> None:
-    """Sleep until woken, while the low half of the word at `address` is that of `seen`; or for no reason."""
-    span = _heartbeat if timeout_s == HEARTBEAT_S else _Timespec(int(timeout_s), int(timeout_s % 1 * 1e9))
-    if _wait_call(_FUTEX, address, _FUTEX_WAIT, seen & 0xFFFFFFFF, ctypes.addressof(span), None, 0) != 0:
-        error = ctypes.get_errno()
-        if error not in _QUIET:
-            raise OSError(error, f"futex: {os.strerror(error)}")
-
-
-def _wake(address: int) -> None:
-    _wake_call(_FUTEX, address, _FUTEX_WAKE, _EVERYBODY, None, None, 0)
-
-
-def _fence() -> None:
-    """No load or store passes this: a locked instruction on x86, elsewhere a system call that has a fence in it."""
-    if _ORDERED:
-        allocate_lock().acquire(False)  # One of its own: a finalizer may come here while this thread is here.
-    else:
-        _wake_call(_FUTEX, ctypes.addressof(_nobody), _FUTEX_WAKE, 0, None, None, 0)
 
 
 # --- the file --------------------------------------------------------------------------------------
@@ -154,13 +121,15 @@ class _Layout:
 
     def __init__(self, slots: int, readers: int) -> None:
         self.readers_at = _HEAD_WORDS
-        self.slots_at = self.readers_at + readers * _READER_WORDS
-        self.released_at = self.slots_at + slots * _SLOT_WORDS
+        self.released_at = self.readers_at + readers * _READER_WORDS
         #: Every slot may hold one, and every reader keep some, and one that it has copied and not let go yet.
         self.extents = slots + readers * (KEPT_IN_PLACE + 1) + 1
         words = self.released_at + self.extents * readers
-        self.ring_at = -(-words * 8 // _PAGE) * _PAGE
-        self.size = self.ring_at + slots * SLOT_BYTES
+        ring_at = -(-words * 8 // _PAGE) * _PAGE
+        #: The word with which the ring begins, and how many words there are from one slot to the next.
+        self.ring_word = ring_at // 8
+        self.slot_words = _SLOT_STRIDE // 8
+        self.size = -(-(ring_at + slots * _SLOT_STRIDE) // _PAGE) * _PAGE
 
 
 class _File:
@@ -182,9 +151,9 @@ class Channel:
         self.spec = spec
         self._file = file
         self._layout = layout = _Layout(spec.slots, spec.readers)
-        mapping = mmap.mmap(file.fd, layout.size)
+        self._mapping = mapping = mmap.mmap(file.fd, layout.size)
         self._memory = memoryview(mapping)
-        self._words = self._memory[: layout.ring_at].cast("Q")
+        self._words = self._memory.cast("Q")
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         self._pid = os.getpid()
 
@@ -193,7 +162,7 @@ class Channel:
         """A new channel; the processes that open it must do so while this object lives."""
         check_supported()
         size = _Layout(slots, readers).size
-        file = _File(os.memfd_create("moray-channel", os.MFD_CLOEXEC))
+        file = _File(create_memory_file("moray-channel"))
         _reserve(file.fd, 0, size)
         token = int.from_bytes(os.urandom(7), "little")
         channel = cls(ChannelSpec(os.getpid(), file.fd, token, slots, readers), file)
@@ -204,7 +173,7 @@ class Channel:
     def open(cls, spec: ChannelSpec) -> Channel:
         """The channel that another process has created. Raises ChannelError if that is gone."""
         try:
-            file = _File(os.open(f"/proc/{spec.pid}/fd/{spec.fd}", os.O_RDWR | os.O_CLOEXEC))
+            file = _File(open_memory_file(spec.pid, spec.fd))
             if os.fstat(file.fd).st_size < _Layout(spec.slots, spec.readers).size:
                 raise ProcessLookupError(errno.ESRCH, "the descriptor is another file")
             channel = cls(spec, file)
@@ -232,10 +201,10 @@ class Channel:
         if os.getpid() != self._pid:
             return
         self._words[_CLOSED] = 1
-        _fence()
-        _wake(self._address + _PUBLISHED * 8)
+        fence()
+        futex.wake(self._address + _PUBLISHED * 8)
         for reader in range(self.spec.readers):
-            _wake(self._address + (self._layout.readers_at + reader * _READER_WORDS + _TAKEN) * 8)
+            futex.wake(self._address + (self._layout.readers_at + reader * _READER_WORDS + _TAKEN) * 8)
 
     def _map(self, offset: int, capacity: int) -> mmap.mmap:
         # All pages at once: a fault for each would cost as much as the copy.
@@ -306,7 +275,11 @@ class Writer:
         self._extents: list[_Extent] = []
         spec, layout = channel.spec, channel._layout
         self._slots = spec.slots
-        self._ring = channel._memory[layout.ring_at : layout.size]
+        self._mapping = channel._mapping
+        self._ring_word, self._slot_words = layout.ring_word, layout.slot_words
+        self._wake_address = channel._address + _PUBLISHED * 8
+        #: There is room for messages up to this number, at least.
+        self._room = 0
         self._taken = [layout.readers_at + reader * _READER_WORDS + _TAKEN for reader in range(spec.readers)]
         self._waits = [layout.readers_at + reader * _READER_WORDS + _WAITS for reader in range(spec.readers)]
         #: Where the file ends.
@@ -322,49 +295,67 @@ class Writer:
             ChannelTimeoutError: the slowest reader made no room by `deadline`.
             ChannelError: there is no memory for so large a message.
         """
+        if serialized.blob is not None and serialized.size <= SLOT_BYTES:
+            return self.write_small(serialized.blob, kind, deadline)
+        number = self._next(deadline)
         words = self._words
-        number = words[_PUBLISHED] + 1
-        if self._newest is not None and self._newest.last == number:
-            self._newest.last = 0  # The writing of this number was interrupted.
-        for taken in self._taken:
-            if words[taken] + self._slots < number:
-                self._wait_for_room(taken, number, deadline)
-        if words[_CLOSED]:
-            raise ChannelClosed
-        slot = number % self._slots
-        record = self.channel._layout.slots_at + slot * _SLOT_WORDS
+        record = self._ring_word + number % self._slots * self._slot_words
         size = serialized.size
         if size <= SLOT_BYTES:
-            start = slot * SLOT_BYTES
-            if serialized.blob is not None:
-                self._ring[start : start + size] = serialized.blob
-            else:
-                serialized.write_into(self._ring[start : start + size])
-            words[record + _EXTENT] = 0
+            start = record * 8 + _RECORD_BYTES
+            serialized.write_into(self.channel._memory[start : start + size])
         else:
             index, extent = self._take_extent(number, size)
             serialized.write_into(extent.view)
             words[record + _EXTENT] = index + 1
             words[record + _OFFSET] = extent.offset
             words[record + _CAPACITY] = len(extent.view)
-        words[record + _SIZE] = size
-        words[record + _KIND] = kind
-        if not _ORDERED:
-            _fence()
+        words[record] = size << _KIND_BITS | kind
+        self._publish(number)
+        return number
+
+    def write_small(self, blob: bytes, kind: int = 0, deadline: float | None = None) -> int:
+        """:meth:`write` for a blob of at most SLOT_BYTES."""
+        number = self._next(deadline)
+        record = self._ring_word + number % self._slots * self._slot_words
+        start = record * 8 + _RECORD_BYTES
+        self._mapping[start : start + len(blob)] = blob
+        self._words[record] = len(blob) << _KIND_BITS | kind
+        self._publish(number)
+        return number
+
+    def _next(self, deadline: float | None) -> int:
+        """The number of the message to be written, once there is room for it."""
+        words = self._words
+        number = words[_PUBLISHED] + 1
+        if self._newest is not None and self._newest.last == number:
+            self._newest.last = 0  # The writing of this number was interrupted.
+        if number > self._room:
+            for taken in self._taken:
+                if words[taken] + self._slots < number:
+                    self._wait_for_room(taken, number, deadline)
+            self._room = min([words[taken] for taken in self._taken]) + self._slots
+        if words[_CLOSED]:
+            raise ChannelClosed
+        return number
+
+    def _publish(self, number: int) -> None:
+        words = self._words
+        if not ORDERED:
+            fence()
         words[_PUBLISHED] = number
-        _fence()
+        fence()
         for waits in self._waits:
             if words[waits]:
-                _wake(self.channel._address + _PUBLISHED * 8)
+                futex.wake(self._wake_address)
                 break
-        return number
 
     def _wait_for_room(self, taken: int, number: int, deadline: float | None) -> None:
         words = self._words
         try:
             while (seen := words[taken]) + self._slots < number:
                 words[_WRITER_WAITS] = 1
-                _fence()
+                fence()
                 if words[_CLOSED]:
                     raise ChannelClosed
                 timeout_s = _slice_s(deadline)
@@ -373,12 +364,12 @@ class Writer:
                         f"a channel of {self._slots} slots stayed full: its slowest reader has taken message {seen} of "
                         f"{number - 1}"
                     )
-                _sleep_while(self.channel._address + taken * 8, seen, timeout_s)
+                futex.sleep_while(self.channel._address + taken * 8, seen, timeout_s)
                 self._check()
         finally:
             words[_WRITER_WAITS] = 0
-        if not _ORDERED:
-            _fence()
+        if not ORDERED:
+            fence()
 
     def _take_extent(self, number: int, size: int) -> tuple[int, _Extent]:
         """The smallest free extent with room; otherwise a new one, which replaces the largest free one."""
@@ -435,21 +426,28 @@ class Reader:
         channel: the channel.
         index: which reader it is.
         check: called at least each second while it waits; raises if there is nobody left to wait for.
+        to_the_end: whether `take` gives what was published before the end, after it.
     """
 
-    def __init__(self, channel: Channel, index: int, check: Callable[[], None] = _no_check) -> None:
+    def __init__(
+        self, channel: Channel, index: int, check: Callable[[], None] = _no_check, to_the_end: bool = True
+    ) -> None:
         self.channel = channel
+        self._to_the_end = to_the_end
         self._check = check
         self._index = index
         self._words = channel._words
         layout = channel._layout
         self._taken = layout.readers_at + index * _READER_WORDS + _TAKEN
         self._waits = layout.readers_at + index * _READER_WORDS + _WAITS
-        self._slots_at = layout.slots_at
-        self._ring_at = layout.ring_at
+        self._mapping = channel._mapping
+        self._slots = channel.spec.slots
+        self._ring_word, self._slot_words = layout.ring_word, layout.slot_words
         #: The last message that was taken: the word lags behind it if an interrupt came between the two.
         self.taken = self._words[self._taken]
         self._waiting = 0
+        #: How often in a row a moment's look found nothing; how many of the next waits sleep at once.
+        self._missed = self._sleeps = 0
         self._lock = allocate_lock()
         #: Extent → (offset, capacity, its mapping).
         self._mapped: dict[int, tuple[int, int, mmap.mmap]] = {}
@@ -465,7 +463,7 @@ class Reader:
             ChannelClosed: it never will be.
         """
         words = self._words
-        if words[_PUBLISHED] >= number:
+        if words[_PUBLISHED] >= number or self._comes_soon(number, deadline):
             return True
         address = self.channel._address + _PUBLISHED * 8
         # An interrupt may leave the count too high, which means wake-ups that nobody needs; never too low.
@@ -473,7 +471,7 @@ class Reader:
             self._waiting += 1
             words[self._waits] = self._waiting
         try:
-            _fence()
+            fence()
             slept = False
             while (seen := words[_PUBLISHED]) < number:
                 if slept:
@@ -485,13 +483,39 @@ class Reader:
                 timeout_s = _slice_s(deadline)
                 if timeout_s <= 0:
                     return False
-                _sleep_while(address, seen, timeout_s)
+                futex.sleep_while(address, seen, timeout_s)
                 slept = True
         finally:
             with self._lock:
                 self._waiting -= 1
                 words[self._waits] = self._waiting
         return True
+
+    def _comes_soon(self, number: int, deadline: float | None) -> bool:
+        """Look for message `number` for a moment, and leave the CPU to others between the looks.
+
+        To sleep, and to be woken on a CPU that has gone to sleep too, costs several times as much as a message. Where
+        the moment passes, for the message takes longer, or because others kept the CPU, the next waits sleep at once:
+        who sleeps gets the CPU back sooner than who leaves it.
+        """
+        if self._sleeps:
+            self._sleeps -= 1
+            return False
+        words = self._words
+        until = monotonic() + _MOMENT_S
+        if deadline is not None and deadline < until:
+            return False  # Who waits for so short is not to wait for longer.
+        while monotonic() < until:
+            for _ in range(_LOOKS):
+                if words[_PUBLISHED] >= number:
+                    self._missed = 0
+                    return True
+            if words[_CLOSED]:
+                return False
+            sched_yield()
+        self._missed = min(self._missed + 1, _MOST_MISSED)
+        self._sleeps = 1 << self._missed
+        return words[_PUBLISHED] >= number
 
     def peek(self) -> tuple[int, bytes | memoryview] | None:
         """The next message: its kind and its blob, which stays as it is for as long as it is held; None: none yet."""
@@ -501,31 +525,35 @@ class Reader:
             self._release()
         if words[_PUBLISHED] < number:
             return None
-        if not _ORDERED:
-            _fence()
-        slot = number % self.channel.spec.slots
-        record = self._slots_at + slot * _SLOT_WORDS
-        size = words[record + _SIZE]
-        if not words[record + _EXTENT]:
-            start = self._ring_at + slot * SLOT_BYTES
-            return words[record + _KIND], bytes(self.channel._memory[start : start + size])
-        return words[record + _KIND], self._large(number, record, size)
+        if not ORDERED:
+            fence()
+        record = self._ring_word + number % self._slots * self._slot_words
+        head = words[record]
+        size = head >> _KIND_BITS
+        if size <= SLOT_BYTES:
+            start = record * 8 + _RECORD_BYTES
+            return head & _KIND_MASK, self._mapping[start : start + size]
+        return head & _KIND_MASK, self._large(number, record, size)
 
     def advance(self) -> None:
         """The message that was last peeked at is dealt with: its slot may be used again."""
         words = self._words
         self.taken = number = self.taken + 1
-        if not _ORDERED:
-            _fence()
+        if not ORDERED:
+            fence()
         words[self._taken] = number
-        _fence()
+        fence()
         if words[_WRITER_WAITS]:
-            _wake(self.channel._address + self._taken * 8)
+            futex.wake(self.channel._address + self._taken * 8)
 
     def take(self, deadline: float | None = None) -> tuple[int, bytes | memoryview]:
         """Wait for the next message and take it, where nothing interrupts. Raises as `wait`; ChannelTimeoutError."""
         number = self.taken + 1
-        if not self.wait(number, deadline):
+        words = self._words
+        if words[_PUBLISHED] >= number:
+            if words[_CLOSED] and not self._to_the_end:
+                raise ChannelClosed
+        elif not self.wait(number, deadline):
             raise exceptions.ChannelTimeoutError(f"message {number} of a channel did not come in time")
         message = self.peek()
         assert message is not None
@@ -554,8 +582,8 @@ class Reader:
         while self._gone:
             kept = self._gone[0]
             if self._kept.get(kept.extent) is kept and kept.number <= self.taken:
-                if not _ORDERED:
-                    _fence()
+                if not ORDERED:
+                    fence()
                 self._words[layout.released_at + kept.extent * readers + self._index] = kept.number
                 del self._kept[kept.extent]
             self._gone.popleft()

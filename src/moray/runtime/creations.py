@@ -47,6 +47,11 @@ class Created(msgspec.Struct, eq=False):
     waiting: int = 0
     #: The process that is to become it, and what it was told, until it is known to have been.
     placed: tuple[Peer, m.StartActor] | None = None
+    #: The task or call that creates it, in a worker: its cancel is the constructor's, too (CANCEL).
+    parent: Any = None
+    #: The constructor has returned once, or is being cancelled.
+    made: bool = False
+    cancelled: bool = False
 
 
 class Creations:
@@ -93,6 +98,8 @@ class Creations:
                 [*held, *((prepared.held if prepared is not None else None) or [])],
                 life,
             )
+            if runtime.kind == "worker":
+                created.parent = runtime.current_work()
             spec.waiting = any(not ref._entry.ready for _where, ref in created.arguments)
             self._created[spec.actor] = created
             self._creations[created.seq] = created
@@ -157,7 +164,7 @@ class Creations:
         if created is None:
             return
         runtime = self._runtime
-        arguments, failed = resolve(created.arguments)
+        arguments, failed = resolve(created.arguments, self._runtime.values.places)
         if failed is not None:
             failed._entry.seen = True
             error = self._constructor_failed(created, failed)
@@ -170,6 +177,8 @@ class Creations:
         )
         created.placed = peer, start
         runtime.send(peer, start)  # If it cannot be reached it is dead, which the head will see.
+        if created.cancelled:
+            self._send_cancel(created)  # The process that was told of it has died.
 
     def connection_closed(self, peer: Peer) -> None:
         """With the connection to a process that is to be an actor of ours, what it was told may be lost: again. One
@@ -183,6 +192,23 @@ class Creations:
     def _start_again(self, created: Created, peer: Peer) -> None:
         if created.placed is not None and created.placed[0] is peer and peer.dead is None:
             self._runtime.send(peer, created.placed[1])
+            if created.cancelled:
+                self._send_cancel(created)
+
+    def cancel_children(self, work: Any) -> None:
+        """`work` is cancelled, and with it the constructors of the actors that it created: those that have not begun
+        never will. An actor that is there stays, as long as anybody has a handle."""
+        for created in list(self._created.values()):
+            if created.parent is work and not created.made and not created.cancelled:
+                created.cancelled = True
+                if created.placed is None:
+                    self._runtime.node.send(m.KillActor(created.actor, True))
+                else:
+                    self._send_cancel(created)
+
+    def _send_cancel(self, created: Created) -> None:
+        if created.placed is not None:
+            self._runtime.send(created.placed[0], m.CancelTask(created.seq, 0, False, True))
 
     def _constructor_failed(self, created: Created, failed: ObjectRef[Any]) -> bytes:
         """The error of an actor whose constructor got an argument that is an error."""
@@ -196,7 +222,7 @@ class Creations:
         created = self._creations.get(result.seq)
         if created is None:
             return
-        created.placed = None
+        created.placed, created.parent, created.made = None, None, True
         if not created.restartable:
             self._creations.pop(created.seq, None)
             created.arguments, created.held = [], []

@@ -6,6 +6,7 @@ import atexit
 import difflib
 import json
 import os
+import re
 import sys
 import threading
 import uuid
@@ -14,8 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from moray import config, exceptions
+from moray.ids import new_process, tag_of
+from moray.labels import check_labels
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle, find_sessions, start_node
+from moray.launch.session_directory import read_node_id
+from moray.launch.spilling import spill_targets
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, receive_blocking, send_blocking
 from moray.runtime import state
@@ -23,6 +28,7 @@ from moray.runtime.job_logging import JobLogging
 from moray.runtime.log_files import rotation_settings
 from moray.runtime.output_prints import print_settings
 from moray.runtime.runtime import Runtime
+from moray.runtime.strategies import INFEASIBLE_VARIABLE, check_infeasible
 
 if TYPE_CHECKING:
     import socket
@@ -41,12 +47,13 @@ _WITHOUT_MEANING: Final = frozenset({
 })  # fmt: skip
 _MEANINGFUL: Final = frozenset({
     "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "ignore_reinit_error",
-    "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
+    "infeasible", "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
     "configure_logging", "logging_config", "logging_format", "logging_level",
 })  # fmt: skip
 #: What a job's template imports, so that `import ray` gives moray in workers if it does, or will, in the driver.
 _IN_WORKER: Final = "moray.compat.in_worker"
 _ON_DEMAND: Final = "moray.compat.on_demand"
+_HOST_AND_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:\[\]]+):\d+")
 #: How long shutdown waits for the node to finish before it ends it by force.
 _SHUTDOWN_S: Final = 10.0
 
@@ -171,6 +178,9 @@ def init(address: str | None, **options: Any) -> Context:
     rotation_settings()  # A wrong variable is an error here, not one of every worker's.
     print_settings()
     job = _job_config(options)
+    infeasible = options.get("infeasible") and check_infeasible(options["infeasible"], "init(): infeasible")
+    if infeasible:
+        job.environ[f"MORAY_{INFEASIBLE_VARIABLE}"] = infeasible
     logging.add_to(job.environ)
     handle: NodeHandle | None = None
     if address is None or address == "local":
@@ -178,7 +188,7 @@ def init(address: str | None, **options: Any) -> Context:
         node_address = handle.address
     else:
         _refuse_with_address(options, address)
-        node_address = _find(address)
+        node_address, handle = _find(address, str(options.get("_temp_dir") or ""))
     try:
         driver = _connect(node_address, job)
     except BaseException:
@@ -186,6 +196,7 @@ def init(address: str | None, **options: Any) -> Context:
             handle.kill()
         raise
     driver.handle = handle
+    driver.infeasible = infeasible or ""
     driver.output.configure(logging.to_driver)
     driver.undo_logging = logging.install()
     _install(driver)
@@ -236,19 +247,41 @@ def _refuse_with_address(options: dict[str, Any], address: str) -> None:
         )
 
 
-def _find(address: str) -> str:
-    """The path of a running node's socket."""
+def _find(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
+    """The path of a running node's socket; and the node, if it had to be started."""
     if address == "auto":
-        sessions = find_sessions()
+        from moray.launch.cluster import find_nodes
+
+        nodes = [found.session for found in find_nodes(temp_dir) if not found.node.driver_only]
+        sessions = nodes or find_sessions(temp_dir)
         if not sessions:
-            raise ConnectionError('there is no running session to connect to with address="auto"')
-        return sessions[0].address
+            raise ConnectionError(
+                'there is no running session to connect to with address="auto": start one with `moray start --head`, '
+                "or leave the address out"
+            )
+        return sessions[0].address, None
+    remote = address.removeprefix("moray://").removeprefix("ray://")
+    if remote != address or _HOST_AND_PORT.fullmatch(address):
+        return _find_in_cluster(remote, temp_dir)
     path = address.removeprefix("unix://")
     if os.path.isdir(path):
         path = f"{path}/node.sock"
     if not os.path.exists(path):
         raise ConnectionError(f"there is no session at {address!r}: its node has ended, or the address is wrong")
-    return path
+    return path, None
+
+
+def _find_in_cluster(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
+    """A node of the cluster whose head is at HOST:PORT: of this machine, or one that is started for this driver."""
+    from moray.launch.cluster import find_nodes, start_joined
+
+    for found in find_nodes(temp_dir):
+        if found.node.head == address and not found.node.driver_only:
+            return found.session.address, None
+    handle = start_joined(
+        NodeConfig(resources={"CPU": 0, "memory": 0}), address, temp_dir=temp_dir, detached=False, driver_only=True
+    )
+    return handle.address, handle
 
 
 def _node_config(options: dict[str, Any]) -> NodeConfig:
@@ -269,12 +302,19 @@ def _node_config(options: dict[str, Any]) -> NodeConfig:
         raise ValueError(f"init(): object_store_memory={store!r} should be a number of bytes, at least 1 MiB")
     return NodeConfig(
         resources=resources,
-        labels=dict(options.get("labels") or {}),
+        labels=_labels(options.get("labels")),
         object_store_memory=store or 0,
         namespace=options.get("namespace") or "",
-        spill_dir=str(system.pop("object_spilling_directory", "") or config.env_str("SPILL_DIR")),
+        spill_targets=spill_targets(system, config.env_str("SPILL_DIR")),
         system_config=system,
     )
+
+
+def _labels(given: Any) -> dict[str, str]:
+    try:
+        return check_labels(given or {})
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"init(): labels={given!r:.200} should be a dict from labels to values: {error}") from None
 
 
 def _job_config(options: dict[str, Any]) -> m.JobConfig:
@@ -340,8 +380,8 @@ def _as_ray() -> bool:
 
 
 def _connect(node_address: str, job: m.JobConfig) -> Driver:
-    process = os.urandom(12)
     try:
+        process = new_process(tag_of(read_node_id(os.path.dirname(node_address))))
         sock = connect(node_address)
     except OSError as error:
         raise ConnectionError(f"cannot connect to the node at {node_address}: {error.strerror}") from error

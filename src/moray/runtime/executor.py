@@ -32,7 +32,7 @@ from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
 from moray.runtime.timeline import Events
 from moray.runtime.values import unpicklable
-from moray.runtime.work import Called, Queued, Work
+from moray.runtime.work import Called, Construction, Queued, Work
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Executor:
         #: Leases up to this one are over here: their tasks are bounced.
         self.revoked = 0
         #: What runs now in the main thread.
-        self.current: Work | None = None
+        self.current: Work | Construction | None = None
         #: Cancelled by their owners and not found here, (owner, seq): finished, or just being begun (CANCEL).
         self.unfound: dict[tuple[bytes, int], None] = {}
         #: The actor that this process is.

@@ -24,7 +24,7 @@ from moray.core.wait_graph import Finding, Target, WaitGraph
 from moray.object_ref import Entry
 from moray.platform.process_table import read_stat
 from moray.protocol import messages as m
-from moray.runtime.explain_answers import Answers
+from moray.runtime.explain_answers import Answers, amounts_text
 from moray.runtime.waits import Wait
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ class Exploration:
             return
         story = stories[0]
         finding.covered = finding.covered or key is None
-        needs = ", ".join(f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in story["resources"].items())
-        text = f" It needs {needs or 'no resources'}; {story['cause']}: {story['reason']}."
+        needs = amounts_text(story["resources"])
+        text = f" It needs {needs}; {story['cause']}: {story['reason']}."
         pids = {each["process"]: each["pid"] for each in state.get("workers", ())}
         holders = []
         counted = 0

@@ -13,6 +13,8 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from moray.core.bundles import show_name, shown_names
+from moray.core.resources import show_amounts
 from moray.core.wait_graph import Finding, Target
 from moray.object_ref import Entry
 from moray.protocol import messages as m
@@ -22,6 +24,7 @@ from moray.runtime.work import Called, Queued, Work
 
 if TYPE_CHECKING:
     from moray.runtime.actors import Callee
+    from moray.runtime.groups import Group
     from moray.runtime.runtime import Runtime
 
 #: Of things that are all waited for, so many are followed.
@@ -90,7 +93,14 @@ class Answers:
             return self._call(task)
         if isinstance(task, Task):
             return self._task(task)
+        group = next((each for each in self._groups() if each.entry is entry), None)
+        if group is not None:
+            return Finding(f"It is ready when {_state_of(group)}.", group.label, notable=True)
         return Finding("The object is just being made.")
+
+    def _groups(self) -> list[Group]:
+        groups = self._runtime.groups
+        return [] if groups is None else list(groups.records.values())
 
     def _task(self, task: Task) -> Finding:
         name = f"task {task.options.name}()"
@@ -117,7 +127,10 @@ class Answers:
         return Finding(every=[work], pids={process: (pid, name)})
 
     def _queued(self, name: str, task: Task, pool: KeyPool) -> Finding:
-        text = f"{_capital(name)} is queued{_behind(pool.queue, task)} for a worker with {_amounts(pool.resources)}"
+        group: Group | None = getattr(pool, "group", None)
+        if group is not None and group.state != "created":
+            return Finding(f"{_capital(name)} waits until {_state_of(group)}.", name, notable=True)
+        text = f"{_capital(name)} is queued{_behind(pool.queue, task)} for a worker with {amounts_text(pool.resources)}"
         busy: dict[Target, str] = {}
         pids: dict[bytes, tuple[int, str]] = {}
         for slot in pool.slots.values():
@@ -446,9 +459,8 @@ def why_pending(runtime: Runtime, entry: Entry) -> str:
         return f"Task {name}() is at a worker, running or next in line."
     if pool.refused:
         return f"Task {name}() waits: {pool.refused}"
-    return (
-        f"Task {name}() is queued with {len(pool.queue)} others for {len(slots)} workers of {_amounts(pool.resources)}."
-    )
+    need = amounts_text(pool.resources)
+    return f"Task {name}() is queued with {len(pool.queue)} others for {len(slots)} workers of {need}."
 
 
 def actor_text(callee: Callee) -> str:
@@ -473,8 +485,20 @@ def _behind(queue: Iterable[Any], work: Any) -> str:
     return ""
 
 
-def _amounts(resources: m.Resources) -> str:
-    parts = [f"{amount / m.RESOURCE_UNIT:g} {name}" for name, amount in resources.items()]
+def _state_of(group: Group) -> str:
+    """How a placement group stands that is waited for."""
+    reason = f": {group.reason}" if group.reason else ""
+    return f"{group.label} ({show_amounts(_total(group.bundles))}) is created; it is {group.state}{reason}"
+
+
+def _total(bundles: list[m.Resources]) -> m.Resources:
+    names = {name for bundle in bundles for name in bundle}
+    return {name: sum(bundle.get(name, 0) for bundle in bundles) for name in names}
+
+
+def amounts_text(resources: m.Resources) -> str:
+    """A need, for people."""
+    parts = [f"{resources[name] / m.RESOURCE_UNIT:g} {show_name(name)}" for name in shown_names(resources)]
     return ", ".join(parts) or "no resources"
 
 

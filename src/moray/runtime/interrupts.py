@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import CellType, CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from moray.runtime.work import Work
+from moray.runtime.work import Construction, Work
 
 if TYPE_CHECKING:
     from moray.runtime.runtime import Waiter
@@ -56,7 +56,7 @@ class Interrupts:
         self._worker = worker
         self._main = threading.main_thread().ident or 0
         #: What is to be ended.
-        self.target: Work | None = None
+        self.target: Work | Construction | None = None
         #: What the main thread waits for in moray, if it does.
         self.waiting: Waiter | None = None
 
@@ -64,12 +64,12 @@ class Interrupts:
         """Take the signal. Main thread."""
         signal.signal(SIGNAL, self._on_signal)
 
-    def request(self, work: Work) -> None:
+    def request(self, work: Work | Construction) -> None:
         """End `work`, which the main thread runs. Loop only."""
         self.target = work
         self._repeat(work)
 
-    def _repeat(self, work: Work) -> None:
+    def _repeat(self, work: Work | Construction) -> None:
         worker = self._worker
         if self.target is not work or worker.executor.current is not work:
             return

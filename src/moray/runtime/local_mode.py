@@ -66,6 +66,7 @@ class LocalRuntime:
     concurrent = False
     work: Any = None
     node_address = "local"
+    infeasible = ""
 
     def __init__(self, config: NodeConfig, namespace: str) -> None:
         self._own_process = self.new_process()
@@ -126,6 +127,10 @@ class LocalRuntime:
     def next_number(self) -> int:
         """A number for a task or object."""
         return next(self._numbers)
+
+    #: See Runtime.
+    groups: Any = None
+    captured = None
 
     def current_task_id(self) -> bytes | None:
         """The 24-byte id of the running task."""
@@ -369,7 +374,7 @@ class LocalSubmitter:
     def __init__(self, runtime: LocalRuntime) -> None:
         self._runtime = runtime
 
-    def pool(self, _resources: m.Resources, _environment: str, _name: str) -> None:
+    def pool(self, _resources: m.Resources, _environment: str, _name: str, _strategy: object = None) -> None:
         """Nothing waits for resources."""
 
     def submit(self, function: Function, settings: TaskSettings, prepared: Prepared | None) -> Any:

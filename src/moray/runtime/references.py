@@ -170,17 +170,25 @@ class ReferenceShell:
                 entry = Entry(origin, key)
                 if origin is runtime.origin:
                     return runtime.make_ref(self._gone(entry))
-                origin.entries[key] = entry
-            elif entry.alive is not None:
-                ref = entry.alive()
+                entry = origin.entries.setdefault(key, entry)
+            before = entry.alive
+            if before is not None:
+                ref = before()
                 if ref is not None:
                     return ref
             # make_ref(), spelled out: values may contain many references.
             ref = new_ref(ObjectRef)
             ref._entry = entry
-            entry.alive = alive = Alive(ref, runtime.note_event)
+            alive = Alive(ref, runtime.note_event)
             alive.entry = entry
             alive.counted = False
+            while entry.alive is not before:
+                # A signal handler has unpickled the same reference meanwhile (INTERRUPT). Ours was never counted.
+                before = entry.alive
+                other = before() if before is not None else None
+                if other is not None:
+                    return other
+            entry.alive = alive
             if type(cover) is TaskToken:
                 cover.touched = True
                 if process != cover.submitter and origin is not runtime.origin:
@@ -445,6 +453,7 @@ class ReferenceShell:
                 entry.book = None
                 if entry.alive is None:
                     entry.origin.entries.pop(entry.key, None)
+                    self._runtime.values.places.forget(entry, ours=False)
 
     def _lost(self, foreign: Foreign) -> None:
         """The owner does not have it, or is dead."""

@@ -11,19 +11,20 @@ import itertools
 import os
 import socket
 import sys
-from _thread import allocate_lock
+from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from moray import exceptions, object_ref
+from moray.ids import tag_of
 from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import Connection
 from moray.protocol.handshake import connect, listen, peer_pid
 from moray.protocol.reactor import HEARTBEAT_S, READ, Reactor
-from moray.runtime import state
+from moray.runtime import handlers, state
 from moray.runtime.actors import ActorClient
 from moray.runtime.cancels import Cancels
 from moray.runtime.explain import Explainer
@@ -36,6 +37,8 @@ from moray.runtime.values import Values
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from moray.runtime.remote import Remote
 
 
 def _leave(_answer: Any) -> None:
@@ -142,8 +145,13 @@ class Runtime:
 
     #: "driver" or "worker".
     kind = "driver"
+    #: What becomes of what no node can run, as init() says: "wait" or "error"; "": what the environment says.
+    infeasible = ""
     #: See :class:`Forked`.
     forked = False
+    #: Placement groups (:func:`moray.runtime.groups.groups_of`), and the one that what is submitted now inherits.
+    groups: Any = None
+    captured: m.Placement | None = None
     #: Several tasks run here at once: which one a thread belongs to must be looked up.
     concurrent = False
     #: What runs here, if it is one at a time: set by a worker for each task.
@@ -157,17 +165,20 @@ class Runtime:
         leftover: bytes,
         arena: int,
         listener: socket.socket | None = None,
+        inbox: socket.socket | None = None,
     ) -> None:
         self.process = process
         self.welcome = welcome
         self.session_dir = welcome.session_dir
         self.job = welcome.job_id.to_bytes(4, "big")
         self.origin = Origin(process, self.job, self)
+        #: This machine's part of all its processes' ids.
+        self.tag = tag_of(process)
         self.reactor = Reactor()
         #: Guards the table of escaped and foreign entries: Origin.entries, Entry.alive of those.
-        self.import_lock = allocate_lock()
+        self.import_lock = RLock()
         #: Guards Entry.waiters.
-        self.waiter_lock = allocate_lock()
+        self.waiter_lock = RLock()
         #: What happened to references (see :mod:`moray.runtime.references`); dead ones come in by C code.
         self.events: deque[Any] = deque()
         #: C code that adds to it.
@@ -191,6 +202,8 @@ class Runtime:
         self.handlers: dict[type, Callable[[Connection, Any], None]] = {
             m.Hello: self._on_hello,
             m.ProcessDied: self._on_process_died,
+            m.NodeDied: self._on_node_died,
+            m.Located: self.on_answer,
             m.ObjectCreated: self.on_answer,
             m.ObjectPinned: self.on_answer,
             m.StoreDone: self.on_answer,
@@ -211,8 +224,14 @@ class Runtime:
         self._listener = listener if listener is not None else listen(self.address)
         self.reactor.register(self._listener.fileno(), READ, self._accept)
         self.node = Connection(node_socket, self.reactor, self.on_message, self._on_node_closed, leftover)
-        self.reactor.hooks += [self._run_calls, self.references.flush, self.cancels.run]
+        self.reactor.hooks += [self._run_calls, self.references.flush, self.values.space.tell, self.cancels.run]
         self.reactor.hooks += [self.submitter.dispatch, self.actors.dispatch, self.values.flush]
+        #: Peers at other machines; None: there are none.
+        self.remote: Remote | None = None
+        if welcome.credentials:
+            from moray.runtime.remote import Remote
+
+            self.remote = Remote(self, inbox)
         object_ref.importer = self.references.import_ref
         _register_fork_hook()
 
@@ -229,9 +248,7 @@ class Runtime:
 
     def block(self, waiter: Waiter, deadline: float | None) -> bool:
         """Let this thread sleep until `waiter` is notified (False: the deadline passed)."""
-        if deadline is None:
-            return waiter.wait()
-        return waiter.wait(max(0.0, deadline - monotonic()))
+        return handlers.block(self, waiter, deadline)
 
     def current_work(self) -> Any:
         """What the calling thread or coroutine runs, in a worker; None in a driver."""
@@ -396,9 +413,9 @@ class Runtime:
             except PermissionError:
                 sock.close()
                 continue
-            Connection(sock, self.reactor, self._on_first, self._on_peer_closed)
+            Connection(sock, self.reactor, self.on_first, self.on_peer_closed)
 
-    def _on_first(self, connection: Connection, message: m.AnyMessage) -> None:
+    def on_first(self, connection: Connection, message: m.AnyMessage) -> None:
         """Nothing but Hello is heard from a connection that has not said who it is."""
         if not isinstance(message, m.Hello):
             connection.close("the first message was not Hello")
@@ -409,11 +426,15 @@ class Runtime:
     def _on_hello(self, connection: Connection, hello: m.Hello) -> None:
         job = hello.job_id.to_bytes(4, "big") if hello.job_id else None
         peer = self.peer(hello.process, hello.address, hello.pid, job)
-        connection.peer = peer
         # The newest: the one before may be dead unseen, and answers to what is repeated here would be lost on it.
+        self.adopt(peer, connection)
+        self.references.reconnected(peer)
+
+    def adopt(self, peer: Peer, connection: Any) -> None:
+        """Send to `peer` on this connection from now on. Loop only."""
+        connection.peer = peer
         peer.connection = connection
         peer.connections[connection] = None
-        self.references.reconnected(peer)
 
     def peer(self, process: bytes, address: str = "", pid: int = 0, job: bytes | None = None) -> Peer:
         """The peer with this id, known from now on. Loop only."""
@@ -430,20 +451,20 @@ class Runtime:
             origin = self.origins.setdefault(process, Origin(process, job, self))
         return origin
 
-    def connect(self, peer: Peer) -> Connection | None:
+    def connect(self, peer: Peer) -> Any:
         """The connection to a peer, made now if needed; None if it cannot be reached. Loop only."""
         if peer.connection is not None:
             return peer.connection
         if peer.dead is not None:
             return None
+        if self.remote is not None and tag_of(peer.origin.process) != self.tag:
+            return self.remote.connect(peer)
         try:
             sock = connect(peer.address)
         except OSError:
             return None
-        connection = Connection(sock, self.reactor, self.on_message, self._on_peer_closed)
-        connection.peer = peer
-        peer.connection = connection
-        peer.connections[connection] = None
+        connection = Connection(sock, self.reactor, self.on_message, self.on_peer_closed)
+        self.adopt(peer, connection)
         job = self.welcome.job_id
         connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", self.process, self.pid, self.address, None, job))
         return connection
@@ -456,7 +477,7 @@ class Runtime:
         connection.send(message)
         return True
 
-    def _on_peer_closed(self, connection: Connection, _reason: str) -> None:
+    def on_peer_closed(self, connection: Connection, _reason: str) -> None:
         peer = connection.peer
         if peer is None:
             return
@@ -469,16 +490,29 @@ class Runtime:
         self.references.disconnected(peer)
 
     def _on_process_died(self, _connection: Connection, message: m.ProcessDied) -> None:
+        self.process_died(message)
+
+    def process_died(self, message: m.ProcessDied) -> None:
+        """A process is dead: its node says so, or that of another machine. Loop only."""
         peer = self.peer(message.process)
         if peer.dead is not None:
             return
         self._drain(peer)
         peer.dead = message
-        self.output.worker_died(message.process, message.pid, read_mark(self.session_dir, message.process))
+        if message.mark is None:
+            self.output.worker_died(message.process, message.pid, read_mark(self.session_dir, message.process))
         self.submitter.worker_died(peer, message)
         self.references.process_died(peer)
         self.values.owner_died(peer.origin, message)
         self.forget_peer(message.process)
+
+    def _on_node_died(self, _connection: Connection, message: m.NodeDied) -> None:
+        """A machine is gone: every process there is dead, and nobody knows what had begun (FENCE)."""
+        for process in [process for process in self.origins if tag_of(process) == message.tag_]:
+            peer = self.peer(process)
+            reason = f"was lost with its node {message.node_id.hex()}: {message.reason}"
+            self.process_died(m.ProcessDied(process, peer.pid, -9, reason, mark=(0, -1)))
+        self.values.places.node_died(message.tag_)
 
     def forget_peer(self, process: bytes) -> None:
         """A process is dead. If nothing of its is left here it goes from the tables, which would only grow with many
@@ -563,6 +597,7 @@ class Runtime:
         object_ref.importer = None
         self.events.clear()
         descriptors = [self._listener.fileno(), self.node.fd, *self.reactor.descriptors()]
+        descriptors += self.remote.descriptors() if self.remote is not None else []
         descriptors += [connection.fd for peer in self.peers.values() for connection in peer.connections]
         for fd in descriptors:
             try:
@@ -581,6 +616,8 @@ class Runtime:
         for peer in list(self.peers.values()):
             for connection in list(peer.connections):
                 connection.close()
+        if self.remote is not None:
+            self.remote.close()
         self.node.close()
         self.reactor.unregister(self._listener.fileno())
         self._listener.close()

@@ -8,8 +8,11 @@ long. What it printed before an item goes before it.
 An item with references in it waits in `out` until the reference protocol lets it go (REF-SEND), and with it those
 behind it: items keep their order, and the result, which ends the stream, is made after all of them were sent.
 
+**Connections.** What an actor sends is kept until its caller has it (:class:`~moray.core.streams.Kept`). When that
+one repeats the call on a new connection, what it lacks is sent there, before anything newer and before the result.
+
 **Pauses** (FLOW). The generator is not resumed while its consumer is too far behind (:mod:`moray.core.streams`), nor
-while more than :data:`MOST_FRAMES` frames have not left this process.
+while more than :data:`MOST_FRAMES` frames have not left this process, nor while an actor's caller has no connection.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from moray import config
-from moray.core.streams import Making
+from moray.core.streams import Kept, Making
 from moray.protocol import messages as m
 from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
 from moray.runtime.output import void
 from moray.runtime.references import ItemMade
 from moray.runtime.values import unpicklable
+from moray.runtime.work import Called
 from moray.serialization import NONE_BLOB, Serialized, serialize
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from moray.protocol.reactor import Timer
     from moray.runtime.executor import Executor, Loaded
     from moray.runtime.references import TaskToken
-    from moray.runtime.work import Work
+    from moray.runtime.work import Caller, Work
 
 #: Items wait at most so long for others to share a message with.
 SEND_AFTER_NS: Final = 300_000
@@ -46,6 +50,9 @@ TICK_S: Final = 0.001
 MESSAGE_BYTES: Final = 1 << 18
 #: The generator pauses while so many frames have not been sent, until there are fewer than a quarter of them.
 MOST_FRAMES: Final = 32
+
+#: Items that may have been lost with a connection are sent again by so many in a message.
+RESENT_ITEMS: Final = 1024
 
 #: … and while so many items in the store are not known to the node.
 MOST_UNSEALED: Final = 8
@@ -95,7 +102,18 @@ class Producer:
         self._waits_for_sending = False
         self._worker.handlers.setdefault(m.StreamCredit, _on_credit)
         self._key = (work.connection.peer.origin.process, work.spec.seq)
+        #: Of an actor's call: its result, if it passed the reference protocol before items were sent again. Loop only.
+        self.end: m.CallResults | None = None
+        #: Of an actor's call: items that the caller may not have.
+        self._kept = Kept() if type(work) is Called else None
+        #: Where to send.
+        self._target: Connection = work.connection
         _producers[self._key] = self
+        if type(work) is Called:
+            work.caller.streams[work.number] = self
+            with self._flush_lock:
+                # After it can be found there: whoever replaces the connection from here on moves this one, too.
+                self._target = work.caller.connection
 
     # --- the generator's thread ------------------------------------------------------------------------
 
@@ -203,14 +221,13 @@ class Producer:
             self.flush()
         self._resume()
 
-    def _connection(self) -> Connection:
-        """Where to send: an actor's caller may have a new connection."""
-        caller = getattr(self._work, "caller", None)
-        connection: Connection = self._work.connection if caller is None else caller.connection
-        return connection
+    def _must_keep(self) -> bool:
+        """Its caller is there and will connect anew, or has not said for long what it has."""
+        return self._kept is not None and (self._target.closed or self._kept.is_full())
 
     def _is_congested(self) -> bool:
-        return len(self._connection().out) >= MOST_FRAMES or self._written - self._sealed >= MOST_UNSEALED
+        many = len(self._target.out) >= MOST_FRAMES or self._written - self._sealed >= MOST_UNSEALED
+        return many or self._must_keep()
 
     def _is_orphan(self) -> bool:
         """Nobody is there any more who could want the items."""
@@ -244,7 +261,7 @@ class Producer:
         """Before a pause: send what is there; if there is nothing, at least how far the generator is."""
         if not self.flush() and self.making.must_pause():
             work = self._work
-            self._connection().send(m.StreamItems(work.spec.seq, self._attempt, self.making.made, []))
+            self._target.send(m.StreamItems(work.spec.seq, self._attempt, self.making.made, []))
 
     def finish(self) -> None:
         """Return when all items were sent. Not in an event loop."""
@@ -256,7 +273,7 @@ class Producer:
             # Not `block`: what is done already cannot be cancelled.
             self._worker.wake()
             waiter.wait(HEARTBEAT_S)
-        _producers.pop(self._key, None)
+        self.close()
 
     async def finish_async(self) -> None:
         """Return when all items were sent."""
@@ -271,7 +288,7 @@ class Producer:
             event.clear()
             if self.out:
                 await event.wait()
-        _producers.pop(self._key, None)
+        self.close()
 
     def items(self) -> int:
         """How many items the owner gets."""
@@ -298,8 +315,10 @@ class Producer:
                 else:
                     break
             if ready:
+                if self._kept is not None:
+                    self._kept.add(first, ready)
                 # Sent before taken: an interrupt in between leads to a repetition, which the owner knows by the index.
-                self._connection().send(m.StreamItems(self._work.spec.seq, self._attempt, first, ready))
+                self._target.send(m.StreamItems(self._work.spec.seq, self._attempt, first, ready))
                 for _ in ready:
                     out.popleft()
             self._out_bytes = 0
@@ -319,7 +338,8 @@ class Producer:
             self.flush()
         waits = self._waits_for_sending
         few_unsealed = self._written - self._sealed < MOST_UNSEALED
-        if waits and few_unsealed and len(self._connection().out) < MOST_FRAMES // 4:
+        room = few_unsealed and len(self._target.out) < MOST_FRAMES // 4 and not self._must_keep()
+        if waits and (room or self._is_orphan()):
             waits = False
             self._resume()
         self._armed = False
@@ -334,11 +354,51 @@ class Producer:
         if not self.out:
             self._resume()
 
-    def credit(self, attempt: int, consumed: int) -> None:
-        """The owner tells how much its consumer has taken."""
-        if attempt == self._attempt:
-            self.making.credit(consumed)
+    def credit(self, message: m.StreamCredit) -> None:
+        """The owner tells how much its consumer has taken, and what it has."""
+        if message.attempt == self._attempt:
+            if self._kept is not None:
+                self._kept.acknowledge(message.received)
+            self.making.credit(message.consumed)
             self._resume()
+
+    def resume(self, connection: Connection) -> None:
+        """The caller has repeated the call on a new connection, and told before what it has."""
+        kept = self._kept
+        if kept is None or self._target is connection:
+            return
+        with self._flush_lock:
+            self._target = connection
+            first, items = kept.again()
+            part: list[m.StreamItem] = []
+            size = 0
+            for item in [*items, None]:
+                if part and (item is None or size >= MESSAGE_BYTES or len(part) >= RESENT_ITEMS):
+                    connection.send(m.StreamItems(self._work.spec.seq, self._attempt, first, part))
+                    first, part, size = first + len(part), [], 0
+                    if connection.broken:
+                        break  # It is an old one already: the newest must not wait for what is in vain.
+                if item is not None:
+                    part.append(item)
+                    size += len(item.blob)
+        if self.end is not None:
+            connection.send(self.end)
+            self.end = None
+        self._resume()
+
+    def sends_on(self, connection: Connection) -> bool:
+        """Whether all items went, or go, by this connection, so that the end may follow."""
+        return self._target is connection
+
+    def close(self) -> None:
+        """All items were sent: the owner has nothing more to say, unless they may have to be sent again."""
+        if self._kept is None or self._is_orphan():
+            self.forget()
+
+    def forget(self) -> None:
+        """The owner has everything. An attempt that followed may have taken the place in the table."""
+        if _producers.get(self._key) is self:
+            _producers.pop(self._key, None)
 
 
 def answer(
@@ -441,7 +501,19 @@ def _iterator(value: Any, name: str) -> Iterator[Any]:
         ) from None
 
 
+def forget(caller: Caller, answered: int) -> None:
+    """The caller has the replies below this number, and so the items that came before them. Loop only."""
+    for number in [number for number in list(caller.streams) if number < answered]:
+        caller.streams.pop(number).forget()
+
+
+def forget_owner(process: bytes) -> None:
+    """An owner died: what was kept for it is nobody's. Loop only."""
+    for key in [key for key in list(_producers) if key[0] == process]:
+        _producers.pop(key, None)
+
+
 def _on_credit(connection: Connection, message: m.StreamCredit) -> None:
     producer = _producers.get((connection.peer.origin.process, message.seq))
     if producer is not None:
-        producer.credit(message.attempt, message.consumed)
+        producer.credit(message)

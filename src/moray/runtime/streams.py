@@ -18,10 +18,12 @@ import msgspec
 from moray import exceptions
 from moray.core.references import Owned
 from moray.core.streams import Arriving, End
+from moray.ids import tag_of
 from moray.object_ref import Entry, ObjectRef
 from moray.object_ref_generator import Dropped, DynamicObjectRefGenerator, Inbox, ObjectRefGenerator
 from moray.protocol import messages as m
 from moray.runtime.references import is_wanted
+from moray.runtime.tasks import Call
 from moray.runtime.values import dump_error
 from moray.serialization import NONE_BLOB, serialize
 
@@ -94,8 +96,15 @@ class Stream:
             inbox.extend(refs)
             self._notify(inbox)
         del inbox
+        if isinstance(task, Call) and self.state.acknowledge(sum([len(item.blob) for item in message.items])):
+            self._acknowledge(task, connection)
         if self.state.ahead >= 0:
             self._tell_credit(task)
+
+    def _acknowledge(self, task: Task, connection: Connection) -> None:
+        """Tell the actor what need not be kept."""
+        self.state.said()
+        connection.send(m.StreamCredit(task.seq, self.state.attempt, self.state.told, self.state.received))
 
     def _make(self, peer: Peer, key: int, item: m.StreamItem) -> ObjectRef[Any]:
         """The object of one item, and its reference."""
@@ -107,7 +116,7 @@ class Stream:
             runtime.references.result_arrived(peer, item.handover, [(entry, item.contained)])
         if item.size:
             entry.size = item.size
-            runtime.values.note_stored(entry)
+            runtime.values.note_stored(entry, tag_of(peer.origin.process))
         else:
             entry.blob = item.blob
         entry.ready = True
@@ -120,7 +129,16 @@ class Stream:
             return
         taken = self.state.received - len(inbox)
         if self.state.credit(taken):
-            self._source.send(m.StreamCredit(task.seq, self.state.attempt, taken))
+            self.state.said()
+            self._source.send(m.StreamCredit(task.seq, self.state.attempt, taken, self.state.received))
+
+    def reconnected(self, task: Task, connection: Connection) -> None:
+        """The actor that makes the items is about to be told again of the call, on a new connection: what may have been
+        lost with the old one is said first, so that it sends what is missing, and goes on."""
+        self._source = connection
+        inbox = self._inbox(task)
+        self.state.resume(self.state.received - len(inbox) if inbox is not None else 0)
+        self._acknowledge(task, connection)
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -134,6 +152,8 @@ class Stream:
     def finish(self, task: Task, items: int) -> None:
         """The generator has ended by itself, after so many items: publish that, and the task's own object."""
         end = self.state.finish(task.attempt, items)
+        if self._source is not None and isinstance(task, Call) and self.state.owes_last_word():
+            self._acknowledge(task, self._source)
         if end is End.COMPLETE:
             self._complete(task)
             return
@@ -183,6 +203,8 @@ class Stream:
         """The task has failed: its own object has got the error, which becomes the stream's last item too."""
         if not self.state.fail():
             return
+        if self._source is not None and isinstance(task, Call) and self.state.owes_last_word():
+            self._acknowledge(task, self._source)
         own = task.entry
         inbox = self._inbox(task)
         if inbox is not None and own is not None and not self.dynamic:
@@ -253,4 +275,4 @@ def discard(runtime: Runtime, peer: Peer, key: int, item: m.StreamItem, keep_sto
         runtime.references.drain()
         runtime.references.result_arrived(peer, item.handover, [(None, item.contained)])
     if item.size and not keep_stored:
-        runtime.values.forget_stored(Entry(runtime.origin, key))
+        runtime.values.forget_stored(Entry(runtime.origin, key), tag_of(peer.origin.process))

@@ -24,17 +24,20 @@ import msgspec
 
 from moray import config, exceptions
 from moray.core.leases import Durations, Slot
+from moray.ids import tag_of
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
+from moray.runtime.strategies import locality_of
 from moray.runtime.streams import Streams, make_stream
 from moray.runtime.task_errors import crashed
 from moray.runtime.tasks import Call, Function, KeyPool, Task, TaskSettings
 from moray.runtime.values import dump_error
 
 if TYPE_CHECKING:
+    from moray.core.strategies import Strategy
     from moray.protocol.connection import Connection
     from moray.runtime.runtime import Peer, Runtime
 
@@ -69,13 +72,14 @@ class Submitter:
 
     # --- submitting: any thread ------------------------------------------------------------------------
 
-    def pool(self, resources: m.Resources, runtime_env: str, label: str) -> KeyPool:
+    def pool(self, resources: m.Resources, runtime_env: str, label: str, strategy: Strategy | None = None) -> KeyPool:
         """The pool of a scheduling key."""
-        key = (tuple(sorted(resources.items())), runtime_env)
+        key = (tuple(sorted(resources.items())), runtime_env, strategy)
         with self._pools_lock:
             pool = self.pools.get(key)
             if pool is None:
-                pool = KeyPool(len(self.pools) + 1, resources, runtime_env, label, self._useful(resources))
+                useful = self._useful(resources)
+                pool = KeyPool(len(self.pools) + 1, resources, runtime_env, label, useful, strategy)
                 self.pools[key] = pool
                 self._by_key[pool.key] = pool
         return pool
@@ -129,7 +133,7 @@ class Submitter:
             runtime.wake()
             return returned
         pool = settings.pool
-        if pool.idle and not pool.queue:
+        if pool.idle and not pool.queue and not pool.inside():
             with pool.lock:
                 if self._send_directly(pool, task):
                     return returned
@@ -140,10 +144,13 @@ class Submitter:
 
     def _send_directly(self, pool: KeyPool, task: Task) -> bool:
         """Send `task` to an idle worker that knows its function. The caller holds the pool's lock."""
-        for slot in tuple(pool.idle):
+        # The one that ran last first: its caches are warm.
+        for slot in reversed(tuple(pool.idle)):
             connection, peer, devices = slot.worker
             if devices or connection.out or connection.settled or task.function.index not in peer.functions:
                 continue
+            if not pool.admits(slot, task):
+                return False
             spec = m.TaskSpec(task.seq, task.function.index, task.payload, task.extra)
             if connection.send_frame(encode_frame(m.Tasks(slot.lease, [spec])), (slot, task)):
                 return True
@@ -188,7 +195,7 @@ class Submitter:
 
     def _enqueue(self, task: Task) -> None:
         """All arguments are ready: pass their values on, or their error."""
-        arguments, failed = resolve(task.arguments or [])
+        arguments, failed = resolve(task.arguments or [], self._runtime.values.places)
         if failed is not None:
             for entry in task.entries if task.entries is not None else [task.entry]:
                 if entry is not None:
@@ -217,7 +224,9 @@ class Submitter:
         if pool.recall_timer is None and pool.has_backlog():
             pool.recall_timer = self._runtime.reactor.call_later(RECALL_AFTER_S, lambda: self._recall(pool))
         # An idle slot counts too: a task that came after the look at the queue would wait for the heartbeat.
-        pool.hungry = not pool.queue or bool(pool.idle) or len(pool.slots) + pool.requested < pool.useful
+        with pool.lock:
+            more = (bool(pool.idle) or len(pool.slots) + pool.requested < pool.useful) and not pool.packed()
+            pool.hungry = more or not pool.queue
 
     def _give(self, pool: KeyPool, slot: Slot) -> None:
         """Send `slot` what the core takes from the queue for it. Under the pool's lock."""
@@ -258,9 +267,10 @@ class Submitter:
                 pool.idle.remove(slot)
 
     def _request(self, pool: KeyPool, count: int) -> None:
-        self._runtime.node.send(
-            m.RequestLeases(pool.key, count, pool.seen, pool.resources, pool.runtime_env, pool.label)
-        )
+        wish = m.RequestLeases(pool.key, count, pool.seen, pool.resources, pool.runtime_env, pool.label, pool.strategy)
+        if count and self._runtime.welcome.credentials:  # There are other machines.
+            wish.locality = locality_of(pool.queue, tag_of(self._runtime.process))
+        self._runtime.node.send(wish)
 
     # --- the loop: results ------------------------------------------------------------------------------------
 
@@ -427,7 +437,7 @@ class Submitter:
             size = extra.stored[index] if extra.stored else 0
             entry.blob = None if size else blobs[index]
             if size:
-                runtime.values.note_stored(entry)
+                runtime.values.note_stored(entry, tag_of(peer.origin.process))
             elif task.attempt:
                 runtime.values.forget_stored(entry)  # An attempt that died may have left a large value.
             entry.size = size
@@ -508,11 +518,13 @@ class Submitter:
     def _on_refused(self, _connection: Connection, message: m.LeaseRefused) -> None:
         pool = self._by_key[message.key]
         pool.refused = message.reason
-        if message.infeasible:
-            self._runtime.output.warn(message.reason)
+        error = pool.refusal(message)
+        if error is None:
+            self._runtime.output.warn(f"task {pool.label}() waits: {message.reason}")
             return
-        blob = dump_error(exceptions.RuntimeEnvSetupError(message.reason))
+        blob = dump_error(error)
         pool.requested = 0
+        self._request(pool, 0)  # The next task asks anew.
         while pool.queue:
             self.finish_with(pool.queue.popleft(), blob, False)
 
@@ -600,10 +612,12 @@ class Submitter:
         for pool, slot in list(peer.slots.values()):
             self.settle(slot.worker[0])
             self._forget(pool, slot)
-            mark = read_mark(self._runtime.session_dir, peer.origin.process)
             tasks = pool.lost(slot)
             # They were begun in the order in which they were sent; some of those may have been answered.
-            begun = max(0, mark.begun - slot.answered) if mark.lease == slot.lease else 0
+            lease, count = death.mark or read_mark(self._runtime.session_dir, peer.origin.process)[:2]
+            begun = max(0, count - slot.answered) if lease == slot.lease else 0
+            if count < 0:
+                begun = len(tasks)  # Its machine is gone, and what it knew: any of them may have begun.
             for task in tasks[:begun]:
                 self._survive(task, death)
             self._runtime.cancels.requeue(pool, tasks[begun:])
@@ -612,6 +626,7 @@ class Submitter:
 
     def _survive(self, task: Task, death: m.ProcessDied, fate: str = "has died") -> None:
         """A task that had begun (or whose result was not sent) when its worker died: try again, or fail it."""
+        self._runtime.values.note_stray(task, tag_of(death.process))
         if task.retries_left and not task.cancelled:
             if task.entries is None and task.entry is not None and task.stream is None:
                 task.entries, task.entry = [task.entry], None  # Its result is not taken by the short way.

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from moray import exceptions
+from moray.core.actors import UNSCHEDULABLE
 
 if TYPE_CHECKING:
     from moray.protocol.messages import ProcessDied
@@ -29,8 +30,19 @@ def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> ex
     )
 
 
-def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.WorkerCrashedError:
+def actor_died(actor: str, text: str, reason: str) -> exceptions.MorayError:
+    """The error of calls of an actor that is dead, or that no node may host."""
+    if reason.startswith(UNSCHEDULABLE):
+        return exceptions.ActorUnschedulableError(f"{text}: {reason.removeprefix(UNSCHEDULABLE)}")
+    return exceptions.ActorDiedError(f"{text} is dead: {reason or 'it has ended'}", actor_id=actor)
+
+
+def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.MorayError:
     """The error of a task whose worker is gone, and that is not tried again."""
+    group = getattr(task.options.pool, "group", None)
+    if group is not None and group.state == "removed":
+        removed: exceptions.MorayError = group.removed_error(f"task {task.options.name}()")
+        return removed
     return exceptions.WorkerCrashedError(
         f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
         + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),

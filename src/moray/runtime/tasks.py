@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from moray import exceptions
 from moray.core.leases import Durations, Pool, Slot
 from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 
 if TYPE_CHECKING:
+    from moray.core.strategies import Strategy
     from moray.runtime.streams import Stream
 
 
@@ -100,15 +103,25 @@ class CallSettings(TaskSettings, gc=False, eq=False):
 class KeyPool(Pool):
     """The pool of one scheduling key, with what the shell needs beside the decisions."""
 
-    def __init__(self, key: int, resources: m.Resources, runtime_env: str, label: str, useful: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        key: int,
+        resources: m.Resources,
+        runtime_env: str,
+        label: str,
+        useful: int,
+        strategy: Strategy | None = None,
+    ) -> None:
+        super().__init__(packs=True)
         self.key = key
         self.resources = resources
         self.runtime_env = runtime_env
         self.label = label
+        self.strategy = strategy
         #: Guards the direct way: held by a user's thread from its look at `idle` to its commit, and by the
-        #: loop while it gives work to a slot.
-        self.lock = allocate_lock()
+        #: loop while it gives work to a slot. A handler that comes here in the middle of it queues its task.
+        self.lock = RLock()
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         #: Slots that a user's thread may send to directly. The loop adds and removes.
         self.idle: deque[Slot] = deque()
         #: A new task makes a difference now: the loop should be woken for it.
@@ -123,3 +136,16 @@ class KeyPool(Pool):
         self.linger_timer: Any = None
         #: What the node said of an infeasible request.
         self.refused = ""
+
+    def granted(self, lease: int, worker: Any) -> Slot:
+        """See Pool: what was refused before is feasible now."""
+        self.refused = ""
+        return super().granted(lease, worker)
+
+    def refusal(self, message: m.LeaseRefused) -> exceptions.MorayError | None:
+        """The error that the queued tasks end with; None: they go on waiting."""
+        if not message.infeasible:
+            return exceptions.RuntimeEnvSetupError(message.reason)
+        if self.strategy is not None and self.strategy.fails:
+            return exceptions.TaskUnschedulableError(f"{self.label}(): {message.reason}")
+        return None

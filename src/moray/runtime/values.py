@@ -18,12 +18,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from moray import config, exceptions
+from moray.ids import tag_of
 from moray.object_ref import Entry, ObjectRef, Origin
 from moray.protocol import messages as m
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.explain_answers import why_pending
+from moray.runtime.places import Places
 from moray.runtime.references import Contains, TaskToken
-from moray.runtime.space import Space
+from moray.runtime.space import NOTHING_TO_FREE, Space
 from moray.runtime.tasks import Life
 from moray.runtime.waits import Wait
 from moray.runtime.writing import Writer, store_error
@@ -44,8 +46,11 @@ class Values:
         self.store = StoreClient(arena, runtime.welcome.arena_bytes)
         #: Where the next objects can be written without asking.
         self.space = Space(runtime)
+        #: Where stored objects lie that are not here.
+        self.places = Places(runtime)
         writer = Writer(runtime, self)
         self.write = writer.write
+        self.write_own = writer.write_own
         self.write_soon = writer.write_soon
         #: Ids whose last view has gone; filled by finalizers in any thread (DEL).
         self._unpinned: deque[bytes] = deque()
@@ -90,13 +95,14 @@ class Values:
         else:
             self._stored.add(entry.key)
             entry.size = serialized.size  # From now on its end frees what an interrupted write may leave (INTERRUPT).
-            self.write(entry.id, serialized)
+            self.write_own(entry, serialized)
         entry.ready = True
         return ref
 
     def book_drops(self) -> None:
-        """Tell the node of all objects that were dropped before this call. Loop only."""
+        """Tell the node of all objects that were put or dropped before this call. Loop only."""
         self._runtime.references.flush()
+        self.space.tell()
         self.flush()
 
     # --- get ---------------------------------------------------------------------------------------------
@@ -243,7 +249,8 @@ class Values:
             )
         blob: bytes | memoryview | None = entry.blob
         if blob is None:
-            blob = self._map(entry.id)
+            self.space.tell_of(entry)
+            blob = self._map(entry.id, self.places.of(entry), entry.size)
         if entry.error:
             entry.seen = True
             raise load_error(blob, entry if entry.contained is not None else None)
@@ -255,18 +262,21 @@ class Values:
         """The value of a task's top-level reference; `token` covers what is inside it."""
         blob: bytes | memoryview | None = argument.blob
         if blob is None:
-            blob = self._map(argument.object)
+            node = self.places.understood(argument.object, argument.node)
+            blob = self._map(argument.object, node, argument.size, priority=1)
         return loads_covered(blob, token)
 
-    def _map(self, object_id: bytes) -> memoryview:
-        """The bytes of a stored object, read-only and in place. One pin serves all views of this process."""
+    def _map(self, object_id: bytes, node: bytes, size: int, priority: int = 0) -> memoryview:
+        """The bytes of a stored object, read-only and in place. One pin serves all views of this process.
+
+        `node`: which has it, if not this one; then, who waits: 0 a get, 1 a task."""
         runtime = self._runtime
 
         def unpin(answer: Any) -> None:
             if isinstance(answer, m.ObjectPinned):
                 self._on_unpinned(object_id)
 
-        answer = runtime.ask(lambda number: m.PinObject(number, object_id), unpin)
+        answer = runtime.ask(lambda number: m.PinObject(number, object_id, node, size, priority), unpin)
         if isinstance(answer, m.StoreError):
             raise store_error(answer, object_id)
         return self.store.reader(object_id, answer.offset, answer.size, answer.path, self._on_unpinned)
@@ -437,13 +447,24 @@ class Values:
         for notify in waiters or ():
             notify()
 
-    def note_stored(self, entry: Entry) -> None:
-        """A result of ours lies in the store. Loop only."""
+    def note_stored(self, entry: Entry, node: bytes) -> None:
+        """A result of ours lies in the store of the node with this tag. Loop only."""
         self._stored.add(entry.key)
+        self.places.note(entry, node)
 
-    def forget_stored(self, entry: Entry) -> None:
-        """The task failed for good; an attempt may have left its result in the store before it died. Loop only."""
+    def note_stray(self, task: Any, node: bytes) -> None:
+        """An attempt of a task died at this node. Loop only."""
+        for entry in task.entries if task.entries is not None else [task.entry]:
+            if entry is not None:
+                self.places.note_stray(entry, node)
+
+    def forget_stored(self, entry: Entry, node: bytes = b"") -> None:
+        """The task failed for good; an attempt may have left its result in the store before it died, here or (`node`)
+        elsewhere. Loop only."""
         self._free.append(entry.id)
+        if node and node != self.places.tag:
+            self.places.note_stray(entry, node)
+        self.places.end_strays(entry.id)
 
     def release(self, entry: Entry) -> None:
         """Nothing refers to the object any more: give up its value (REF-FREE). Loop only."""
@@ -455,7 +476,12 @@ class Values:
         entry.task = None
         if entry.size and entry.origin is self._runtime.origin:
             self._stored.discard(entry.key)
-            self._free.append(entry.id)
+            if self.places.forget(entry, ours=True) or entry.size == NOTHING_TO_FREE or self.space.reuse(entry):
+                pass  # It is not in this node's store.
+            else:
+                self._free.append(entry.id)
+        elif entry.size:
+            self.places.forget(entry, ours=False)
         entry.blob = None
 
     def when_ready(self, entry: Entry, peer: Any) -> None:
@@ -477,7 +503,9 @@ class Values:
     def _send_value(self, entry: Entry, peer: Any) -> None:
         entry.seen = True
         contained = [each if isinstance(each, bytes) else each.binary() for each in entry.contained or ()]
-        self._runtime.send(peer, m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained))
+        node = self.places.named(entry) if entry.size else b""
+        value = m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained, node)
+        self._runtime.send(peer, value)
 
     def _on_value(self, connection: Any, message: m.ObjectValue) -> None:
         """An owner told us the value of an object that we borrow."""
@@ -486,6 +514,8 @@ class Values:
             return
         entry.blob = None if message.size else message.blob
         entry.size = message.size
+        if message.size:
+            self.places.note(entry, message.node or tag_of(entry.origin.process))
         entry.error = message.error
         if message.contained:
             entry.contained = message.contained
@@ -527,6 +557,7 @@ class Values:
         if self._free:
             free, self._free = self._free, []
             self._runtime.node.send(m.FreeObjects(free))
+        self.places.flush()
         self.space.flush()
         if self._wanted:
             self._fetch()

@@ -29,13 +29,15 @@ class Queued(msgspec.Struct, gc=False, eq=False):
 class Caller(Incoming):
     """A process that calls this actor."""
 
-    __slots__ = ("connection", "process")
+    __slots__ = ("connection", "process", "streams")
 
     def __init__(self, process: bytes, connection: Connection) -> None:
         super().__init__()
         self.process = process
         #: The present one: replies go there.
         self.connection = connection
+        #: Number of a call → what makes, or made, its items, as long as the caller may not have its reply (STREAM).
+        self.streams: dict[int, Any] = {}
 
 
 class Called(msgspec.Struct, gc=False, eq=False):
@@ -50,6 +52,14 @@ class Called(msgspec.Struct, gc=False, eq=False):
     spares_children: bool = False
     #: Actors have no leases.
     lease: int = 0
+
+
+class Construction:
+    """What the main thread runs while an actor's constructor does: what a cancel may interrupt (CANCEL)."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.lease = 0
 
 
 Work: TypeAlias = Queued | Called

@@ -24,8 +24,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray import config, exceptions
+from moray.launch.session_directory import TLS_FOLDER
 from moray.protocol import messages as m
-from moray.protocol.handshake import connect, listen, receive_blocking, send_blocking
+from moray.protocol.handshake import connect, listen, open_inbox, receive_blocking, send_blocking
 from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime import state, timeline
 from moray.runtime.actor_host import start_now
@@ -60,8 +61,9 @@ class Worker(Runtime):
         leftover: bytes,
         arena: int,
         listener: socket.socket,
+        inbox: socket.socket | None,
     ) -> None:
-        super().__init__(process, welcome, sock, leftover, arena, listener)
+        super().__init__(process, welcome, sock, leftover, arena, listener, inbox)
         self.executor = Executor(self)
         self.handlers |= {
             m.Tasks: self.executor.on_tasks,
@@ -329,7 +331,8 @@ class Worker(Runtime):
             executor.note_unfound(owner, message.seq)
             work = self._find_work(owner, message.seq)
         if work is None:
-            connection.send(m.CancelAnswer(message.seq, message.attempt, "finished"))
+            known = host is not None and host.cancel_construction(owner, message)
+            connection.send(m.CancelAnswer(message.seq, message.attempt, "interrupting" if known else "finished"))
             return
         work.spares_children = not message.recursive
         work.cancelled = True  # Before the look at what runs: who begins it looks in the other order.
@@ -417,6 +420,7 @@ class Worker(Runtime):
     def enter_task(self, extra: m.TaskExtra) -> None:
         """Before a task with special settings runs: devices and threads that it may use."""
         self.task_extra = extra
+        self.captured = extra.placement if extra.placement is not None and extra.placement.captures else None
         if extra.resources and not self._user_set_threads:
             os.environ["OMP_NUM_THREADS"] = str(max(1, extra.resources.get("CPU", 0) // m.RESOURCE_UNIT))
         devices = extra.devices.get("GPU")
@@ -427,7 +431,7 @@ class Worker(Runtime):
         """Before an ordinary task after a special one: what that one changed is put back."""
         if self.task_extra is not None and self.task_extra.resources and not self._user_set_threads:
             os.environ["OMP_NUM_THREADS"] = "1"
-        self.task_extra = None
+        self.task_extra = self.captured = None
 
     def task_error(self, name: str, error: BaseException, work: Work) -> exceptions.MorayError:
         """What the owner shall see of an error that a task raised."""
@@ -535,13 +539,15 @@ def main(node_address: str, process: bytes, job_id: int, session_dir: str, log_p
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = connect(node_address)
     address = socket_path(session_dir, process)
-    listener = listen(address)  # Before Hello: the node may name this address to an owner right after it.
+    # Before Hello: the node may name this process to an owner right after it.
+    listener = listen(address)
+    inbox = open_inbox(session_dir, process) if os.path.isdir(f"{session_dir}/{TLS_FOLDER}") else None
     send_blocking(sock, m.Hello(m.PROTOCOL_VERSION, "worker", process, os.getpid(), address, None, job_id))
     welcome, fds, leftover = receive_blocking(sock, 1)
     if not isinstance(welcome, m.Welcome):
         raise exceptions.MoraySystemError(getattr(welcome, "reason", "the node refused this worker"))
     sys.setswitchinterval(config.SWITCH_INTERVAL_S)
-    worker = Worker(process, welcome, sock, leftover, fds[0], listener)
+    worker = Worker(process, welcome, sock, leftover, fds[0], listener, inbox)
     worker.output.capture(log_paths)
     state.runtime = worker
     worker.node.process_leftover()

@@ -11,6 +11,7 @@ from moray.runtime.space import Place
 from moray.serialization import Serialized
 
 if TYPE_CHECKING:
+    from moray.object_ref import Entry
     from moray.runtime.runtime import Runtime
     from moray.runtime.values import Values
 
@@ -22,6 +23,18 @@ class Writer:
         self._runtime = runtime
         self._values = values
 
+    def write_own(self, entry: Entry, serialized: Serialized) -> None:
+        """Write a new object of this process, of which nobody knows: the loop tells the node before anybody can."""
+        space = self._values.space
+        place = space.take(serialized.size)
+        if place is None:
+            self._values.write(entry.id, serialized)
+            return
+        # Interrupted anywhere here, the place goes back by itself.
+        self._runtime.check_usable()
+        self._values.store.write(place.offset, serialized)
+        space.written(entry, serialized.size, place)
+
     def write(self, object_id: bytes, serialized: Serialized, acknowledged: bool = False) -> None:
         """Write and seal an object in the node's store; `acknowledged`: wait until the seal is known there
         (STORE-SEAL: needed before anybody else is told where it is, unless this process is its owner)."""
@@ -29,7 +42,7 @@ class Writer:
         if place is not None:
             # Interrupted anywhere here, the place goes back by itself.
             self._runtime.check_usable()
-            self._fill(place.offset, "", serialized)
+            self._values.store.write(place.offset, serialized)
             self._seal(object_id, serialized.size, place, acknowledged)
             return
         try:
@@ -46,7 +59,7 @@ class Writer:
         place = self._values.space.take(serialized.size)
         if place is not None:
             self._runtime.check_usable()
-            self._fill(place.offset, "", serialized)
+            self._values.store.write(place.offset, serialized)
         else:
             try:
                 self._create(object_id, serialized)
@@ -89,12 +102,7 @@ class Writer:
             answer = runtime.ask(lambda number: m.CreateObject(number, object_id, serialized.size), undo)
         if isinstance(answer, m.StoreError):
             raise store_error(answer)
-        self._fill(answer.offset, answer.path, serialized)
-
-    def _fill(self, offset: int, path: str, serialized: Serialized) -> None:
-        view = self._values.store.view(offset, serialized.size, path)
-        serialized.write_into(view, self._values.store.copy_into)
-        view.release()
+        self._values.store.write(answer.offset, serialized, answer.path)
 
     def _seal(self, object_id: bytes, size: int, place: Place | None, acknowledged: bool) -> None:
         """Tell the node that an object is complete, and, if it lies in a place, that it is there."""

@@ -92,6 +92,11 @@ class BulkCopy:
         finally:
             _release_buffer(ctypes.byref(buffer))
 
+    def is_mapped(self, offset: int, size: int) -> bool:
+        """Whether a plain copy to there takes no faults."""
+        first, end = offset // PIECE, (offset + size - 1) // PIECE + 1
+        return self._pieces.count(_MAPPED, first, end) == end - first
+
     def _stretch(self, start: int, end: int) -> int:
         """How far the pieces from `start` on are all alike."""
         pieces = self._pieces

@@ -24,10 +24,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
+from moray.serialization import Serialized
 from moray.store.bulk import PIECE, BulkCopy
 
 #: Below this, `view[:] = source` beats asking how the pages are best written.
 _BULK: Final = PIECE
+
+#: Up to this, bytes are copied under the GIL where all is mapped: they take less time than a switch of threads would,
+#: and the calls of C functions that do without it cost as much as copying 100 KB.
+_PLAIN: Final = 2 << 20
 
 #: ctypes array types by size; only powers of two, as making a type costs ten times as much as using it.
 _types: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
@@ -67,6 +72,24 @@ class StoreClient:
             mapping, start = _map_file(path, offset, size, mmap.ACCESS_WRITE)
             return memoryview(mapping)[start : start + size]
         return self._mapped()[1][offset : offset + size]
+
+    def write(self, offset: int, serialized: Serialized, path: str = "") -> None:
+        """Write a new object's blob to where the node gave it room."""
+        buffers = serialized.buffers
+        if path or not buffers:
+            view = self.view(offset, serialized.size, path)
+            serialized.write_into(view, self.copy_into)
+            view.release()
+            return
+        _mapping, memory, bulk = self._mapped()
+        memory[offset : offset + len(serialized.head)] = serialized.head
+        for start, buffer in zip(serialized.starts, buffers, strict=True):
+            begin = offset + start
+            size = buffer.nbytes
+            if size < _BULK or (size <= _PLAIN and bulk.is_mapped(begin, size)):
+                memory[begin : begin + size] = buffer
+            else:
+                bulk.copy(begin, buffer)
 
     def reader(
         self, object_id: bytes, offset: int, size: int, path: str, on_unpin: Callable[[bytes], None]

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
+from moray.store.remote_files import RemoteFiles
+
 #: Bytes for one ``sendfile``: the kernel itself stops a little above 2 GiB.
 _SEND_AT_ONCE: Final = 1 << 30
 
@@ -100,6 +102,19 @@ def restore(path: str, position: int, memory: int, offset: int, size: int) -> No
             os.close(target)
     finally:
         os.close(source)
+
+
+def fetch(remote: RemoteFiles, name: str, position: int, path: str, size: int) -> None:
+    """Bytes of a remote file as a new local one. On failure it is gone again."""
+    fd = _create(path)
+    try:
+        _reserve(fd, size)
+        remote.restore(name, position, fd, 0, size)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _create(path: str) -> int:

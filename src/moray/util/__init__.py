@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from moray.util.actor_pool import ActorPool
     from moray.util.completion import as_completed, map_unordered
     from moray.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
+    from moray.util.placement_group import (
+        get_current_placement_group,
+        get_placement_group,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
     from moray.util.serialization import deregister_serializer, register_serializer
 
 __all__ = [
     "ActorPool", "accelerators", "annotations", "as_completed", "cloudpickle", "dask", "deregister_serializer",
-    "disable_log_once_globally", "enable_periodic_logging", "get_node_instance_id", "get_node_ip_address",
-    "inspect_serializability", "joblib", "list_named_actors", "log_once", "map_unordered", "metrics", "multiprocessing",
-    "queue", "register_serializer",
+    "disable_log_once_globally", "enable_periodic_logging", "get_current_placement_group", "get_node_instance_id",
+    "get_node_ip_address", "get_placement_group", "inspect_serializability", "joblib", "list_named_actors", "log_once",
+    "map_unordered", "metrics", "multiprocessing", "placement_group", "placement_group_table", "queue",
+    "register_serializer", "remove_placement_group",
 ]  # fmt: skip
 
 _MODULES: Final = frozenset({
@@ -37,6 +45,16 @@ _LAZY: Final = {
     **dict.fromkeys(("as_completed", "map_unordered"), "moray.util.completion"),
     **dict.fromkeys(("disable_log_once_globally", "enable_periodic_logging", "log_once"), "moray.util.debug"),
     **dict.fromkeys(("deregister_serializer", "register_serializer"), "moray.util.serialization"),
+    **dict.fromkeys(
+        (
+            "get_current_placement_group",
+            "get_placement_group",
+            "placement_group",
+            "placement_group_table",
+            "remove_placement_group",
+        ),
+        "moray.util.placement_group",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ joblib makes its own batches out of short jobs. Large arrays stay out of them: e
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,14 +19,16 @@ from joblib._parallel_backends import (  # type: ignore[import-untyped]
 )
 
 import moray
+from moray.util.joblib import kept
 from moray.util.multiprocessing import Pool
+from moray.util.multiprocessing.results import AsyncResult
 
 #: Arrays of so many bytes are stored once and shared. joblib's limit for its own shared memory is the same.
 SHARED_BYTES: Final = 1 << 20
 
 
 class MorayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Runs joblib's batches in a pool that lives as long as one ``Parallel`` call, or its ``with`` block."""
+    """Runs joblib's batches in a pool that the next ``Parallel`` call of the same kind uses again."""
 
     supports_retrieve_callback = True
     supports_return_generator = True
@@ -35,6 +38,10 @@ class MorayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         super().__init__(**options)
         self._ray_remote_args = ray_remote_args
         self._pool: Pool | None = None
+        #: Whether, and for which calls, the pool can be used again.
+        self._key: Any = None
+        #: Results of batches, as long as anybody has them: the pool, if they are not there yet.
+        self._results: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
         self._shared = _Shared()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -52,11 +59,11 @@ class MorayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1 and self._ray_remote_args is None:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self._pool = Pool(
-            n_jobs,
-            initializer=_limit_threads,
-            initargs=(self._prepare_worker_env(n_jobs),),
-            ray_remote_args=self._ray_remote_args,
+        environment = self._prepare_worker_env(n_jobs)
+        # Actors with options may hold resources, which others wait for.
+        self._key = kept.key_of(n_jobs, environment) if self._ray_remote_args is None else None
+        self._pool = kept.take(self._key) or Pool(
+            n_jobs, initializer=_limit_threads, initargs=(environment,), ray_remote_args=self._ray_remote_args
         )
         self.parallel = parallel
         return n_jobs
@@ -65,9 +72,11 @@ class MorayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """Have a batch of jobs run; `callback` gets what :meth:`retrieve_result_callback` understands."""
         assert self._pool is not None
         self._shared.replace(func)
-        return self._pool.apply_async(
+        result = self._pool.apply_async(
             _run, (func,), callback=callback, error_callback=lambda error: callback and callback(_Failed(error))
         )
+        self._results.add(result)
+        return result
 
     def retrieve_result_callback(self, out: Any) -> Any:
         """The results of a batch, or raise its error."""
@@ -80,16 +89,23 @@ class MorayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self._shared = _Shared()
 
     def terminate(self) -> None:
-        """End the pool."""
+        """The call, or its block, is over."""
+        self._let_go(self._key is not None and all(result.ready() for result in list(self._results)))
+
+    def _let_go(self, reusable: bool) -> None:
+        """Have done with the pool."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.terminate()
+            if reusable:
+                kept.keep(self._key, pool)
+            else:
+                pool.terminate()
         self.reset_batch_stats()
         self._shared = _Shared()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the pool with what it runs, and make a new one if it is needed."""
-        self.terminate()
+        self._let_go(reusable=False)
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 

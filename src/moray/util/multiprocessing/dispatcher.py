@@ -7,6 +7,9 @@ that function have been short; then it is as many as fit into :data:`BATCH_NS`, 
 never more than have been run before. A process that is still at it when another one has nothing to do is asked to give
 back what it has not begun, so that a task never waits behind a long one while a process is idle.
 
+**Loans.** A process that has nothing to do is lent to whoever calls :meth:`Pool.apply` next
+(:mod:`~moray.util.multiprocessing.lending`), once somebody has.
+
 **Deaths.** When a process dies, its batch's tasks fail with the reason, and a new process takes its place.
 """
 
@@ -26,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import moray
 from moray.exceptions import ActorError, GetTimeoutError, MorayError, TaskError
+from moray.util.multiprocessing.lending import Loan, Terms
 from moray.util.multiprocessing.worker import MOST_FUNCTIONS
 
 logger = logging.getLogger(__name__)
@@ -66,7 +70,7 @@ class Task(NamedTuple):
     payload: Any
 
 
-class _Batch:
+class Batch:
     """Tasks that were sent to a process together."""
 
     __slots__ = ("began", "number", "recalled", "tasks")
@@ -78,20 +82,41 @@ class _Batch:
         self.recalled = False
 
 
-class _Slot:
+class Slot:
     """The place of one process."""
 
-    __slots__ = ("batch", "handle", "known", "left", "used")
+    __slots__ = ("batch", "handle", "known", "left", "lent", "used")
 
     def __init__(self, handle: Any, left: int) -> None:
         self.handle = handle
-        self.batch: _Batch | None = None
+        self.batch: Batch | None = None
         #: Keys of functions that the process has, the least recently used first.
         self.known: OrderedDict[int, None] = OrderedDict()
+        #: Of the loan of it, during which the thread must not use it.
+        self.lent: Terms | None = None
         #: Tasks that it may still run; -1: any number.
         self.left = left
         #: It was given a task.
         self.used = False
+
+    def call(self, batch: Batch) -> Any:
+        """Have the process run a batch; the reference of its answer. Raises what the sending raises."""
+        first = batch.tasks[0]
+        function = first.function
+        known = self.known
+        sent = None if function.key in known else (function.call,)
+        if function.key:
+            known[function.key] = None
+            known.move_to_end(function.key)
+            if len(known) > MOST_FUNCTIONS:
+                known.popitem(last=False)
+        payloads = [task.payload for task in batch.tasks]
+        self.used = True
+        try:
+            return self.handle.run.remote(batch.number, function.key, sent, first.mode, payloads)
+        except BaseException:
+            known.pop(function.key, None)
+            raise
 
 
 class Dispatcher:
@@ -101,12 +126,16 @@ class Dispatcher:
         self._make_worker = make_worker
         self._job = moray.get_runtime_context().get_job_id()
         self._tasks_per_process = tasks_per_process or -1
-        #: (method, arguments), for the thread.
-        self.events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        #: (method, arguments), for the thread; the terms of loans that were lost.
+        self.events: SimpleQueue[tuple[Any, ...] | Terms] = SimpleQueue()
         self._pending: deque[Task] = deque()
-        self._slots = [_Slot(make_worker(), self._tasks_per_process) for _ in range(processes)]
+        self._slots = [Slot(make_worker(), self._tasks_per_process) for _ in range(processes)]
         self._numbers = count(1)
         self._callbacks: deque[Callable[[], Any]] = deque()
+        #: Loans that nobody has.
+        self._spare: deque[Loan] = deque()
+        #: Somebody called `apply`. Somebody who puts a loan back is to say so.
+        self._lends = self._wants = False
         #: Open imaps whose iterables may have more.
         self._feeders = 0
         self._closed = False
@@ -124,6 +153,59 @@ class Dispatcher:
         self.events.put((self._on_submit, tasks))
         if self._left:
             self._drain()
+
+    def apply(self, task: Task) -> bool:
+        """Have an idle process run the task, and wait for that, unless it does not go smoothly.
+
+        Returns whether the task is, or will be, settled; False: no process is idle.
+        """
+        if self._tasks_per_process > 0:
+            return False
+        self._lends = True
+        try:
+            loan = self._spare.pop()
+        except IndexError:
+            return False
+        try:
+            self._call_by(loan, task)
+        finally:
+            del loan
+        if self._left:
+            self._drain()
+        return True
+
+    def _call_by(self, loan: Loan, task: Task) -> None:
+        """One call, whose answer counts if it is an ordinary one. All else is left to the thread: the loan is lost."""
+        try:
+            terms = loan.terms
+            terms.batch = Batch(next(self._numbers), [task])
+            try:
+                terms.ref = terms.slot.call(terms.batch)
+            except ActorError as error:
+                terms.error = error
+                return
+            except Exception as error:  # noqa: BLE001 - whatever pickling of the user's values raises.
+                self._tell(task, False, error)
+            else:
+                try:
+                    answer = moray.get(terms.ref)
+                except Exception:  # noqa: BLE001 - the thread will get it too.
+                    return
+                if not isinstance(answer, tuple):
+                    return
+                outcomes, longest = answer
+                task.function.longest.append(longest)
+                task.function.runs += 1  # Only a measure: another thread's may get lost.
+                self._tell(task, *outcomes[0])
+            terms.batch = terms.ref = None
+            self._spare.append(loan)
+        finally:
+            del loan  # An error's traceback may keep this frame.
+        if self._wants:  # The thread says so first, and looks for loans second.
+            self.events.put((self._look_again,))
+
+    def _look_again(self) -> None:
+        """The thread looks for loans after each event."""
 
     def open_feeder(self) -> None:
         """More tasks will come, even after :meth:`close`."""
@@ -164,11 +246,11 @@ class Dispatcher:
 
     def _step(self) -> None:
         try:
-            event = self.events.get(timeout=RECALL_AFTER_S if self._overdue_possible() else None)
-            event[0](*event[1:])
+            # A loan may have been put back without a word, by a thread that was interrupted in between.
+            looks = self._overdue_possible() or (self._wants and any(slot.lent for slot in self._slots))
+            self._handle(self.events.get(timeout=RECALL_AFTER_S if looks else None))
             while not self._ended:
-                event = self.events.get_nowait()
-                event[0](*event[1:])
+                self._handle(self.events.get_nowait())
         except Empty:
             pass
         self._dispatch()
@@ -184,14 +266,20 @@ class Dispatcher:
                 event = self.events.get_nowait()
             except Empty:
                 break
-            event[0](*event[1:])
+            self._handle(event)
         self._call_back()
+
+    def _handle(self, event: tuple[Any, ...] | Terms) -> None:
+        if isinstance(event, Terms):
+            self._on_lost(event)
+        else:
+            event[0](*event[1:])
 
     def _session_lives(self) -> bool:
         return moray.is_initialized() and moray.get_runtime_context().get_job_id() == self._job
 
     def _is_idle(self) -> bool:
-        return all(slot.batch is None for slot in self._slots)
+        return all(slot.batch is None and not slot.lent for slot in self._slots)
 
     def _call_back(self) -> None:
         """Call what the user wanted to be called."""
@@ -214,10 +302,11 @@ class Dispatcher:
         self._closed = True
 
     def _on_terminate(self) -> None:
-        self._end_at_once(RuntimeError("the pool was terminated before this result was there"))
+        self._end_at_once(_terminated())
 
     def _end_at_once(self, error: BaseException) -> None:
         self._ended = True
+        self._take_back()
         tasks = [task for slot in self._slots if slot.batch is not None for task in slot.batch.tasks]
         tasks += self._pending
         self._pending.clear()
@@ -252,13 +341,47 @@ class Dispatcher:
     def _dispatch(self) -> None:
         if self._ended:
             return
+        self._wants = bool(self._pending) or self._closed
+        if self._wants:
+            self._take_back()
         for slot in self._slots:
             if not self._pending:
-                return
-            if slot.batch is None:
+                break
+            if slot.batch is None and not slot.lent:
                 self._send(slot, self._next_batch(slot))
+        self._wants = bool(self._pending) or self._closed
+        if self._lends and not self._wants:
+            for slot in self._slots:
+                if slot.batch is None and not slot.lent:
+                    self._spare.append(Loan(slot, self.events))
 
-    def _next_batch(self, slot: _Slot) -> _Batch:
+    def _take_back(self) -> None:
+        """All loans that nobody has."""
+        while self._spare:
+            try:
+                loan = self._spare.popleft()
+            except IndexError:
+                break
+            loan.terms.slot.lent = None
+
+    def _on_lost(self, terms: Terms) -> None:
+        """Nobody has the loan, and nobody will put it back. What was begun goes on."""
+        slot, batch, ref, error = terms.slot, terms.batch, terms.ref, terms.error
+        if slot.lent is not terms:
+            return  # It was taken back.
+        slot.lent = None
+        if batch is None:
+            return
+        if self._ended:
+            self._fail(batch.tasks, _terminated())
+        elif error is not None:
+            slot.batch = batch
+            self._replace(slot, error)
+        elif ref is not None:
+            slot.batch = batch
+            ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
+
+    def _next_batch(self, slot: Slot) -> Batch:
         pending = self._pending
         first = pending.popleft()
         tasks = [first]
@@ -271,35 +394,23 @@ class Dispatcher:
                 most = min(most, slot.left)
             while len(tasks) < most and pending and pending[0].function is function and pending[0].mode == first.mode:
                 tasks.append(pending.popleft())
-        return _Batch(next(self._numbers), tasks)
+        return Batch(next(self._numbers), tasks)
 
-    def _send(self, slot: _Slot, batch: _Batch) -> None:
-        first = batch.tasks[0]
-        function = first.function
-        known = slot.known
-        sent = None if function.key in known else (function.call,)
-        if function.key:
-            known[function.key] = None
-            known.move_to_end(function.key)
-            if len(known) > MOST_FUNCTIONS:
-                known.popitem(last=False)
-        payloads = [task.payload for task in batch.tasks]
+    def _send(self, slot: Slot, batch: Batch) -> None:
         slot.batch = batch
-        slot.used = True
         try:
-            ref = slot.handle.run.remote(batch.number, function.key, sent, first.mode, payloads)
+            ref = slot.call(batch)
             ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
         except ActorError as error:
             self._replace(slot, error)
         except Exception as error:  # noqa: BLE001 - whatever pickling of the user's values raises.
-            known.pop(function.key, None)
             slot.batch = None
             self._send_failed(batch, error)
 
-    def _post(self, handler: Callable[..., None], slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+    def _post(self, handler: Callable[..., None], slot: Slot, batch: Batch, future: Future[Any]) -> None:
         self.events.put((handler, slot, batch, future))
 
-    def _send_failed(self, batch: _Batch, error: BaseException) -> None:
+    def _send_failed(self, batch: Batch, error: BaseException) -> None:
         """One of the arguments cannot be pickled, or the session has ended. Nothing was run."""
         if len(batch.tasks) == 1:
             self._fail(batch.tasks, error)
@@ -310,7 +421,7 @@ class Dispatcher:
 
     # --- results ---------------------------------------------------------------------------------------------
 
-    def _on_done(self, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+    def _on_done(self, slot: Slot, batch: Batch, future: Future[Any]) -> None:
         if slot.batch is not batch:
             return  # The pool was terminated.
         error = future.exception()
@@ -321,7 +432,7 @@ class Dispatcher:
         else:
             self._settle(slot, batch, future.result())
 
-    def _settle(self, slot: _Slot, batch: _Batch, answer: Any) -> None:
+    def _settle(self, slot: Slot, batch: Batch, answer: Any) -> None:
         function = batch.tasks[0].function
         if answer is None:
             slot.known.clear()
@@ -336,21 +447,21 @@ class Dispatcher:
             function.runs += len(outcomes)
             self._deliver(slot, batch, outcomes)
 
-    def _deliver(self, slot: _Slot, batch: _Batch, outcomes: list[tuple[bool, Any]]) -> None:
+    def _deliver(self, slot: Slot, batch: Batch, outcomes: list[tuple[bool, Any]]) -> None:
         """What is behind the outcomes was given back."""
         for task, (success, value) in zip(batch.tasks, outcomes, strict=False):
             self._tell(task, success, value)
         self._pending.extendleft(reversed(batch.tasks[len(outcomes) :]))
         self._free(slot, len(outcomes))
 
-    def _free(self, slot: _Slot, ran: int) -> None:
+    def _free(self, slot: Slot, ran: int) -> None:
         slot.batch = None
         if slot.left >= 0:
             slot.left -= ran
             if slot.left <= 0:
                 self._renew(slot)
 
-    def _renew(self, slot: _Slot) -> None:
+    def _renew(self, slot: Slot) -> None:
         """A new process in the place of one that has gone, or has run as many tasks as it may."""
         slot.batch = None
         slot.known.clear()
@@ -361,13 +472,13 @@ class Dispatcher:
             raise RuntimeError("the pool's session has ended, and its processes with it: make a new Pool")
         slot.handle = self._make_worker()
 
-    def _replace(self, slot: _Slot, error: BaseException) -> None:
+    def _replace(self, slot: Slot, error: BaseException) -> None:
         batch = slot.batch
         self._renew(slot)
         if batch is not None:
             self._fail(batch.tasks, error)
 
-    def _ask_each(self, slot: _Slot, batch: _Batch, error: BaseException) -> None:
+    def _ask_each(self, slot: Slot, batch: Batch, error: BaseException) -> None:
         """The batch's answer could not be sent or read: a result does not pickle, or an argument does not load."""
         try:
             ref = slot.handle.outcomes.remote(batch.number)
@@ -376,7 +487,7 @@ class Dispatcher:
             return
         ref.future().add_done_callback(partial(self._post, partial(self._on_each, error), slot, batch))
 
-    def _on_each(self, first: BaseException, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+    def _on_each(self, first: BaseException, slot: Slot, batch: Batch, future: Future[Any]) -> None:
         if slot.batch is not batch:
             return
         error = future.exception()
@@ -441,7 +552,7 @@ class Dispatcher:
                 continue  # It has died: the batch's own answer says so.
             ref.future().add_done_callback(partial(self._post, self._on_given_back, slot, batch))
 
-    def _on_given_back(self, slot: _Slot, batch: _Batch, future: Future[Any]) -> None:
+    def _on_given_back(self, slot: Slot, batch: Batch, future: Future[Any]) -> None:
         if slot.batch is not batch or future.exception() is not None:
             return  # The batch's own answer has come first, and said what was not run; or will say why.
         given: int = future.result()
@@ -449,6 +560,10 @@ class Dispatcher:
             rest = batch.tasks[-given:]
             del batch.tasks[-given:]
             self._pending.extendleft(reversed(rest))
+
+
+def _terminated() -> RuntimeError:
+    return RuntimeError("the pool was terminated before this result was there")
 
 
 class Functions:

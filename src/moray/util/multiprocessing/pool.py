@@ -93,7 +93,11 @@ class Pool:
 
     def apply(self, func: Callable[..., Any], args: Any = None, kwargs: dict[str, Any] | None = None) -> Any:
         """``func(*args, **kwargs)`` in one of the processes."""
-        return self.apply_async(func, args, kwargs).get()
+        result = AsyncResult(self)
+        task = self._task(result, func, args, kwargs)
+        if not self._dispatcher.apply(task):
+            self._dispatcher.submit([task])
+        return result.get()
 
     def apply_async(
         self,
@@ -104,11 +108,13 @@ class Pool:
         error_callback: Callback | None = None,
     ) -> AsyncResult:
         """:meth:`apply` without waiting; the callbacks are called in the pool's thread with the result or the error."""
-        self._check_open()
         result = AsyncResult(self, callback, error_callback)
-        payload = (tuple(args or ()), kwargs or {})
-        self._dispatcher.submit([Task(result, 0, self._functions.of(func, many=False), APPLY, payload)])
+        self._dispatcher.submit([self._task(result, func, args, kwargs)])
         return result
+
+    def _task(self, result: AsyncResult, func: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> Task:
+        self._check_open()
+        return Task(result, 0, self._functions.of(func, many=False), APPLY, (tuple(args or ()), kwargs or {}))
 
     # --- all of them ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,143 @@
+"""Nothing leaves the head before what it follows from is stored (DURABLE).
+
+Handlers change the head's memory at once, say what is to be written (:meth:`Commits.write`), and give what they want
+to send to :meth:`Commits.after`. All of one turn of the loop is one *batch*: its writes are one transaction, carried
+out by the writer's thread, and its calls are made in the loop when the transaction is committed, in the order in which
+they were given. Batches follow each other, also those that write nothing: what one turn learnt of the turn before may
+not be told earlier than that is stored. With nothing to store and nothing under way, calls are made at once at the
+end of the turn.
+
+Several turns that pass during one transaction become one batch, so a slow disk or Redis makes batches larger and not
+the head slower. If a transaction fails, nothing that depends on it is ever sent: the head ends, and the next one starts
+from what is stored. *Gatherers* are asked for writes when a batch is closed: so what changes often in a turn is
+written once, and always with all else of its turn.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeAlias
+
+from moray.head.storage import Storage, StorageError
+from moray.protocol.reactor import Reactor
+
+Call: TypeAlias = Callable[[], None]
+
+
+class _Batch:
+    """Writes, and what may be done when they are stored."""
+
+    __slots__ = ("calls", "writes")
+
+    def __init__(self) -> None:
+        #: (table, key) → value; None: delete. The last write of a key counts.
+        self.writes: dict[tuple[str, bytes], bytes | None] = {}
+        self.calls: list[Call] = []
+
+
+class Commits:
+    """See the module. All but the thread's own function: loop only."""
+
+    def __init__(self, storage: Storage, reactor: Reactor, on_failure: Callable[[StorageError], None]) -> None:
+        self._storage = storage
+        self._reactor = reactor
+        self._on_failure = on_failure
+        #: What the loop gathers.
+        self._open = _Batch()
+        #: The one that the writer has, if any; it has none when this is None.
+        self._writing: _Batch | None = None
+        #: To the writer: batches, and None for its end. From it: why a batch failed, and when it was begun.
+        self._work: deque[_Batch | None] = deque()
+        self._wanted = threading.Semaphore(0)
+        self._finished: deque[tuple[StorageError | None, float]] = deque()
+        self.failed = False
+        #: Called before a batch is closed.
+        self.gatherers: list[Call] = []
+        #: When the last transaction that was carried out began (monotonic): then this was still the head.
+        self.confirmed_at = monotonic()
+        #: Transactions so far.
+        self.count = 0
+        self._writer = threading.Thread(target=self._run, name="head-writer", daemon=True)
+        self._writer.start()
+        reactor.hooks.append(self._turn)
+
+    def write(self, table: str, key: bytes, value: bytes | None) -> None:
+        """Store a value (None: remove it) with all else of this turn."""
+        self._open.writes[table, key] = value
+
+    def after(self, call: Call) -> None:
+        """Make a call when all that was written so far is stored."""
+        self._open.calls.append(call)
+
+    def check(self) -> None:
+        """See whether this head is still the one (HEAD-EPOCH), by a transaction without writes."""
+        if self._writing is None and not self.failed:
+            self._give(self._close_batch())
+
+    def close(self) -> None:
+        """Carry out what is under way, and end the thread."""
+        self._work.append(None)
+        self._wanted.release()
+        self._writer.join()
+
+    # --- the loop ------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Once a turn, before it sleeps."""
+        while self._finished:
+            failure, began = self._finished.popleft()
+            batch, self._writing = self._writing, None
+            if failure is not None:
+                self.failed = True
+                self._on_failure(failure)
+                return
+            assert batch is not None
+            self.count += 1
+            self.confirmed_at = began
+            self._make(batch)
+        # Calls may have written more.
+        while not self.failed and self._writing is None:
+            batch = self._close_batch()
+            if batch.writes:
+                self._give(batch)
+            elif batch.calls:
+                self._make(batch)
+            else:
+                return
+
+    def _close_batch(self) -> _Batch:
+        for gather in self.gatherers:
+            gather()
+        batch, self._open = self._open, _Batch()
+        return batch
+
+    @staticmethod
+    def _make(batch: _Batch) -> None:
+        for call in batch.calls:
+            call()
+
+    def _give(self, batch: _Batch) -> None:
+        self._writing = batch
+        self._work.append(batch)
+        self._wanted.release()
+
+    # --- the writer's thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.acquire()
+            batch = self._work.popleft()
+            if batch is None:
+                return
+            failure, began = None, monotonic()
+            try:
+                self._storage.commit([(table, key, value) for (table, key), value in batch.writes.items()])
+            except StorageError as error:
+                failure = error
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the batch is not stored
+                failure = StorageError(f"a transaction failed: {error!r}")
+            self._finished.append((failure, began))
+            self._reactor.wake()

@@ -1,0 +1,495 @@
+"""A node's part in a cluster: leases at other machines, jobs from elsewhere, who hears of which death.
+
+Without a cluster there is no :class:`Cluster`, and a node asks nobody. With one, it stands between the node's clients
+and the scheduler:
+
+- **Wishes** (:mod:`moray.core.wishes`) of this node's owners are divided between the scheduler here and other nodes, by
+  the cluster's view (:mod:`moray.core.cluster_scheduler`). Other nodes' wishes arrive in the name of their owners, who
+  are :class:`~moray.node.remote_clients.RemoteClient` here. The upper half of a lease's number is its node's tag.
+- **Jobs** have numbers of the head's. Their settings are fetched from it when somebody first wants a worker here.
+- **Deaths** (LIVENESS) of processes are told to the nodes that have to do with them: those whose processes were granted
+  them, or asked where they are. A node's death comes from the head (FENCE), and ends every process with its tag.
+
+Owned by the node's loop.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from moray.config import scheduler_knobs
+from moray.core.cluster_scheduler import ClusterScheduler, Demand, Knobs
+from moray.core.wishes import Ask, Choice, Step, Wish, Wishes
+from moray.head.config import HeadConfig, HeadReady
+from moray.ids import tag_of
+from moray.launch import session_directory
+from moray.launch.cluster import ClusterNode, write_cluster_file
+from moray.launch.config import ClusterConfig
+from moray.node.clients import Client
+from moray.node.gate import Gate
+from moray.node.head_link import HeadLink, dial_tls
+from moray.node.head_process import HeadProcess
+from moray.node.jobs import Job
+from moray.node.links import Link, Links
+from moray.node.logs import log
+from moray.node.remote_clients import RemoteClient
+from moray.platform.lease_page import LeasePage
+from moray.protocol import messages as m
+from moray.protocol.connection import HEADER, decode_body, encode_frame
+from moray.protocol.tls import TlsConnection
+from moray.runtime.marks import read_mark
+from moray.security.identity import Identity, client_context
+
+if TYPE_CHECKING:
+    from moray.node.cluster_actors import ClusterActors
+    from moray.node.node import Node
+
+#: Lease numbers of a node with tag t are t << 32 | counter.
+LEASE_BITS: Final = 32
+#: Dead nodes that are shown.
+_DEAD_NODES: Final = 100
+#: When a node leaves that takes no work and stays (seconds of the epoch).
+NEVER: Final = float("inf")
+_STATE_FILE: Final = "head.sqlite"
+
+_encode_job: Final = msgspec.msgpack.Encoder().encode
+_decode_job: Final = msgspec.msgpack.Decoder(m.JobConfig).decode
+
+
+def first_lease(node_id: bytes) -> int:
+    """Where a node of a cluster begins to number its leases."""
+    return int.from_bytes(tag_of(node_id), "big") << LEASE_BITS
+
+
+def body_of(message: m.Message) -> bytes:
+    """A message as something to relay."""
+    return encode_frame(message)[HEADER.size :]
+
+
+class Cluster:
+    """This node among others."""
+
+    def __init__(self, node: Node, config: ClusterConfig, on_joined: Callable[[str, str], None]) -> None:
+        """`on_joined` is called once: with the head's address when the others know this node, or why it cannot join."""
+        self._node = node
+        self._config = config
+        self._on_joined: Callable[[str, str], None] | None = on_joined
+        self.node_id = node.node_id
+        self.tag = tag_of(node.node_id)
+        self.credentials = f"{node.config.session_dir}/{session_directory.TLS_FOLDER}"
+        os.rename(config.credentials, self.credentials)
+        identity = Identity.load(Path(self.credentials))
+        reactor = node.reactor
+        self.gate = Gate(
+            reactor,
+            node.config.session_dir,
+            identity,
+            config.node_ip,
+            config.port,
+            self._on_link_hello,
+            lambda node_id: self.head.nodes()[tag_of(node_id)].address,
+        )
+        self._context = client_context(identity)
+        self.links = Links(self.node_id, reactor, self.gate.dial, self._on_link_message)
+        self.wishes = Wishes(self._choose)
+        self._knobs = Knobs(*scheduler_knobs())
+        self._scheduler: ClusterScheduler | None = None
+        #: Own process → tags of the nodes that hear of its death.
+        self._interest: dict[bytes, set[bytes]] = {}
+        #: Jobs whose settings are on their way → what waits for them.
+        self._fetching: dict[int, list[Callable[[], None]]] = {}
+        #: Messages of this node's clients that concern other nodes.
+        self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
+            m.RequestLeases: self._on_request,
+            m.ReturnLease: self._on_return,
+            m.Locate: self._on_locate,
+        }
+        self._on_link: dict[type[Any], Callable[[Link, Any], None]] = {
+            m.FromClient: self._on_from_client,
+            m.ForClient: self._on_for_client,
+            m.ClientLeft: self._on_client_left,
+        }
+        #: The living nodes as of the last change, and the last dead ones with the reasons.
+        self._seen: dict[bytes, m.NodeInfo] = {}
+        self.dead_nodes: deque[tuple[m.NodeInfo, str]] = deque(maxlen=_DEAD_NODES)
+        #: Decided, and not carried out yet.
+        self._steps: deque[Step] = deque()
+        #: Set by the node.
+        self.actors: ClusterActors
+        self._told_available: dict[str, int] = {}
+        self._head_process: HeadProcess | None = None
+        self._head_address = config.head
+        self.head = HeadLink(reactor, self._dial_head, LeasePage.create(node.config.session_dir), self)
+        reactor.hooks.append(self._look_at_resources)
+
+    def start(self) -> None:
+        """Start the head if it is this node's to start, and join."""
+        if not self._config.start_head:
+            self.head.join(self._info())
+            return
+        storage = self._config.storage or f"sqlite:{self._node.config.session_dir}/{_STATE_FILE}"
+        host, _, port = self._config.head.rpartition(":")
+        self._head_process = HeadProcess(
+            HeadConfig(
+                storage=storage,
+                full_durability=self._config.durability == "full",
+                host=host.strip("[]"),
+                port=int(port),
+                security_dir=self.credentials,
+            ),
+            f"{self._node.config.session_dir}/{session_directory.LOG_FOLDER}",
+            self._node.config.session,
+            self._node.reactor,
+            self._on_head_ready,
+            self._on_head_failed,
+        )
+
+    def _on_head_failed(self, reason: str) -> None:
+        if self._on_joined is not None:
+            self._announce("", reason)
+            self._node.end_session(f"its head does not start: {reason}")
+
+    def _on_head_ready(self, ready: HeadReady) -> None:
+        self._head_address = ready.address
+        if self._on_joined is not None:
+            self.head.join(self._info())
+
+    def _info(self) -> m.NodeInfo:
+        scheduler = self._node.leases.scheduler
+        return m.NodeInfo(
+            node_id=self.node_id,
+            address=self.gate.address,
+            resources=scheduler.total,
+            available=scheduler.available,
+            labels=self._node.config.labels,
+            devices=self._node.devices,
+            hostname=os.uname().nodename,
+            name=self._config.node_name,
+            pid=os.getpid(),
+            object_store_bytes=self._node.store.stats()["capacity_bytes"],
+            head=self._config.start_head,
+            drain_deadline=NEVER if self._config.driver_only else 0.0,
+            driver=self._config.driver_only,
+        )
+
+    def _dial_head(self, on_message: Callable[[Any, Any], None], on_close: Callable[[Any, str], None]) -> Any:
+        return dial_tls(self._head_address, self._node.reactor, self._context)(on_message, on_close)
+
+    def close(self, reason: str) -> None:
+        """The node ends, and everything on it has ended."""
+        self.head.close(reason)
+        self.links.close()
+        self.gate.close()
+        if self._head_process is not None:
+            self._head_process.close()
+
+    # --- what the head says (HeadEvents) ---------------------------------------------------------------
+
+    def available(self) -> tuple[m.Resources, list[tuple[m.Resources, int]]]:
+        """What is free here, and what waits."""
+        scheduler = self._node.leases.scheduler
+        self._told_available = dict(scheduler.available)
+        return self._told_available, [(wish.need, wish.owed) for wish in self.wishes.waiting()]
+
+    def inventory(self) -> tuple[list[int], list[tuple[bytes, int, bytes, int, str, int]], list[tuple[bytes, int]]]:
+        """What is here, for a head that was started anew."""
+        jobs = [number for number, job in self._node.jobs.items() if not job.ended and job.driver is not None]
+        return jobs, self.actors.hosted(), []
+
+    def deliver(self, processes: list[bytes], body: bytes) -> None:
+        """Pass a message of the head on to clients."""
+        self._node.clients.send_all(processes, decode_body(body))
+
+    def end_actors(self, actors: list[tuple[bytes, int]]) -> None:
+        """These incarnations have been replaced elsewhere."""
+        self.actors.end(actors)
+
+    def view_changed(self) -> None:
+        """The head has told of changes."""
+        if self._on_joined is not None:
+            self._write_file()
+            self._announce(self._head_address, "")
+        self._seen = {info.node_id: info for info in self.head.nodes().values()}
+        self._carry_out(self.wishes.view_changed())
+
+    def _announce(self, head: str, problem: str) -> None:
+        on_joined, self._on_joined = self._on_joined, None
+        if on_joined is not None:
+            on_joined(head, problem)
+
+    def _write_file(self) -> None:
+        node = ClusterNode(
+            cluster_id=self.head.cluster_id,
+            head=self._head_address,
+            address=self.gate.address,
+            node_id=self.node_id.hex(),
+            pid=os.getpid(),
+            is_head=self._config.start_head,
+            driver_only=self._config.driver_only,
+        )
+        write_cluster_file(self._node.config.session_dir, node)
+
+    def fenced(self, reason: str) -> None:
+        """This node is nobody to the others: what runs here must not go on."""
+        self._node.end_session(f"the head took this node for dead: {reason}")
+
+    def _look_at_resources(self) -> None:
+        """Once a turn: the others should soon know that much has changed."""
+        if self._node.leases.scheduler.available != self._told_available:
+            self.head.changed()
+
+    # --- choosing nodes ------------------------------------------------------------------------------------
+
+    def _choose(self, wish: Wish, count: int) -> Choice:
+        view = self.head.view
+        if self._scheduler is None or self._scheduler.view is not view:
+            self._scheduler = ClusterScheduler(view, self._knobs)
+        view.report(self.node_id, self._node.leases.scheduler.available)
+        detail: m.RequestLeases = wish.detail
+        demand = Demand((wish.owner, wish.key), wish.need, count, detail.strategy, detail.locality)
+        now, rest, reason = self._scheduler.decide(demand, random.randrange, monotonic())
+        return Choice([(tag_of(node_id), some) for node_id, some in now], tag_of(rest), reason)
+
+    # --- wishes of this node's owners ----------------------------------------------------------------
+
+    def _on_request(self, client: Client, wish: m.RequestLeases) -> None:
+        if isinstance(client, RemoteClient):
+            self._node.leases.on_request(client, wish)
+            return
+        self._carry_out(
+            self.wishes.request(client.process, client.job, wish.key, wish.count, wish.seen, wish.resources, wish)
+        )
+
+    def _carry_out(self, steps: list[Step]) -> None:
+        """In the order in which they were decided."""
+        self._steps.extend(steps)
+        while self._steps:
+            step = self._steps.popleft()
+            if isinstance(step, Ask):
+                self._ask(step)
+            else:
+                refused = m.LeaseRefused(step.wish.key, step.reason, infeasible=True)
+                self._node.clients.send(step.wish.owner, refused)
+
+    def _carry_out_later(self, steps: list[Step]) -> None:
+        """Not while the scheduler here is telling its own decisions."""
+        if steps:
+            self._steps.extend(steps)
+            self._node.reactor.call_later(0, lambda: self._carry_out([]))
+
+    def _ask(self, step: Ask) -> None:
+        wish = step.wish
+        request = msgspec.structs.replace(wish.detail, count=step.more, seen=step.seen)
+        client = self._node.clients.get(wish.owner)
+        if step.node == self.tag:
+            if client is not None:
+                self._node.leases.on_request(client, request)
+            return
+        info = self.head.nodes().get(step.node)
+        if info is None:
+            return  # It has died; what was asked of it is about to be asked of others.
+        pid = client.pid if client is not None else 0
+        self._interest.setdefault(wish.owner, set()).add(step.node)
+        self.links.get(info.node_id).send(m.FromClient(wish.owner, pid, wish.job, body_of(request)))
+
+    def worker_address(self, owner: bytes, key: int, worker: Client) -> str:
+        """A worker of this node is about to be told to an owner: where that reaches it."""
+        if tag_of(owner) == self.tag:
+            self._carry_out_later(self._count_grant(owner, key, self.tag))
+            return worker.address
+        self._interest.setdefault(worker.process, set()).add(tag_of(owner))
+        return self.address_of(worker.process)
+
+    def _count_grant(self, owner: bytes, key: int, tag: bytes) -> list[Step]:
+        info = self.head.nodes().get(tag)
+        if info is not None:
+            self.head.view.granted((owner, key), info.node_id, monotonic())
+        return self.wishes.granted(owner, key, tag)
+
+    def _on_return(self, client: Client, message: m.ReturnLease) -> None:
+        tag = (message.lease >> LEASE_BITS).to_bytes(4, "big")
+        if tag == self.tag or isinstance(client, RemoteClient):
+            self._node.leases.on_return(client, message)
+        else:
+            self._send_as(client, tag, message)
+
+    def _send_as(self, client: Client, tag: bytes, message: m.Message) -> bool:
+        info = self.head.nodes().get(tag)
+        if info is None:
+            return False
+        self._interest.setdefault(client.process, set()).add(tag)
+        self.links.get(info.node_id).send(m.FromClient(client.process, client.pid, client.job, body_of(message)))
+        return True
+
+    # --- where processes are ----------------------------------------------------------------------------
+
+    def address_of(self, process: bytes) -> str:
+        """Where processes of other machines reach one of this node."""
+        return f"tcp://{self.head.nodes()[self.tag].address}/{process.hex()}"
+
+    def _on_locate(self, client: Client, message: m.Locate) -> None:
+        tag = tag_of(message.process)
+        if tag != self.tag:
+            if not self._send_as(client, tag, message):
+                client.send(m.Located(message.request, "", f"its node {tag.hex()} is dead, or left the cluster"))
+            return
+        if self._node.clients.get(message.process) is None:
+            client.send(m.Located(message.request, "", "the process has ended"))
+            return
+        self._interest.setdefault(message.process, set()).add(tag_of(client.process))
+        client.send(m.Located(message.request, self.address_of(message.process)))
+
+    # --- deaths ---------------------------------------------------------------------------------------------
+
+    def process_died(self, death: m.ProcessDied) -> None:
+        """A process of this node is dead, or its job has ended: tell the nodes that have to do with it."""
+        self._carry_out(self.wishes.owner_left(death.process))
+        told = msgspec.structs.replace(death, mark=read_mark(self._node.config.session_dir, death.process)[:2])
+        for tag in self._interest.pop(death.process, ()):
+            info = self.head.nodes().get(tag)
+            if info is not None and tag != self.tag:
+                link = self.links.get(info.node_id)
+                link.send(m.ClientLeft(death.process))
+                link.send(m.ForClient([], body_of(told)))
+
+    def node_died(self, node_id: bytes, reason: str) -> None:
+        """The head says so: every process there is dead."""
+        tag = tag_of(node_id)
+        view = self._seen.pop(node_id, None)
+        if view is not None:
+            self.dead_nodes.append((view, reason))
+        self.links.node_died(node_id)
+        for client in self._node.clients:
+            if tag_of(client.process) == tag:
+                self._forget_client(client)
+        died = m.NodeDied(tag, node_id, reason)
+        self._node.clients.send_all([client.process for client in self._local_clients()], died)
+        self._carry_out(self.wishes.node_died(tag))
+
+    def _local_clients(self) -> list[Client]:
+        return [client for client in self._node.clients if not isinstance(client, RemoteClient)]
+
+    def _forget_client(self, client: Client) -> None:
+        self._node.leases.perform(self._node.leases.scheduler.owner_left(client.process))
+        self._node.clients.remove(client)
+
+    def _on_client_left(self, _link: Link, message: m.ClientLeft) -> None:
+        client = self._node.clients.get(message.process)
+        if isinstance(client, RemoteClient):
+            self._forget_client(client)
+
+    # --- what other nodes say -----------------------------------------------------------------------------------
+
+    def _on_link_hello(self, connection: TlsConnection, hello: m.LinkHello) -> None:
+        if tag_of(hello.node_id) not in self.head.nodes():
+            # It has joined just now, and comes again; or it is dead to the cluster.
+            connection.close(f"node {hello.node_id.hex()[:8]} is not known here")
+        elif hello.bulk:
+            connection.close("no objects travel yet")
+        else:
+            self.links.accept(connection, hello)
+
+    def _on_link_message(self, link: Link, message: Any) -> None:
+        handler = self._on_link.get(type(message))
+        if handler is None:
+            log(f"node {tag_of(link.node_id).hex()} sent {type(message).__name__}, which means nothing here")
+            return
+        handler(link, message)
+
+    def add_link_handlers(self, handlers: dict[type[Any], Callable[[Link, Any], None]]) -> None:
+        """Have further messages of other nodes handled."""
+        self._on_link |= handlers
+
+    def _on_from_client(self, link: Link, message: m.FromClient) -> None:
+        if tag_of(message.process) != tag_of(link.node_id):
+            log(f"node {tag_of(link.node_id).hex()} spoke for a process that is not its own")
+            return
+        inner = decode_body(message.body)
+        handler = self.handlers.get(type(inner))
+        if handler is None:
+            log(f"a client of node {tag_of(link.node_id).hex()} sent {type(inner).__name__}, which is not for others")
+            return
+        if isinstance(inner, m.RequestLeases) and inner.count:
+            self.with_job(message.job, lambda: self._handle_from(link, message, inner, handler))
+        else:
+            self._handle_from(link, message, inner, handler)
+
+    def _handle_from(
+        self, link: Link, message: m.FromClient, inner: Any, handler: Callable[[Client, Any], None]
+    ) -> None:
+        client = self._node.clients.get(message.process)
+        if client is None:
+            client = RemoteClient(message.process, message.pid, message.job, link)
+            if isinstance(inner, m.RequestLeases):
+                self._node.clients.add(client)
+        handler(client, inner)
+
+    def _on_for_client(self, link: Link, message: m.ForClient) -> None:
+        inner = decode_body(message.body)
+        if isinstance(inner, m.LeaseGranted):
+            for process in message.processes:
+                self._carry_out(self._count_grant(process, inner.key, tag_of(link.node_id)))
+        processes = message.processes or [client.process for client in self._local_clients()]
+        self._node.clients.send_all(processes, inner)
+        if isinstance(inner, m.LeaseGranted):
+            for process in message.processes:
+                if self._node.clients.get(process) is None:
+                    # Its owner died meanwhile, and that node may not know yet.
+                    link.send(m.FromClient(process, 0, 0, body_of(m.ReturnLease(inner.lease))))
+
+    def send_to(self, process: bytes, message: m.Message) -> None:
+        """To a process of another node, by way of that."""
+        info = self.head.nodes().get(tag_of(process))
+        if info is not None:
+            self.links.get(info.node_id).send(m.ForClient([process], body_of(message)))
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def begin_job(self, hello: m.Hello, config: m.JobConfig, on_number: Callable[[int], None]) -> None:
+        """A driver is here: what is its job's number?"""
+        address = self.address_of(hello.process)
+        self.head.begin_job(hello.process, hello.pid, address, _encode_job(config), on_number)
+
+    def with_job(self, number: int, call: Callable[[], None]) -> None:
+        """Make `call` once the job is known here; never if it has ended."""
+        if number in self._node.jobs:
+            if not self._node.jobs[number].ended:
+                call()
+            return
+        waiting = self._fetching.get(number)
+        if waiting is not None:
+            waiting.append(call)
+            return
+        self._fetching[number] = [call]
+        self.head.get_job(number, self._on_job)
+
+    def _on_job(self, settings: m.JobSettings) -> None:
+        calls = self._fetching.pop(settings.job, [])
+        if not settings.config or settings.job in self._node.jobs:
+            return
+        config = _decode_job(settings.config)
+        job = Job(settings.job, config, None, owns_session=False, origin=settings.job)
+        job.remote_driver = settings.driver
+        log(f"job {job.number}: {config.entrypoint}, of a driver at node {tag_of(settings.driver[0]).hex()}")
+        self._node.begin_job(job)
+        for call in calls:
+            call()
+
+    def job_ended(self, ended: m.JobEnded) -> None:
+        """The head says so."""
+        number = ended.job
+        self._fetching.pop(number, None)
+        job = self._node.jobs.get(number)
+        for client in self._node.clients.of_job(number):
+            if isinstance(client, RemoteClient):
+                self._forget_client(client)
+        if job is not None and job.driver is None:
+            self._node.end_job(job)

@@ -1,0 +1,133 @@
+"""Peers at other machines: TCP with TLS, both ways.
+
+A process of another machine is known by its id alone, whose first bytes are its node's tag. Before this process
+connects to it, it asks its own node where that one is (Locate), which asks the other's node: so a process that has
+ended is known to have ended (LIVENESS: between machines, death is what a node says), and both nodes know who must hear
+of whose death. What is sent meanwhile waits in the connection.
+
+The other way round, this process's node accepts connections on the machine's one port, and passes those that are meant
+for this process on, before TLS has begun, through a datagram socket in the session's directory.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moray.protocol import messages as m
+from moray.protocol.handshake import inbox_path, open_inbox
+from moray.protocol.reactor import READ
+from moray.protocol.tcp import HalfOpen, parse_address, preface, start_connect
+from moray.protocol.tls import TlsConnection
+from moray.security.identity import Identity, client_context, server_context
+
+if TYPE_CHECKING:
+    from moray.runtime.runtime import Peer, Runtime
+
+#: The most that a datagram of the node says: the address of who has connected.
+_DATAGRAM_BYTES: Final = 256
+
+
+class Remote:
+    """This process's connections to and from other machines. Owned by the loop."""
+
+    def __init__(self, runtime: Runtime, inbox: socket.socket | None) -> None:
+        """`inbox`: see :func:`~moray.protocol.handshake.open_inbox`; None: made here."""
+        identity = Identity.load(Path(runtime.welcome.credentials))
+        self._runtime = runtime
+        self._client_context, self._server_context = client_context(identity), server_context(identity)
+        self._path = inbox_path(runtime.session_dir, runtime.process)
+        #: Limits for those who have not shown who they are.
+        self._half_open = HalfOpen(runtime.reactor)
+        self._inbox = inbox if inbox is not None else open_inbox(runtime.session_dir, runtime.process)
+        runtime.reactor.register(self._inbox.fileno(), READ, self._on_handover)
+
+    # --- to others ------------------------------------------------------------------------------------
+
+    def connect(self, peer: Peer) -> Any:
+        """A connection to a peer at another machine; what is sent on it waits until it is there."""
+        runtime = self._runtime
+        connection = TlsConnection(
+            None,
+            runtime.reactor,
+            runtime.on_message,
+            runtime.on_peer_closed,
+            context=self._client_context,
+            server_side=False,
+        )
+        runtime.adopt(peer, connection)
+        job = runtime.welcome.job_id
+        connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", runtime.process, runtime.pid, "", None, job))
+        if peer.address.startswith("tcp://"):
+            # Its node has just granted it to us, and knows that we have to do with it.
+            self._begin(connection, peer, peer.address)
+            peer.address = ""  # Whoever connects again must ask whether it lives.
+        else:
+            process = peer.origin.process
+            runtime.request(lambda number: m.Locate(number, process), lambda answer: self._located(connection, answer))
+        return connection
+
+    def _located(self, connection: Any, answer: Any) -> None:
+        if connection.closed:
+            return
+        peer: Peer = connection.peer
+        if isinstance(answer, m.Located) and answer.address:
+            self._begin(connection, peer, answer.address)
+            return
+        reason = answer.reason if isinstance(answer, m.Located) else str(answer)
+        if isinstance(answer, m.Located):
+            death = m.ProcessDied(peer.origin.process, peer.pid, 0, f"cannot be reached: {reason}", mark=(0, -1))
+            self._runtime.process_died(death)
+        connection.close(reason)
+
+    def _begin(self, connection: Any, peer: Peer, address: str) -> None:
+        host, port = parse_address(address.removeprefix("tcp://").split("/")[0])
+        try:
+            sock = start_connect(host, port)
+        except OSError as error:
+            connection.close(str(error))
+            return
+        connection.begin(sock, preface(peer.origin.process))
+
+    # --- from others ------------------------------------------------------------------------------------
+
+    def _on_handover(self, _events: int) -> None:
+        """The node passes on connections from other machines."""
+        while True:
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self._inbox, _DATAGRAM_BYTES, 1)
+            except BlockingIOError:
+                return
+            for fd in fds:
+                self._accept(socket.socket(fileno=fd), data.decode(errors="replace"))
+
+    def _accept(self, sock: socket.socket, address: str) -> None:
+        runtime = self._runtime
+        TlsConnection(
+            sock,
+            runtime.reactor,
+            runtime.on_first,
+            runtime.on_peer_closed,
+            context=self._server_context,
+            server_side=True,
+            half_open=self._half_open,
+            peer_address=address,
+        )
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def descriptors(self) -> list[int]:
+        """What a forked child closes."""
+        return [self._inbox.fileno()]
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        self._half_open.close()
+        self._runtime.reactor.unregister(self._inbox.fileno())
+        self._inbox.close()
+        try:
+            os.unlink(self._path)
+        except OSError:
+            pass  # The node has removed the whole directory.

@@ -1,0 +1,97 @@
+"""A process's certificate with its key, and the TLS settings that follow from it.
+
+Whoever connects and whoever accepts shows a certificate of the cluster's authority, which is the only one that
+counts: the system's authorities do not, names of hosts do not either, because machines are known by number and
+certificates are not for machines but for belonging. TLS 1.3 only, and no tickets: every connection is authenticated
+from the beginning, and nothing that was recorded can be played again.
+
+Only `ssl` is needed here, so that workers do not load `cryptography`.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from moray.platform.memory_files import create_memory_file
+from moray.security.files import read_secret, write_secret
+
+_CERTIFICATE_FILE: Final = "certificate.pem"
+_END: Final = b"-----END CERTIFICATE-----\n"
+
+
+class Identity(NamedTuple):
+    """What shows that a process belongs to the cluster. All of it PEM."""
+
+    key: bytes
+    certificate: bytes
+    #: The authority's certificate.
+    authority: bytes
+
+    def save(self, directory: Path) -> None:
+        """Write it to `directory`, in one file, so that key and certificate always belong together."""
+        write_secret(directory / _CERTIFICATE_FILE, self.certificate + self.authority + self.key)
+
+    @staticmethod
+    def load(directory: Path) -> Identity:
+        """What `save` wrote; FileNotFoundError, AuthenticationError."""
+        path = directory / _CERTIFICATE_FILE
+        certificate, authority, key = read_secret(path, "a certificate and its key").split(_END)
+        return Identity(key, certificate + _END, authority + _END)
+
+    def __repr__(self) -> str:
+        """Without the key: it would end up in logs."""
+        return "Identity(…)"
+
+
+def server_context(identity: Identity) -> ssl.SSLContext:
+    """For accepting peers, which must show a certificate of the same authority."""
+    return _mutual(ssl.PROTOCOL_TLS_SERVER, identity)
+
+
+def client_context(identity: Identity) -> ssl.SSLContext:
+    """For connecting to peers, which must show a certificate of the same authority."""
+    return _mutual(ssl.PROTOCOL_TLS_CLIENT, identity)
+
+
+def join_server_context(identity: Identity) -> ssl.SSLContext:
+    """For accepting those who have no certificate yet (:mod:`moray.security.join`)."""
+    context = _base(ssl.PROTOCOL_TLS_SERVER)
+    _load(context, identity)
+    return context
+
+
+def join_client_context() -> ssl.SSLContext:
+    """For joining: nothing is checked by TLS; the token says afterwards whether the server's certificate is right."""
+    context = _base(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _mutual(side: int, identity: Identity) -> ssl.SSLContext:
+    context = _base(side)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_verify_locations(cadata=identity.authority.decode())
+    _load(context, identity)
+    return context
+
+
+def _base(side: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(side)
+    context.check_hostname = False
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+    return context
+
+
+def _load(context: ssl.SSLContext, identity: Identity) -> None:
+    """`ssl` takes keys from files only: one without a name, which is gone at once."""
+    fd = create_memory_file("moray-identity", identity.certificate + identity.key)
+    try:
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)

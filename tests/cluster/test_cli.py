@@ -1,0 +1,132 @@
+"""The command line: real daemons, started, looked at and stopped as users do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from moray.launch.cluster import find_nodes
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def sessions() -> Iterator[Path]:
+    """A directory for sessions; pytest's own have paths that are too long for sockets."""
+    with tempfile.TemporaryDirectory(prefix="moray-cli-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def cli(sessions: Path) -> Iterator[Cli]:
+    """Runs ``moray …`` with sessions below a directory of the test's own; ends what it started."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MORAY_", "RAY_"))}
+    environ |= {"TMPDIR": str(sessions), "HOME": str(sessions), "MORAY_TEST_RUN": os.environ.get("MORAY_TEST_RUN", "")}
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "moray", *arguments],
+            env=environ | more,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    yield run
+    run("stop", "--force")
+
+
+def start_head(cli: Cli, *more: str) -> str:
+    """Start a cluster: its address."""
+    done = cli("start", "--head", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=1", *more)
+    assert done.returncode == 0, done.stderr
+    return next(line for line in done.stdout.splitlines() if "moray.init" in line).split('"')[1]
+
+
+def test_start_join_status_stop(cli: Cli, sessions: Path) -> None:
+    address = start_head(cli, "--labels=zone=a")
+    joined = cli("start", f"--address={address}", "--num-cpus=2", "--resources", '{"disk": 3}')
+    assert joined.returncode == 0, joined.stderr
+    status = json.loads(cli("status", "--json").stdout)
+    assert [node["resources"]["CPU"] for node in status["nodes"]] == [[0, 1], [0, 2]]
+    assert status["nodes"][0]["head"]
+    assert status["nodes"][0]["labels"]["zone"] == "a"
+    assert status["nodes"][1]["resources"]["disk"] == [0, 3]
+    assert status["pending"] == []
+    stopped = cli("stop")
+    assert stopped.returncode == 0
+    assert stopped.stdout.count("has ended") == 2
+    assert find_nodes(str(sessions)) == []
+    assert list(sessions.iterdir()) == []
+    assert "no node of a cluster runs here" in cli("stop").stdout
+
+
+def test_a_program_uses_the_cluster(cli: Cli, tmp_path: Path) -> None:
+    start_head(cli)
+    program = tmp_path / "program.py"
+    program.write_text("import moray\nmoray.init('auto')\nprint(moray.get(moray.remote(lambda: 6 * 7).remote()))\n")
+    assert cli("run", str(program)).stdout.strip() == "42"
+
+
+def test_the_token_is_needed_elsewhere(cli: Cli, sessions: Path) -> None:
+    address = start_head(cli)
+    elsewhere = sessions / "elsewhere"
+    elsewhere.mkdir()
+    refused = cli("start", f"--address={address}", TMPDIR=str(elsewhere))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: no token: MORAY_TOKEN is not set")
+    wrong = "moray1." + "0" * 64 + "." + "A" * 43
+    refused = cli("start", f"--address={address}", TMPDIR=str(elsewhere), MORAY_TOKEN=wrong)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+    nonsense = cli("start", f"--address={address}", MORAY_TOKEN="letmein")
+    assert nonsense.returncode == 1
+    assert "letmein" not in nonsense.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["start"], "say --head"),
+        (["start", "--head", "--address=127.0.0.1:1"], "say --head"),
+        (["start", "--address=127.0.0.1:1"], "no token"),
+        (["start", "--address=nonsense"], "HOST:PORT"),
+        (["start", "--head", "--resources", "{"], "JSON object"),
+        (["drain", "abc", "--deadline=soon"], "90s, 10m or 2h"),
+        (["status"], "no running session"),
+    ],
+)
+def test_mistakes_are_one_line(cli: Cli, arguments: list[str], said: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(cli: Cli) -> None:
+    port = start_head(cli).rpartition(":")[2]
+    taken = cli("start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1")
+    assert taken.returncode == 1
+    assert f"127.0.0.1:{port}" in taken.stderr
+    assert len(taken.stderr.splitlines()) == 1, taken.stderr
+
+
+def test_block_lives_as_long_as_the_node(sessions: Path) -> None:
+    environ = os.environ | {"TMPDIR": str(sessions)}
+    command = [sys.executable, "-m", "moray", "start", "--head", "--port=0", "--node-ip-address=127.0.0.1", "--block"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "moray stop" not in process.stdout.readline():
+            pass
+        assert len(find_nodes(str(sessions))) == 1
+        process.terminate()
+        assert process.wait(30) == 0
+    assert find_nodes(str(sessions)) == []

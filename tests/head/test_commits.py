@@ -1,0 +1,155 @@
+"""Nothing leaves the head before it is stored; what fails is never told (DURABLE). With a storage that waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from moray.head.commits import Commits
+from moray.head.storage import MemoryStorage, StorageError, Write
+from moray.protocol.reactor import Reactor
+from tests.support.procs import wait_until
+
+
+class SlowStorage(MemoryStorage):
+    """Each commit waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(0)
+        self.began = 0
+        self.failure: StorageError | None = None
+
+    def commit(self, writes: Iterable[Write]) -> None:
+        self.began += 1
+        self.gate.acquire()
+        if self.failure is not None:
+            raise self.failure
+        super().commit(writes)
+
+
+class Loop:
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.storage = SlowStorage()
+        self.failures: list[StorageError] = []
+        self.commits = Commits(self.storage, self.reactor, self.failures.append)
+        self.done: list[str] = []
+
+    def note(self, word: str) -> Callable[[], None]:
+        return lambda: self.done.append(word)
+
+    def turn(self) -> None:
+        with self.reactor.lead:
+            self.reactor.turn(0.01)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        def look() -> bool:
+            self.turn()
+            return condition()
+
+        wait_until(look)
+
+
+@pytest.fixture(name="loop")
+def _loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    for _ in range(10):
+        loop.storage.gate.release()
+    loop.commits.close()
+    loop.reactor.close()
+
+
+def test_calls_wait_for_what_was_written_before_them(loop: Loop) -> None:
+    loop.commits.after(loop.note("nothing to wait for"))
+    loop.turn()
+    assert loop.done == ["nothing to wait for"]
+    loop.commits.write("t", b"k", b"1")
+    loop.commits.after(loop.note("first"))
+    loop.until(lambda: loop.storage.began == 1)
+    # A later turn, which writes nothing itself: it may have seen what is not stored yet.
+    loop.commits.after(loop.note("second"))
+    loop.turn()
+    loop.turn()
+    assert loop.done == ["nothing to wait for"]
+    assert loop.storage.get("t", b"k") is None
+    loop.storage.gate.release()
+    loop.until(lambda: len(loop.done) == 3)
+    assert loop.done[1:] == ["first", "second"]
+    assert loop.storage.get("t", b"k") == b"1"
+
+
+def test_turns_that_pass_meanwhile_are_one_transaction(loop: Loop) -> None:
+    loop.commits.write("t", b"k", b"0")
+    loop.until(lambda: loop.storage.began == 1)
+    for number in range(1, 100):
+        loop.commits.write("t", b"k", str(number).encode())
+        loop.commits.after(loop.note(str(number)))
+        loop.turn()
+    loop.storage.gate.release()
+    loop.until(lambda: loop.storage.began == 2)
+    assert loop.done == []
+    loop.storage.gate.release()
+    loop.until(lambda: len(loop.done) == 99)
+    assert loop.done == list(map(str, range(1, 100)))
+    assert loop.storage.get("t", b"k") == b"99"
+    assert loop.storage.began == 2
+
+
+def test_calls_that_write_are_followed_by_their_own_transaction(loop: Loop) -> None:
+    def more() -> None:
+        loop.commits.write("t", b"more", b"1")
+        loop.commits.after(loop.note("more"))
+
+    loop.commits.write("t", b"k", b"1")
+    loop.commits.after(more)
+    loop.storage.gate.release()
+    loop.until(lambda: loop.storage.began == 2)
+    assert loop.done == []
+    loop.storage.gate.release()
+    loop.until(lambda: loop.done == ["more"])
+
+
+def test_what_failed_is_never_told(loop: Loop) -> None:
+    loop.storage.failure = StorageError("the disk is full")
+    loop.commits.write("t", b"k", b"1")
+    loop.commits.after(loop.note("lie"))
+    loop.storage.gate.release()
+    loop.until(lambda: bool(loop.failures))
+    loop.commits.write("t", b"l", b"1")
+    loop.commits.after(loop.note("another"))
+    loop.commits.check()
+    for _ in range(5):
+        loop.turn()
+    assert loop.done == []
+    assert loop.storage.began == 1
+    assert [str(failure) for failure in loop.failures] == ["the disk is full"]
+
+
+def test_gatherers_write_with_their_turn(loop: Loop) -> None:
+    dirty = ["x"]
+
+    def gather() -> None:
+        while dirty:
+            loop.commits.write("t", dirty.pop().encode(), b"1")
+            loop.commits.after(loop.note("gathered"))
+
+    loop.commits.gatherers.append(gather)
+    loop.commits.write("t", b"k", b"1")
+    loop.storage.gate.release()
+    loop.until(lambda: loop.done == ["gathered"])
+    assert loop.storage.scan("t") == [(b"k", b"1"), (b"x", b"1")]
+    assert loop.storage.began == 1
+
+
+def test_a_check_is_a_transaction_without_writes(loop: Loop) -> None:
+    before = loop.commits.confirmed_at
+    loop.commits.check()
+    loop.commits.check()
+    loop.storage.gate.release()
+    loop.until(lambda: loop.commits.count == 1)
+    assert loop.storage.began == 1
+    assert loop.commits.confirmed_at > before

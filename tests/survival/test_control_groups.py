@@ -1,0 +1,107 @@
+"""Limits of real control groups: the CPU quota is what init() counts, and a worker that the memory limit ends says so.
+
+They need the right to make a group below this process's own (root, and the controller mounted for writing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.procs import run_driver
+
+ROOT = Path("/sys/fs/cgroup")
+#: What every driver here does first: it moves itself, and so all that it starts, into the group.
+ENTER = """
+import os
+with open({procs!r}, "w") as file:
+    file.write(str(os.getpid()))
+import moray
+"""
+
+
+@contextlib.contextmanager
+def control_group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[str]:
+    """A group below this process's own, with these settings; yields the file that takes members. Skips if there can be
+    none."""
+    paths = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        paths |= dict.fromkeys(controllers.split(","), path.strip("/"))
+    if controller in paths and (ROOT / controller).is_dir():
+        parent, settings = ROOT / controller / paths[controller], v1
+    else:
+        parent, settings = ROOT / paths.get("", ""), v2
+        if controller not in _read(parent / "cgroup.subtree_control").split():
+            pytest.skip(f"no control groups: {parent} does not hand the controller {controller!r} on")
+    group = parent / f"moray-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control groups: {group} cannot be made: {error}")
+    try:
+        for name, value in settings.items():
+            try:
+                (group / name).write_text(value)
+            except OSError as error:
+                pytest.skip(f"no control groups: {group / name} cannot be set: {error}")
+        yield str(group / "cgroup.procs")
+    finally:
+        group.rmdir()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a quota of one CPU says nothing on one CPU")
+def test_init_counts_the_cpus_of_the_quota() -> None:
+    v1 = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "60000"}
+    with control_group("cpu", v1, {"cpu.max": "60000 100000"}) as procs:
+        program = ENTER + 'moray.init()\nprint("cpus", moray.cluster_resources()["CPU"])\nmoray.shutdown()\n'
+        assert run_driver(program.format(procs=procs)).stdout == "cpus 1.0\n"
+
+
+HUNGRY = (
+    ENTER
+    + """
+import pytest
+
+moray.init(num_cpus=1, object_store_memory=50_000_000)
+
+@moray.remote(max_retries=0)
+def eat():
+    held = []
+    while True:
+        held.append(bytearray(b"x" * (8 << 20)))
+
+@moray.remote
+def alive():
+    return 1
+
+assert moray.get(alive.remote(), timeout=30) == 1
+with pytest.raises(moray.exceptions.WorkerCrashedError) as caught:
+    moray.get(eat.remote(), timeout=50)
+print(str(caught.value).replace(chr(10), " "))
+assert moray.get(alive.remote(), timeout=30) == 1
+moray.shutdown()
+"""
+)
+
+
+def test_a_worker_beyond_the_memory_limit_is_reported_with_sizes() -> None:
+    limit = str(400 << 20)
+    v1 = {"memory.limit_in_bytes": limit}
+    with control_group("memory", v1, {"memory.max": limit, "memory.swap.max": "0"}) as procs:
+        text = run_driver(HUNGRY.format(procs=procs)).stdout
+    assert "OOM killer" in text, text
+    assert "not by the kernel's" not in text, text
+    assert re.search(r"of 0\.4 GB in use", text), text
