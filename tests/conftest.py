@@ -34,9 +34,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SESSION_CPUS = 2
 
 # Deadlines would measure the load of the machine; the whole test has a timeout.
-settings.register_profile("default", max_examples=100, deadline=None, print_blob=True)
+settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile("dev", max_examples=10, deadline=None, print_blob=True)
-# Twenty times the default: about five minutes for all machines together, so that
+# Forty times the default: about five minutes for all machines together, so that
 # `make test-long` ends in less than half an hour.
 settings.register_profile(
     "long", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

@@ -436,3 +436,17 @@ def test_two_drivers_that_compete_both_get_their_groups() -> None:
             assert group.wait(60)
             remove_placement_group(group)
         assert rival.wait(60) == 0, rival.output()
+
+
+def test_in_local_mode_groups_are_created_at_once() -> None:
+    run_driver(
+        "import moray\n"
+        "from moray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group\n"
+        "moray.init(local_mode=True)\n"
+        "group = placement_group([{'CPU': 1}], name='x')\n"
+        "assert moray.get(group.ready()) == group and group.wait(1)\n"
+        "assert get_placement_group('x') == group\n"
+        "assert moray.get(moray.remote(abs).options(placement_group=group).remote(-1)) == 1\n"
+        "remove_placement_group(group)\n"
+        "assert placement_group_table(group)['state'] == 'REMOVED'\n"
+    )

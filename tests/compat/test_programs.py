@@ -21,7 +21,12 @@ def _missing(program: Program) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "program", [each for each in PROGRAMS if not each.fails], ids=[each.script for each in PROGRAMS if not each.fails]
+    "program",
+    [
+        pytest.param(each, id=each.script, marks=[] if each.script in ALWAYS else [pytest.mark.long])
+        for each in PROGRAMS
+        if not each.fails
+    ],
 )
 def test_program_on_moray_gives_the_results_without_ray(program: Program) -> None:
     missing = _missing(program)

@@ -99,6 +99,23 @@ def test_turns_that_pass_meanwhile_are_one_transaction(loop: Loop) -> None:
     assert loop.storage.began == 2
 
 
+def test_a_large_batch_takes_no_further_turn(loop: Loop) -> None:
+    loop.commits.write("t", b"k", b"0")
+    loop.until(lambda: loop.storage.began == 1)
+    for number in range(3):
+        for row in range(6_000):
+            loop.commits.write("t", f"{number}-{row}".encode(), b"1")
+        loop.commits.after(loop.note(str(number)))
+        loop.turn()
+    for began in (2, 3):
+        loop.storage.gate.release()
+        loop.until(lambda began=began: loop.storage.began == began)  # type: ignore[misc]
+    assert loop.done == ["0", "1"]
+    loop.storage.gate.release()
+    loop.until(lambda: loop.done == ["0", "1", "2"])
+    assert len(loop.storage.scan("t")) == 18_001
+
+
 def test_calls_that_write_are_followed_by_their_own_transaction(loop: Loop) -> None:
     def more() -> None:
         loop.commits.write("t", b"more", b"1")

@@ -284,6 +284,11 @@ def test_certificates_are_asked_for(tmp_path: Path) -> None:
         world.until(lambda: closed, "who does not speak TLS is closed")
         world.kill_head()
         world.until(lambda: node.link.welcomed, "the next head is as well guarded")
+        other = world.node()
+        world.until(lambda: knows(node, node, other), "they know each other")
+        other.link.close("it was told to")
+        world.until(lambda: node.deaths, "the others hear of it")
+        assert node.deaths == [(other.node_id, "it was told to")]
 
 
 def test_a_head_that_cannot_be_sure_renews_no_lease(tmp_path: Path) -> None:
@@ -318,3 +323,25 @@ def test_what_a_node_has_in_all_may_change(tmp_path: Path) -> None:
         b.free = dict(ONE_CPU)
         b.link.set_total(ONE_CPU)
         world.until(lambda: a.link.view.nodes[b.node_id].total == ONE_CPU, "and when it has less")
+
+
+def test_a_head_that_was_replaced_is_not_started_again(tmp_path: Path) -> None:
+    """A second head takes over the Redis: the first one ends, and they do not fight for it (HEAD-EPOCH)."""
+    server = RedisServer(tmp_path)
+    (tmp_path / "second").mkdir()
+    try:
+        with (
+            running_world(tmp_path, storage=server.url) as first,
+            running_world(tmp_path / "second", storage=server.url) as second,
+        ):
+            assert second.ready[0].epoch == 2
+            first.until(lambda: first.head.replaced, "the first one says that it was replaced")
+            first.until(lambda: not first.head.pid, "it has ended")
+            first.pass_time(0.5)
+            assert not first.head.pid
+            number, _driver = second.node().job()
+            assert number == 1
+            second.kill_head()
+            assert second.ready[-1].epoch == 3, "one that was killed is"
+    finally:
+        server.kill()

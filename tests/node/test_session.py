@@ -239,7 +239,7 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         session_directory.create(session_directory.new_path(str(root), 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_sessions_leave_nothing() -> None:
     fds = len(os.listdir("/proc/self/fd"))
     starts, ends = [], []

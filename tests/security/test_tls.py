@@ -393,7 +393,8 @@ def test_the_rest_of_the_stream_is_handed_on_untouched(host: str) -> None:
             passed.settimeout(5)
             rest = b""
             while len(rest) < 8:
-                assert (chunk := passed.recv(8 - len(rest)))
+                chunk = passed.recv(8 - len(rest))
+                assert chunk
                 rest += chunk
             assert rest == b"the rest"
         for other in (mine, theirs, sock):

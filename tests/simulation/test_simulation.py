@@ -29,7 +29,7 @@ CAUGHT = (
 )
 
 
-@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize("seed", range(1, 11))
 def test_seed(seed: int) -> None:
     outcome = simulate(seed)
     assert not outcome.violation, str(outcome)
@@ -74,7 +74,11 @@ def test_trace_tells_every_event() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", CAUGHT)
+@pytest.mark.parametrize(
+    "mutant",
+    # All are found in long runs; some of them each time.
+    [pytest.param(mutant, marks=[] if number % 4 == 0 else [pytest.mark.long]) for number, mutant in enumerate(CAUGHT)],
+)
 def test_a_seeded_fault_is_found(mutant: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src" / "moray", tmp_path / "moray", ignore=shutil.ignore_patterns("__pycache__"))
     patch = ["patch", "-p1", "--fuzz=0", "-s", "-d", str(tmp_path / "moray"), "-i", str(MUTANTS / f"{mutant}.patch")]

@@ -213,7 +213,14 @@ def note_run(path: str) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-@pytest.mark.parametrize(("restarts", "retries"), [(0, 0), (-1, 0), (-1, -1)])
+@pytest.mark.parametrize(
+    ("restarts", "retries"),
+    [
+        pytest.param(0, 0, marks=pytest.mark.long),
+        pytest.param(-1, 0, marks=pytest.mark.long),
+        (-1, -1),
+    ],
+)
 def test_at_any_moment(moray_session: ModuleType, tmp_path: Path, restarts: int, retries: int) -> None:
     """A sweep: kills at moments that are closer together than the steps of a call."""
     for step in range(25):

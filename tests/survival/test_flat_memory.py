@@ -59,7 +59,7 @@ def assert_flat(program: str, rounds: int, growth_bytes: int, timeout_s: float) 
         assert max(growth.values()) < growth_bytes, growth
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_tasks_and_puts() -> None:
     assert_flat(PROGRAM, rounds=100, growth_bytes=6 * MB, timeout_s=100)
 

@@ -85,6 +85,6 @@ def test_handlers_that_submit_put_and_get() -> None:
     storm(1_000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_of_them() -> None:
     storm(10_000)

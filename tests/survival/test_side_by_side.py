@@ -136,7 +136,7 @@ print(*before, *measure())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_init_and_shutdown_a_hundred_times() -> None:
     """No descriptor, thread, mapping or memory is lost."""
     finished = run_driver(CYCLES.format(cycles=100, warm_up=20), timeout_s=110)

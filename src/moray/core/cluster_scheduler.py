@@ -140,12 +140,13 @@ class ClusterScheduler:
             place(node_id, count)
         if demand.placement and not any(need.values()):
             while left:
-                assert place(index.feasible[pick(len(index.feasible))], 1), "nothing fits nowhere"
+                place(index.feasible[pick(len(index.feasible))], 1)
             return 0
         kind = demand.strategy.kind if demand.strategy is not None else ""
         if kind == SPREAD:
             while left and (next_one := index.next_in_turn(pick)) is not None:
-                assert place(next_one.node_id, 1), "a node without room has its turn"
+                found_room = place(next_one.node_id, 1)
+                assert found_room, "a node without room has its turn"
             return left
         if left and demand.locality:
             near = view.by_tag(max(demand.locality, key=demand.locality.__getitem__))
@@ -156,7 +157,8 @@ class ClusterScheduler:
         best = max(int(self._knobs.top_k_fraction * len(index.feasible)), self._knobs.top_k_absolute, 1)
         while left and (found := index.best(best, pick)) is not None:
             some = max(1, self._below_threshold(view.nodes[found], need))
-            assert place(found, some), "a node without room is among the best"
+            found_room = place(found, some)
+            assert found_room, "a node without room is among the best"
         return left
 
     def _below_threshold(self, node: Node, need: Amounts) -> int:

@@ -19,12 +19,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from moray.head.storage import Storage, StorageError
 from moray.protocol.reactor import Reactor
 
 Call: TypeAlias = Callable[[], None]
+
+#: A batch that waits takes no further turn when it has so many writes: a transaction holds up all that follow.
+_BATCH_WRITES: Final = 10_000
 
 
 class _Batch:
@@ -47,6 +50,8 @@ class Commits:
         self._on_failure = on_failure
         #: What the loop gathers.
         self._open = _Batch()
+        #: Gathered, and waiting for the writer: each turn is in one of them as a whole.
+        self._closed: deque[_Batch] = deque()
         #: The one that the writer has, if any; it has none when this is None.
         self._writing: _Batch | None = None
         #: To the writer: batches, and None for its end. From it: why a batch failed, and when it was begun.
@@ -74,7 +79,7 @@ class Commits:
 
     def check(self) -> None:
         """See whether this head is still the one (HEAD-EPOCH), by a transaction without writes."""
-        if self._writing is None and not self.failed:
+        if self._writing is None and not self.failed and not self._closed:
             self._give(self._close_batch())
 
     def close(self) -> None:
@@ -100,13 +105,15 @@ class Commits:
             self._make(batch)
         # Calls may have written more.
         while not self.failed and self._writing is None:
-            batch = self._close_batch()
+            batch = self._closed.popleft() if self._closed else self._close_batch()
             if batch.writes:
                 self._give(batch)
             elif batch.calls:
                 self._make(batch)
             else:
                 return
+        if len(self._open.writes) > _BATCH_WRITES:
+            self._closed.append(self._close_batch())
 
     def _close_batch(self) -> _Batch:
         for gather in self.gatherers:

@@ -33,6 +33,10 @@ class HeadConfig(msgspec.Struct, kw_only=True):
     actor_stop_grace_s: float = 30.0
 
 
+#: What a head says there as its last word if another one has taken over its storage: it is not to be started again.
+REPLACED: Final = b"replaced"
+
+
 class HeadReady(msgspec.Struct):
     """What a head says on its descriptor 1 once it accepts nodes."""
 

@@ -26,7 +26,7 @@ from moray.head.jobs import Jobs
 from moray.head.listener import Endpoint
 from moray.head.members import Members
 from moray.head.peers import Peer, Peers, body_of
-from moray.head.storage import Storage
+from moray.head.storage import StaleEpochError, Storage, StorageError
 from moray.head.values import Events, Values
 from moray.ids import tag_of
 from moray.node.logs import log
@@ -49,7 +49,9 @@ class Head:
         self.storage = storage
         self.reactor = Reactor()
         self._on_end = on_end or _end_process
-        self.commits = Commits(storage, self.reactor, lambda error: self.step_down(str(error)))
+        #: Another head has taken over the storage.
+        self.replaced = False
+        self.commits = Commits(storage, self.reactor, self._storage_failed)
         self.peers = Peers(self.commits)
         self.members = Members(storage, self.commits, self.peers, self.reactor, self, config.lease_s)
         self.jobs = Jobs(self.commits)
@@ -97,6 +99,10 @@ class Head:
         """Turn the loop once."""
         with self.reactor.lead:
             self.reactor.turn(timeout_s)
+
+    def _storage_failed(self, error: StorageError) -> None:
+        self.replaced = isinstance(error, StaleEpochError)
+        self.step_down(str(error))
 
     def step_down(self, reason: str) -> None:
         """This is no longer the head, or cannot be: end, and write nothing more (MemberEvents)."""

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 import msgspec
 
-from moray.head.config import FIRST_OWN_FD, HeadConfig, HeadReady
+from moray.config import SWITCH_INTERVAL_S
+from moray.head.config import FIRST_OWN_FD, REPLACED, HeadConfig, HeadReady
 from moray.head.head import Head
 from moray.head.listener import Listener
 from moray.head.storage import open_storage
@@ -37,6 +38,8 @@ def main() -> NoReturn:
     node_pidfd = _watch_node(config.node_pid)
     process_control.set_name("moray:head")
     process_control.raise_descriptor_limit()
+    # The writer's thread and the loop take turns.
+    process_control.set_switch_interval(SWITCH_INTERVAL_S)
     try:
         _run(config, node_pidfd)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the node starts another head
@@ -47,7 +50,9 @@ def main() -> NoReturn:
 
 def _run(config: HeadConfig, node_pidfd: int) -> NoReturn:
     storage = open_storage(config.storage, full=config.full_durability)
-    head = Head(config, storage)
+    # Its node hears there if it must not start another one.
+    node_pipe = os.dup(1)
+    head = Head(config, storage, lambda _reason: _step_down(head, node_pipe))
     if node_pidfd >= 0:
         PidWatch(node_pidfd, head.reactor, lambda: _end(head, "its node has ended"))
     Signals(head.reactor, {signal.SIGTERM: lambda: _end(head, "it was told to end (SIGTERM)")})
@@ -67,6 +72,13 @@ def _run(config: HeadConfig, node_pidfd: int) -> NoReturn:
     os.close(null)
     while True:
         head.turn()
+
+
+def _step_down(head: Head, node_pipe: int) -> NoReturn:
+    """This is not the head any more, or cannot be."""
+    if head.replaced:
+        os.write(node_pipe, REPLACED)
+    os._exit(1)
 
 
 def _end(head: Head, reason: str) -> NoReturn:

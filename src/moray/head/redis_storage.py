@@ -20,8 +20,8 @@ _RETRY_S: Final = 0.2
 GIVE_UP_S: Final = 60.0
 #: Rows per command of a scan.
 _SCAN_ROWS: Final = 1000
-#: Writes per call of the script: it takes three arguments each, and Redis serves nobody else meanwhile.
-_TRANSACTION_WRITES: Final = 50_000
+#: Writes per call of the script at most: it takes three arguments each, of which Redis accepts a million.
+_TRANSACTION_WRITES: Final = 300_000
 
 #: KEYS: head, prefix of tables. ARGV: epoch, number of this commit, then (table, key, "=" + value or "") each.
 _COMMIT: Final = """

@@ -41,6 +41,7 @@ from moray.node.jobs import Job
 from moray.node.links import Link, Links
 from moray.node.logs import log
 from moray.node.remote_clients import RemoteClient
+from moray.node.transfers import ObjectTransfers
 from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
 from moray.protocol.connection import HEADER, decode_body, encode_frame
@@ -99,6 +100,17 @@ class Cluster:
         )
         self._context = client_context(identity)
         self.links = Links(self.node_id, reactor, self.gate.dial, self._on_link_message)
+        self.transfers = ObjectTransfers(
+            self.node_id,
+            node.store,
+            node.objects,
+            node.arena_bytes,
+            reactor,
+            self.gate.dial,
+            self._send_to_node,
+            node.clients.send,
+        )
+        node.objects.transfers = self.transfers
         self.wishes = Wishes(self._choose)
         self._knobs = Knobs(*scheduler_knobs())
         self._scheduler: ClusterScheduler | None = None
@@ -111,11 +123,13 @@ class Cluster:
             m.RequestLeases: self._on_request,
             m.ReturnLease: self._on_return,
             m.Locate: self._on_locate,
+            m.FindObjects: lambda client, message: self.transfers.locate(client.process, message),
         }
         self._on_link: dict[type[Any], Callable[[Link, Any], None]] = {
             m.FromClient: self._on_from_client,
             m.ForClient: self._on_for_client,
             m.ClientLeft: self._on_client_left,
+            **self.transfers.link_handlers,
         }
         #: The living nodes as of the last change, and the last dead ones with the reasons.
         self._seen: dict[bytes, m.NodeInfo] = {}
@@ -186,6 +200,7 @@ class Cluster:
     def close(self, reason: str) -> None:
         """The node ends, and everything on it has ended."""
         self.head.close(reason)
+        self.transfers.close()
         self.links.close()
         self.gate.close()
         if self._head_process is not None:
@@ -217,7 +232,9 @@ class Cluster:
         if self._on_joined is not None:
             self._write_file()
             self._announce(self._head_address, "")
-        self._seen = {info.node_id: info for info in self.head.nodes().values()}
+        seen, self._seen = self._seen, {info.node_id: info for info in self.head.nodes().values()}
+        for node_id in self._seen.keys() - seen.keys():
+            self.transfers.node_joined(node_id)
         self._carry_out(self.wishes.view_changed())
 
     def _announce(self, head: str, problem: str) -> None:
@@ -367,6 +384,8 @@ class Cluster:
         if view is not None:
             self.dead_nodes.append((view, reason))
         self.links.node_died(node_id)
+        self._node.objects.node_died(tag)
+        self.transfers.node_died(node_id)
         for client in self._node.clients:
             if tag_of(client.process) == tag:
                 self._forget_client(client)
@@ -393,7 +412,7 @@ class Cluster:
             # It has joined just now, and comes again; or it is dead to the cluster.
             connection.close(f"node {hello.node_id.hex()[:8]} is not known here")
         elif hello.bulk:
-            connection.close("no objects travel yet")
+            self.transfers.accept(connection, hello)
         else:
             self.links.accept(connection, hello)
 
@@ -403,10 +422,6 @@ class Cluster:
             log(f"node {tag_of(link.node_id).hex()} sent {type(message).__name__}, which means nothing here")
             return
         handler(link, message)
-
-    def add_link_handlers(self, handlers: dict[type[Any], Callable[[Link, Any], None]]) -> None:
-        """Have further messages of other nodes handled."""
-        self._on_link |= handlers
 
     def _on_from_client(self, link: Link, message: m.FromClient) -> None:
         if tag_of(message.process) != tag_of(link.node_id):
@@ -445,11 +460,14 @@ class Cluster:
                     # Its owner died meanwhile, and that node may not know yet.
                     link.send(m.FromClient(process, 0, 0, body_of(m.ReturnLease(inner.lease))))
 
+    def _send_to_node(self, tag: bytes, message: m.Message) -> None:
+        info = self.head.nodes().get(tag)
+        if info is not None:
+            self.links.get(info.node_id).send(message)
+
     def send_to(self, process: bytes, message: m.Message) -> None:
         """To a process of another node, by way of that."""
-        info = self.head.nodes().get(tag_of(process))
-        if info is not None:
-            self.links.get(info.node_id).send(m.ForClient([process], body_of(message)))
+        self._send_to_node(tag_of(process), m.ForClient([process], body_of(message)))
 
     # --- jobs --------------------------------------------------------------------------------------------------
 

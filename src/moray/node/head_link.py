@@ -55,6 +55,7 @@ class Wire(Protocol):
 
     def send(self, message: m.Message) -> None: ...
     def send_frame(self, frame: bytes) -> bool: ...
+    def flush(self) -> None: ...
     def close(self, reason: str = ...) -> None: ...
 
 
@@ -160,6 +161,7 @@ class HeadLink:
         """This node ends, and nothing runs here any more: say so, if there is a connection."""
         if self.welcomed and self._wire is not None and reason:
             self._wire.send(m.NodeLeaves(reason))
+            self._wire.flush()
         self._leave()
 
     def _leave(self) -> None:

@@ -99,14 +99,14 @@ class Node:
             config.session_dir, tag_of(self.node_id), self.reactor, self._templates, self._orphans, self, settings
         )
         self._template_configs = TemplateConfigs(config.session, config.session_dir, self.address, config.worker_entry)
-        self._arena_bytes = store_bytes(config.object_store_memory)
+        self.arena_bytes = store_bytes(config.object_store_memory)
         spill, targets = spill_places(config)
         self.store = StoreServer(
-            self._arena_bytes, spill, self.clients.send, self._warn_all, self._post, targets=targets
+            self.arena_bytes, spill, self.clients.send, self._warn_all, self._post, targets=targets
         )
-        self._objects = OwnedObjects(self.store)
+        self.objects = OwnedObjects(self.store)
         named = named_resources(config.cluster.node_ip, config.cluster.start_head) if config.cluster else LOCAL_NAMES
-        total = complete_resources(config.resources, self._arena_bytes, named)
+        total = complete_resources(config.resources, self.arena_bytes, named)
         #: Device resources and how many indices each has.
         self.devices = devices = complete_devices(config.devices, total)
         #: Its part in a cluster; None: a local session.
@@ -125,7 +125,7 @@ class Node:
             **self.groups.handlers,
             **dict.fromkeys(
                 (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
-                lambda client, message: self._objects.handle(client.process, message),
+                lambda client, message: self.objects.handle(client.process, message),
             ),
             m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
             m.Shutdown: self._on_shutdown,
@@ -251,7 +251,7 @@ class Node:
             node_id=self.node_id,
             node_pid=os.getpid(),
             job_id=job.number,
-            arena_bytes=self._arena_bytes,
+            arena_bytes=self.arena_bytes,
             resources=self.leases.scheduler.total,
             namespace=job.config.namespace or self.config.namespace,
             # Workers send their output there.
@@ -437,7 +437,7 @@ class Node:
     def _release_process(self, process: bytes) -> None:
         """Take back what a dead process had of the store."""
         self.store.process_died(process)
-        self._objects.owner_died(process)
+        self.objects.owner_died(process)
         self.groups.process_died(process)
 
     # --- jobs and the session ---------------------------------------------------------------------

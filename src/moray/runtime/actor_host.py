@@ -423,20 +423,23 @@ class ActorHost:
 
     def send_results(self, count: int) -> None:
         """Send the oldest `count` results. Under the executor's flush lock."""
-        batch: list[tuple[int, m.Result]] = []
+        batch: list[m.Result] = []
+        ends: list[tuple[int, m.Result]] = []
         caller: Caller | None = None
         results = self.results
         for _ in range(count):
             call, result = results.popleft()
             if call.caller is not caller:
                 if batch and caller is not None:
-                    _send_batch(caller, batch)
-                    batch = []
+                    _send_batch(caller, batch, ends)
+                    batch, ends = [], []
                 caller = call.caller
             caller.keep(call.number, result)
-            batch.append((call.number, result))
+            batch.append(result)
+            if result.extra is not None and result.extra.items >= 0:
+                ends.append((call.number, result))
         if batch and caller is not None:
-            _send_batch(caller, batch)
+            _send_batch(caller, batch, ends)
 
     def post(self, call: Called, result: m.Result, borrows: Any) -> None:
         """Send a result that has passed the reference protocol. Loop only."""
@@ -509,15 +512,16 @@ class _Farewell:
         self._host._leave("", 0)
 
 
-def _send_batch(caller: Caller, batch: list[tuple[int, m.Result]]) -> None:
-    """Send results that are kept. The end of a stream whose items are still to be sent on this connection goes after
-    them, when the caller has repeated the call."""
+def _send_batch(caller: Caller, batch: list[m.Result], ends: list[tuple[int, m.Result]]) -> None:
+    """Send results that are kept. `ends` are those of streams: one whose items are still to be sent on this connection
+    goes after them, when the caller has repeated the call."""
     connection = caller.connection  # After they are kept: if it is replaced now, they are found for the next one.
-    streams = caller.streams
-    if streams:
-        batch = [each for each in batch if each[0] not in streams or streams[each[0]].sends_on(connection)]
+    for number, end in ends:
+        producer = caller.streams.get(number)
+        if producer is not None and not producer.sends_on(connection):
+            batch = [result for result in batch if result is not end]
     if batch:
-        connection.send(m.CallResults([result for _number, result in batch]))
+        connection.send(m.CallResults(batch))
 
 
 def _ready() -> bool:

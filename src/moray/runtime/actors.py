@@ -28,7 +28,7 @@ from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.creations import Creations
-from moray.runtime.streams import make_stream
+from moray.runtime.streams import make_stream, reconnect_streams
 from moray.runtime.task_errors import actor_died
 from moray.runtime.tasks import Call, CallSettings, Function, Life
 from moray.runtime.values import dump_error, load_error
@@ -489,9 +489,7 @@ class ActorClient:
             return
         self._runtime.submitter.settle(connection)
         runs = callee.calls.resend()
-        for call in callee.calls.unanswered.values():
-            if call.stream is not None:
-                call.stream.reconnected(call, connection)
+        reconnect_streams(callee.calls.unanswered.values(), connection)
         for number, calls in runs or [(callee.calls.next, [])]:
             connection.send(m.CallerHello(number, callee.calls.conversation))
             for start in range(0, len(calls), _BATCH_CALLS):

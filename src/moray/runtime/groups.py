@@ -25,6 +25,7 @@ from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 from moray.runtime.tasks import KeyPool
 from moray.runtime.values import dump_error
+from moray.serialization import loads
 
 if TYPE_CHECKING:
     from moray.core.strategies import Strategy
@@ -295,16 +296,72 @@ class Groups:
                 self.fail(pool)
 
 
-def groups_of(runtime: Any) -> Groups:
+class LocalGroups:
+    """In local mode: every group is created at once, and nothing is reserved."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._groups: dict[bytes, Group] = {}
+
+    def create(self, message: m.CreateGroup) -> Group:
+        """See Groups."""
+        if message.name and any(g.name == message.name and g.state == "created" for g in self._groups.values()):
+            raise ValueError(f"placement_group(): the name {message.name!r} belongs to another placement group")
+        group = self._groups[message.group] = Group(message.group, message.bundles, message.name, message.strategy)
+        group.state, group.nodes = "created", [self._runtime.welcome.node_id] * len(message.bundles)
+        return group
+
+    def find(self, group: bytes) -> Group:
+        """See Groups."""
+        if group not in self._groups:
+            raise ValueError(f"there is no placement group {group.hex()}")
+        return self._groups[group]
+
+    def find_named(self, name: str, namespace: str) -> Group:
+        """See Groups."""
+        found = next((g for g in self._groups.values() if g.name == name and g.state == "created"), None)
+        if found is None:
+            raise ValueError(f"no placement group is named {name!r} in the namespace {namespace!r}")
+        return found
+
+    def remove(self, group: bytes) -> None:
+        """See Groups."""
+        if group in self._groups:
+            self._groups[group].state = "removed"
+
+    def table(self) -> list[dict[str, Any]]:
+        """See Groups."""
+        return [
+            {
+                "group": g.group.hex(),
+                "name": g.name,
+                "namespace": self._runtime.welcome.namespace,
+                "strategy": g.strategy,
+                "job": int.from_bytes(self._runtime.job, "big"),
+                "detached": False,
+                "bundles": g.bundles,
+                "state": g.state,
+                "reason": "",
+                "nodes": [node.hex() for node in g.nodes],
+            }
+            for g in self._groups.values()
+        ]
+
+    def ready_ref(self, _group: Group, blob: bytes) -> ObjectRef[Any]:
+        """See Groups."""
+        ref: ObjectRef[Any] = self._runtime.values.put(loads(blob))
+        return ref
+
+
+def groups_of(runtime: Any) -> Any:
     """The process's, made when they are first asked for."""
     groups = runtime.groups
     if groups is None:
         with _making:
             groups = runtime.groups
             if groups is None:
-                groups = runtime.groups = Groups(runtime)
-    found: Groups = groups
-    return found
+                groups = runtime.groups = LocalGroups(runtime) if runtime.kind == "local" else Groups(runtime)
+    return groups
 
 
 def placement_of(
@@ -321,7 +378,7 @@ def placement_of(
     if found is None:
         return None, None, resources
     group_id, placement = found
-    group = groups_of(runtime).find(group_id)
+    group: Group = groups_of(runtime).find(group_id)
     if group.state != "removed":
         check_fits(group, resources, placement.index, what)
     return group, placement, bundle_need(resources, group_id.hex(), placement.index)

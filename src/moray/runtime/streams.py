@@ -28,6 +28,8 @@ from moray.runtime.values import dump_error
 from moray.serialization import NONE_BLOB, serialize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moray.protocol.connection import Connection
     from moray.runtime.runtime import Peer, Runtime
     from moray.runtime.tasks import Task
@@ -250,6 +252,13 @@ def make_stream(runtime: Runtime, task: Task, ref: ObjectRef[Any]) -> Any:
     spec = task.extra.stream if task.extra is not None else None
     task.stream = Stream(runtime, spec or m.StreamSpec())
     return task.stream.open(task, ref)
+
+
+def reconnect_streams(calls: Iterable[Task], connection: Connection) -> None:
+    """An actor is about to be told again of these calls, on a new connection. Loop only."""
+    for call in calls:
+        if call.stream is not None:
+            call.stream.reconnected(call, connection)
 
 
 class Streams:
