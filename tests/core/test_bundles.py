@@ -9,7 +9,7 @@ import pytest
 from moray.core.bundles import BUNDLE_SHARE, bundle_need, deal_out, fits_in, group_of, plain_need, split_name, total_of
 from moray.core.lease_bundles import EVICT_AFTER_S
 from moray.core.resources import Ledger, show_amounts
-from moray.core.scheduler_actions import BundlesReady, Refuse, Revoke, StopWorker
+from moray.core.scheduler_actions import BundlesReady, Refuse, Revoke, StopWorker, Warn
 from tests.core.test_local_scheduler import CPU, UNIT, Node
 
 G = "ab" * 18
@@ -133,6 +133,25 @@ def test_nothing_runs_in_a_group_before_the_commit() -> None:
     assert node.core.available == {"CPU": UNIT}
 
 
+def test_a_request_between_the_two_steps_waits() -> None:
+    node = Node(2)
+    reserve(node, G, CPU)
+    node.want(b"d", 1, bundle_need(CPU, G, 0))
+    assert not node.of(Refuse)
+    node.do(node.core.commit_bundles(G, 1, node.now))
+    assert len(node.grants) == 1
+
+
+def test_what_groups_have_does_not_put_later_groups_behind_everybody() -> None:
+    node = Node(4)
+    created(node, G, CPU, CPU)
+    node.want(b"d", 2)
+    reserve(node, H, {"CPU": 2 * UNIT})
+    for _ in range(4):
+        node.after(0.06)
+    assert BundlesReady(H, 1, "") in node.log
+
+
 def test_bundles_have_their_own_and_no_more() -> None:
     node = Node(4)
     created(node, G, CPU, CPU)
@@ -203,7 +222,7 @@ def test_waiting_for_bundles_is_explained_and_warned_of_once() -> None:
     assert "held by A of job 1 (CPU: 1)" in story["reason"]
     node.after(11)
     node.after(11)
-    (warning,) = [action for action in node.log if type(action).__name__ == "Warn"]
+    (warning,) = node.of(Warn)
     assert warning.job == 1
     assert warning.text.startswith("placement group 'x' has been waiting 11 s for the resources of its bundles, CPU: 1")
 

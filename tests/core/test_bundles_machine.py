@@ -45,7 +45,7 @@ class BundleMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.names = 0
         #: group → bundles; and how far it is: "waiting", "prepared", "committed", "removed".
-        self.bundles: dict[str, tuple[dict[str, int], ...]] = {}
+        self.shape_of: dict[str, tuple[dict[str, int], ...]] = {}
         self.state: dict[str, str] = {}
         #: owner's key → need; what it wants, and has been granted.
         self.wishes: dict[tuple[bytes, int], list[Any]] = {}
@@ -79,7 +79,7 @@ class BundleMachine(RuleBasedStateMachine):
                     assert self.state[action.group] in ("waiting", "prepared")
                     self.state[action.group] = "prepared"
                 if action.reason:
-                    assert len(BUNDLES[TOO_LARGE]) == len(self.bundles[action.group])
+                    assert len(BUNDLES[TOO_LARGE]) == len(self.shape_of[action.group])
             case Revoke():
                 self.revoking.append((action.worker, action.lease))
             case StartWorker():
@@ -100,7 +100,7 @@ class BundleMachine(RuleBasedStateMachine):
     def reserve(self, shape: int) -> None:
         self.names += 1
         group = f"{self.names:036x}"
-        self.bundles[group], self.state[group] = BUNDLES[shape], "waiting"
+        self.shape_of[group], self.state[group] = BUNDLES[shape], "waiting"
         self._call("prepare_bundles", group, 1, dict(enumerate(BUNDLES[shape])), 1, "group", self.now)
 
     def _some(self, data: st.DataObject, *states: str) -> str | None:
@@ -118,7 +118,7 @@ class BundleMachine(RuleBasedStateMachine):
     def give_back(self, data: st.DataObject) -> None:
         group = self._some(data, "waiting", "prepared")
         if group is not None:
-            del self.state[group], self.bundles[group]
+            del self.state[group], self.shape_of[group]
             self._call("return_bundles", group, 1, self.now)
 
     @rule(data=st.data())
@@ -139,7 +139,7 @@ class BundleMachine(RuleBasedStateMachine):
         need = CPU
         key = 0
         if group is not None:
-            bundle = self.bundles[group][max(index, 0)]
+            bundle = self.shape_of[group][max(index, 0)]
             need, key = bundle_need(bundle, group, index), int(group, 16) * 2 + (index >= 0)
         wish = self.wishes.setdefault((owner, key), [need, 0, 0])
         wish[1] = wish[2] + count
@@ -222,7 +222,7 @@ class BundleMachine(RuleBasedStateMachine):
                 self.wishes[held[:2]][0] for held in self.leases.values() if group_of(self.wishes[held[:2]][0]) == group
             ]
             gpus = sum(need.get(f"GPU_group_{group}", 0) for need in inside)
-            assert gpus <= sum(bundle.get("GPU", 0) for bundle in self.bundles[group])
+            assert gpus <= sum(bundle.get("GPU", 0) for bundle in self.shape_of[group])
 
     @invariant()
     def only_plain_names_are_shown(self) -> None:
@@ -235,7 +235,7 @@ class BundleMachine(RuleBasedStateMachine):
             self._call("request", owner, 1, key, 0, wish[2], wish[0], "", "f", self.now)
         self._settle()
         for group in sorted(self.state):
-            waits = self.state[group] == "waiting" and self.bundles[group] != BUNDLES[TOO_LARGE]
+            waits = self.state[group] == "waiting" and self.shape_of[group] != BUNDLES[TOO_LARGE]
             others = any(state in ("prepared", "committed") for state in self.state.values())
             assert not waits or others, f"{group} waits for nothing: {self.core.explain(self.now)}"
             self._remove(group)

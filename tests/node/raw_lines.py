@@ -151,8 +151,18 @@ class FakeNode:
         if not other.alive:
             raise ConnectionRefusedError(111, "nobody listens there")
         ours, theirs = socket.socketpair()
-        line = RawLine(ours, self.cluster.reactor, on_message, on_close)
-        accepted = RawLine(theirs, self.cluster.reactor, other.transfers.accept, lambda *_: None)
+        reactor, accept = self.cluster.reactor, other.transfers.accept
+        if self.cluster.identity is None:
+            line: Any = RawLine(ours, reactor, on_message, on_close)
+            accepted: Any = RawLine(theirs, reactor, accept, lambda *_: None)
+        else:
+            from moray.protocol.tls import TlsConnection
+            from moray.security.identity import client_context, server_context
+
+            context = client_context(self.cluster.identity)
+            line = TlsConnection(ours, reactor, on_message, on_close, context=context, server_side=False)
+            context = server_context(self.cluster.identity)
+            accepted = TlsConnection(theirs, reactor, accept, lambda *_: None, context=context, server_side=True)
         self.dialled.append(line)
         other.accepted.append(accepted)
         return line
@@ -220,8 +230,12 @@ class FakeNode:
 class FakeCluster:
     """Nodes in one loop, which this thread turns."""
 
-    def __init__(self, count: int, directory: Path, arena_bytes: int = 64 << 20, **options: Any) -> None:
+    def __init__(
+        self, count: int, directory: Path, arena_bytes: int = 64 << 20, identity: Any = None, **options: Any
+    ) -> None:
         self.reactor = Reactor()
+        #: A certificate for all; None: plain sockets.
+        self.identity = identity
         self._posted: deque[Callable[[], None]] = deque()
         self.reactor.hooks.append(self._run_posted)
         self.nodes = [FakeNode(self, number, arena_bytes, directory, **options) for number in range(1, count + 1)]

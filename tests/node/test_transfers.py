@@ -237,6 +237,18 @@ def test_an_owners_death_frees_what_was_pulled_of_it(make: Make) -> None:
     assert not b.store.holds(name)
 
 
+def test_objects_travel_over_tls(make: Make) -> None:
+    from moray.security.authority import Authority
+
+    cluster = make(4, identity=Authority.create().issue("node"))
+    a, *others = cluster.nodes
+    data = os.urandom(20 * MIB + 3)
+    name = a.put(data)
+    requests = [node.pin_soon(name, a, len(data)) for node in others]
+    for node, request in zip(others, requests, strict=True):
+        assert node.take(request, name) == data
+
+
 @pytest.mark.slow
 def test_a_gibibyte_is_moved_once(make: Make) -> None:
     cluster = make(2, arena_bytes=1200 * MIB)

@@ -28,12 +28,11 @@ def handle(*_):
         number = state["handled"] = state["handled"] + 1
         ref = echo.remote(number)
         small = moray.put(number)
-        large = moray.put(np.full(40_000, number)) if number % 50 == 0 else None
         if number % 4 == 0:
             try:
                 assert moray.get([ref, small], timeout=60) == [number, number]
-                if large is not None:
-                    assert moray.get(large)[0] == number
+                if number % 48 == 0:
+                    assert moray.get(moray.put(np.full(40_000, number)))[0] == number
             except moray.exceptions.MoraySystemError as error:
                 assert "signal handler" in str(error)
                 state["refused"] += 1

@@ -183,7 +183,7 @@ Examples:
 @click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(address: str, temp_dir: str, as_json: bool) -> int:
-    """Show a cluster: nodes, resources, what waits and why."""
+    """Show nodes, resources, what waits and why."""
     from moray.cli import cluster
 
     return cluster.status(address, temp_dir, as_json)

@@ -2,7 +2,9 @@
 
 The head is a process of its own so that it can die without its machine's work; and it never outlives its node, whose
 pidfd it watches. A head that dies at once, again and again (its storage is gone, its port is taken), is started with
-growing pauses; its log says why each time. Its port stays the same, so that nodes find the next one.
+growing pauses; its log says why each time. Its port stays the same, so that nodes find the next one. Only one that
+says that another head has taken over its storage (on another machine) is not started again: they would take it from
+each other in turn.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from moray.head.config import HeadConfig, HeadReady
+from moray.head.config import REPLACED, HeadConfig, HeadReady
 from moray.node.logs import log, tail
 from moray.platform import process_control
 from moray.platform.memory_files import create_memory_file
@@ -68,11 +70,13 @@ class HeadProcess:
         #: 0: none runs.
         self.pid = 0
         self._pidfd = -1
-        #: Where it says that it is ready; -1: it has, or has died.
+        #: Where it says that it is ready; -1: none runs.
         self._ready = -1
         self._said = b""
         #: It has said that it is ready.
         self._accepts = False
+        #: Another head has taken over: none is started here any more.
+        self.replaced = False
         self._began = 0.0
         self._pause_s = _FIRST_PAUSE_S
         #: The longest pause between two heads.
@@ -106,7 +110,7 @@ class HeadProcess:
 
     def _spawn(self) -> None:
         self._ready, ready_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._reactor.register(self._ready, READ, lambda _events: self._hear())
+        self._reactor.register(self._ready, READ, self._on_pipe)
         held = [ready_end]
         try:
             os.set_blocking(ready_end, True)
@@ -129,27 +133,32 @@ class HeadProcess:
         package = list(sys.modules["moray"].__path__)
         return [sys.executable, "-c", _BOOT.format(package=package, paths=sys.path), "moray-head", self._name]
 
-    def _hear(self) -> None:
-        """It says that it is ready, in one write."""
+    def _on_pipe(self, _events: int) -> None:
+        self._hear()
+
+    def _hear(self) -> bool:
+        """It says that it is ready, in one write; and maybe, later, that it was replaced. False: nothing is there."""
         try:
             chunk = os.read(self._ready, 1 << 16)
         except BlockingIOError:
-            return
+            return False
         self._said += chunk
-        if chunk:
+        if chunk and not self._accepts:
             try:
                 ready = msgspec.msgpack.decode(self._said, type=HeadReady)
             except msgspec.DecodeError:
-                return  # The rest follows.
+                return True  # The rest follows.
             # The next head listens where this one does.
             port = int(ready.address.rpartition(":")[2])
             self._config = msgspec.structs.replace(self._config, port=port)
-            self._close_ready()
-            self._accepts = True
+            self._accepts, self._said = True, b""
             log(f"the head {ready.pid} is ready at {ready.address}, epoch {ready.epoch}")
             self._on_ready(ready)
+        elif chunk:
+            self.replaced = REPLACED in self._said
         else:
             self._close_ready()
+        return True
 
     def _close_ready(self) -> None:
         if self._ready >= 0:
@@ -159,7 +168,12 @@ class HeadProcess:
 
     def _died(self) -> None:
         pid = self.pid
+        while self._ready >= 0 and self._hear():
+            pass  # To its last word.
         self._forget()
+        if self.replaced:
+            log(f"the head {pid} has ended: another one has taken over its storage, so none is started here")
+            return
         if not self._accepts:
             self._on_failed(tail(self._log_path, 1).rpartition("the head failed: ")[2])
         if monotonic() - self._began > _HEALTHY_S:

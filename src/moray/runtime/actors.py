@@ -23,6 +23,7 @@ import msgspec
 from moray import exceptions
 from moray.core.actor_calls import Outgoing
 from moray.core.leases import Durations
+from moray.ids import tag_of
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
@@ -584,7 +585,8 @@ class ActorClient:
             if entry is not None:
                 entry.seen = entry.seen or killed
                 if call.number >= 0:
-                    self._runtime.values.forget_stored(entry)
+                    node = tag_of(callee.peer.origin.process) if callee.peer is not None else b""
+                    self._runtime.values.forget_stored(entry, node)
         self._runtime.submitter.finish_with(call, blob, False)
 
     def _death_blob(self, callee: Callee) -> bytes:

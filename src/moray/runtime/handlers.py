@@ -7,9 +7,9 @@ locks that such a step holds can be taken again by its thread, and each says wha
 - ``KeyPool.lock``: a task is queued rather than sent directly;
 - ``Runtime.waiter_lock``: waiters are added and removed one by one; ``Runtime.import_lock``: see `import_ref`.
 
-So putting and submitting always work. Waiting cannot always: what is waited for comes through the loop, which needs
-the lock that only the interrupted step can release. That is one clear error instead of a deadlock; it is looked for
-when a wait has lasted for a while, so that it costs the others nothing.
+So putting small values and submitting always work. Waiting cannot always (a large value may wait for room): what is
+waited for comes through the loop, which needs the lock that only the interrupted step can release. That is one clear
+error instead of a deadlock; it is looked for when a wait has lasted for a while, so that it costs the others nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def refuse_inside(runtime: Runtime) -> None:
         isinstance(connection, Connection) and connection.inside() for connection in connections
     ):
         raise exceptions.MoraySystemError(
-            "get(), wait() or another call that waits was made in a signal handler that interrupted this thread in the "
+            "get(), wait() or another call that waits (a large value waits for room) was made in a signal handler that interrupted this thread in the "
             "middle of a call of moray, which cannot go on before the handler returns. In handlers only put() and "
-            ".remote() always work: keep the reference (or set a flag), and wait for it outside of the handler"
+            ".remote() of small values always work: keep the reference (or set a flag), and wait for it outside of the handler"
         )

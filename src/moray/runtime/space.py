@@ -218,10 +218,10 @@ class Space:
             self._runtime.wake()
 
     def tell_of(self, entry: Entry) -> None:
-        """The caller, who holds a reference to the object, is about to ask the node for it."""
+        """Somebody is about to ask the node for the object, to which there is a reference while this runs."""
         untold = self._untold.get(entry.key)
-        if untold is None:
-            return
+        if untold is None or untold.entry is not entry:
+            return  # (Keys of other processes' objects may be the same.)
         untold.told = True
         if entry.key in self._untold:
             self._runtime.node.send(_seal(untold))
@@ -293,7 +293,8 @@ class Space:
             kind.low = False
             if not kind.asked:
                 _wake_waiters(kind)
-        if self._pressed or any(untold.entry.book is not None for untold in list(self._untold.values())):
+        known = any(untold.entry.book is not None for untold in list(self._untold.values()))
+        if self._pressed or known or self._runtime.submitter.intake:
             self._seal_all(None)
 
     def _seal_all(self, kind: _Kind | None) -> None:

@@ -502,6 +502,7 @@ class Values:
 
     def _send_value(self, entry: Entry, peer: Any) -> None:
         entry.seen = True
+        self.space.tell_of(entry)
         contained = [each if isinstance(each, bytes) else each.binary() for each in entry.contained or ()]
         node = self.places.named(entry) if entry.size else b""
         value = m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained, node)
