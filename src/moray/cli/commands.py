@@ -166,7 +166,10 @@ Examples:
 @click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
 @click.option("--grace-s", type=click.FloatRange(0), default=15.0, show_default=True, help="Then by force.")
 def stop(force: bool, temp_dir: str, grace_s: float) -> int:
-    """End this user's nodes of clusters on this machine, with all that they started, and nothing else."""
+    """End the nodes of clusters on this machine.
+
+    This user's, with all that they started, and nothing else.
+    """
     from moray.cli import cluster
 
     return cluster.stop(force, temp_dir, grace_s)
@@ -200,7 +203,10 @@ Example:
 @click.option("--reason", default="", help="For the log, and for whoever asks why.")
 @click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
 def drain(node: str, deadline: str, reason: str, temp_dir: str) -> int:
-    """Have a node leave: it gets no new work, what can move moves, then it ends. NODE: its id, or how that begins."""
+    """Have a node leave. NODE: its id, or how that begins.
+
+    It gets no new work, what can move moves, and then it ends.
+    """
     from moray.cli import cluster
 
     return cluster.drain(node, deadline, reason, temp_dir)

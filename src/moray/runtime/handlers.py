@@ -53,7 +53,8 @@ def refuse_inside(runtime: Runtime) -> None:
         isinstance(connection, Connection) and connection.inside() for connection in connections
     ):
         raise exceptions.MoraySystemError(
-            "get(), wait() or another call that waits (a large value waits for room) was made in a signal handler that interrupted this thread in the "
-            "middle of a call of moray, which cannot go on before the handler returns. In handlers only put() and "
-            ".remote() of small values always work: keep the reference (or set a flag), and wait for it outside of the handler"
+            "get(), wait() or another call that waits (a large value waits for room) was made in a signal handler that "
+            "interrupted this thread in the middle of a call of moray, which cannot go on before the handler returns. "
+            "In handlers only put() and .remote() of small values always work: keep the reference (or set a flag), and "
+            "wait for it outside of the handler"
         )

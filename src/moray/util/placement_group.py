@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -119,7 +120,7 @@ class PlacementGroup:
 
 
 def placement_group(
-    bundles: list[dict[str, float]],
+    bundles: Sequence[Mapping[str, float]],
     strategy: str | None = None,
     name: str = "",
     lifetime: str | None = None,
@@ -175,7 +176,7 @@ def placement_group(
 
 
 def validate_placement_group(
-    bundles: list[dict[str, float]],
+    bundles: Sequence[Mapping[str, float]],
     strategy: str | None = None,
     lifetime: str | None = None,
     _soft_target_node_id: str | None = None,
