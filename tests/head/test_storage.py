@@ -27,6 +27,9 @@ from moray.head.storage import (
 from tests.support.procs import wait_until
 from tests.support.redis import RedisServer
 
+#: Processes are started, killed, and waited for.
+pytestmark = pytest.mark.slow
+
 Open = Callable[[], Storage]
 
 
@@ -136,9 +139,6 @@ def test_a_wrong_storage_says_what_is_wrong(url: str) -> None:
 _WRITER = """
 import sys
 from moray.head.storage import open_storage, put
-
-#: Processes are started, killed, and waited for.
-pytestmark = pytest.mark.slow
 storage = open_storage(sys.argv[1], full=sys.argv[2] == "full")
 number = 0
 while True:

@@ -310,6 +310,16 @@ class LocalScheduler(GroupScheduling):
         """What is free now, in units; CPU may be negative. What groups have reserved is not free."""
         return {name: amount for name, amount in self._ledger.available.items() if not split_name(name)[1]}
 
+    @property
+    def all_total(self) -> Amounts:
+        """The same, with what groups have made of it: the account itself, not to be changed."""
+        return self._ledger.total
+
+    @property
+    def all_available(self) -> Amounts:
+        """What is free of that: the account itself, not to be changed."""
+        return self._ledger.available
+
     def explain(self, now: float) -> list[dict[str, Any]]:
         """Every waiting request: what it wants, how long it waits, why ("cause", "reason"), who has it."""
         leases = self._all_leases()

@@ -181,8 +181,8 @@ class Cluster:
         return m.NodeInfo(
             node_id=self.node_id,
             address=self.gate.address,
-            resources=scheduler.total,
-            available=scheduler.available,
+            resources=dict(scheduler.all_total),
+            available=dict(scheduler.all_available),
             labels=self._node.config.labels,
             devices=self._node.devices,
             hostname=os.uname().nodename,
@@ -211,7 +211,7 @@ class Cluster:
     def available(self) -> tuple[m.Resources, list[tuple[m.Resources, int]]]:
         """What is free here, and what waits."""
         scheduler = self._node.leases.scheduler
-        self._told_available = dict(scheduler.available)
+        self._told_available = dict(scheduler.all_available)
         return self._told_available, [(wish.need, wish.owed) for wish in self.wishes.waiting()]
 
     def inventory(self) -> tuple[list[int], list[tuple[bytes, int, bytes, int, str, int]], list[tuple[bytes, int]]]:
@@ -260,7 +260,9 @@ class Cluster:
 
     def _look_at_resources(self) -> None:
         """Once a turn: the others should soon know that much has changed."""
-        if self._node.leases.scheduler.available != self._told_available:
+        scheduler = self._node.leases.scheduler
+        if scheduler.all_available != self._told_available:
+            self.head.set_total(scheduler.all_total)
             self.head.changed()
 
     # --- choosing nodes ------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ class Cluster:
         view = self.head.view
         if self._scheduler is None or self._scheduler.view is not view:
             self._scheduler = ClusterScheduler(view, self._knobs)
-        view.report(self.node_id, self._node.leases.scheduler.available)
+        view.report(self.node_id, self._node.leases.scheduler.all_available)
         detail: m.RequestLeases = wish.detail
         demand = Demand((wish.owner, wish.key), wish.need, count, detail.strategy, detail.locality)
         now, rest, reason = self._scheduler.decide(demand, random.randrange, monotonic())
@@ -474,6 +476,8 @@ class Cluster:
     def begin_job(self, hello: m.Hello, config: m.JobConfig, on_number: Callable[[int], None]) -> None:
         """A driver is here: what is its job's number?"""
         address = self.address_of(hello.process)
+        if not config.namespace:
+            config = msgspec.structs.replace(config, namespace=self._node.config.namespace)
         self.head.begin_job(hello.process, hello.pid, address, _encode_job(config), on_number)
 
     def with_job(self, number: int, call: Callable[[], None]) -> None:

@@ -2,8 +2,8 @@
 
 What clients say about actors is relayed to the head, and what it answers comes back through its stream
 (:mod:`moray.node.head_link`). For an incarnation that is to live here the head asks for a worker (PlaceWorker), which
-is a permanent request to the scheduler, as in a local session. Deaths are reported to the head if it has to do with
-them: of workers that are actors, and of processes that have spoken to it.
+is a permanent request to the scheduler, as in a local session. Deaths of workers are reported to the head, which
+knows who is an actor and who waits for whom.
 """
 
 from __future__ import annotations
@@ -43,18 +43,16 @@ class ClusterActors:
         self._workers = workers
         #: Worker → (actor, incarnation) that it is, or is about to be.
         self._hosted: dict[bytes, tuple[bytes, int]] = {}
-        #: Processes of this node that have spoken to the head.
-        self._spoke: set[bytes] = set()
         #: Actor → incarnation for which a worker is wanted.
         self._wanted: dict[bytes, int] = {}
         self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = dict.fromkeys(RELAYED, self._relay)
         cluster.head.handlers |= {
             m.PlaceWorker: self._on_place,
             m.StopProcess: self._on_stop,
+            m.ReserveBundles: node.bundles.reserve,
         }
 
     def _relay(self, client: Client, message: m.Message) -> None:
-        self._spoke.add(client.process)
         self._cluster.head.relay(client.process, client.pid, client.job, message)
 
     # --- workers for actors -------------------------------------------------------------------------------
@@ -130,12 +128,9 @@ class ClusterActors:
 
     def died(self, death: m.ProcessDied) -> None:
         """A worker is dead."""
-        hosted = self._hosted.pop(death.process, None)
-        if hosted is not None or death.process in self._spoke:
-            self._spoke.discard(death.process)
-            self._cluster.head.report(death)
+        self._hosted.pop(death.process, None)
+        self._cluster.head.report(death)
 
     def driver_left(self, process: bytes, job: int) -> None:
         """A driver of this node is dead, or has said goodbye."""
-        self._spoke.discard(process)
         self._cluster.head.report(m.JobEnded(job, process, "its driver has ended"))

@@ -7,6 +7,7 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from moray.core.bundles import split_name
 from moray.launch.resources import describe_node
 from moray.protocol import messages as m
 from moray.protocol.tcp import parse_address
@@ -66,9 +67,9 @@ def _all_nodes(node: Node, cluster: Cluster) -> dict[str, Any]:
     for info in cluster.head.nodes().values():
         if info.driver:
             continue
-        total.update(info.resources)
         own = info.node_id == node.node_id
-        available.update(node.leases.scheduler.available if own else info.available)
+        total.update(_plain(info.resources))
+        available.update(node.leases.scheduler.available if own else _plain(info.available))
     living = [_describe(info, None) for info in cluster.head.nodes().values() if not info.driver]
     dead = [_describe(info, reason) for info, reason in cluster.dead_nodes if not info.driver]
     others = sum(
@@ -81,11 +82,16 @@ def _all_nodes(node: Node, cluster: Cluster) -> dict[str, Any]:
     return {"total": dict(total), "available": dict(available), "nodes": living + dead, "store": store}
 
 
+def _plain(amounts: dict[str, int]) -> dict[str, int]:
+    """Without what placement groups have made of them."""
+    return {name: amount for name, amount in amounts.items() if not split_name(name)[1]}
+
+
 def _describe(info: m.NodeInfo, death: str | None) -> dict[str, Any]:
     ip, port = parse_address(info.address)
     described = describe_node(
         info.node_id,
-        info.resources,
+        _plain(info.resources),
         info.object_store_bytes,
         info.labels,
         info.address,
@@ -99,7 +105,7 @@ def _describe(info: m.NodeInfo, death: str | None) -> dict[str, Any]:
     return described | {
         "head": info.head,
         "draining": info.drain_deadline > 0,
-        "available": info.available,
+        "available": _plain(info.available),
         "demand": [[need, count] for need, count in info.demand],
     }
 

@@ -115,7 +115,7 @@ class Node:
         self.leases = Leases(total, devices, self.reactor, self.clients, self, self.node_id, labels)
         stopper = LocalWorkers(self.workers, self.clients, settings.actor_stop_grace_s)
         self.actors = Actors(self.clients, LocalPlaces(self.leases), stopper, self.reactor, self)
-        self.bundles = LocalBundles(self.leases, lambda answer: self.groups.reserved(self.node_id, answer))
+        self.bundles = LocalBundles(self.leases, self._bundles_reserved)
         self.groups = Groups(self.clients, OneNode(self.bundles.reserve), self.reactor, self)
         self.groups.node_changed(PlacementNode(self.node_id, total, total, labels, frozenset(devices)))
         #: What becomes of a client's message.
@@ -347,6 +347,12 @@ class Node:
     def bundles_ready(self, ready: BundlesReady) -> None:
         """See Leases: a placement group's reservation."""
         self.bundles.ready(ready)
+
+    def _bundles_reserved(self, answer: m.BundlesReserved) -> None:
+        if self.cluster is None:
+            self.groups.reserved(self.node_id, answer)
+        else:
+            self.cluster.head.report(answer)
 
     def group_removed(self, group: str, reason: str) -> None:
         """A placement group is gone (GroupEvents): its actors end, and requests that cross its removal are refused."""
