@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 import moray
-from benchmarks.procfs import pss_bytes
+from benchmarks.procfs import memory
 from moray.cluster_utils import Cluster
 from moray.security.authority import Authority
 from moray.security.identity import client_context, server_context
@@ -224,7 +224,7 @@ def nodes() -> Iterator[Row]:
         cluster.wait_for_nodes(120)
         yield f"{NODES} nodes joined", f"{time.perf_counter() - began:.1f} s", "≤ 30"
         pids = [node.pid for node in cluster.list_all_nodes()]
-        sizes = [pss_bytes(pid) for pid in pids]
+        sizes = [memory({pid}).pss_bytes for pid in pids]
         yield "PSS of a node daemon, median", f"{statistics.median(sizes) / 1e6:.1f} MB", "≤ 25"
         began = time.perf_counter()
         moray.get([empty.options(num_cpus=0, resources={f"n{number}": 1}).remote() for number in range(NODES)])

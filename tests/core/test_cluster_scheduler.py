@@ -402,6 +402,8 @@ class ClusterMachine(RuleBasedStateMachine):
         options = self.options(need, placement, strategy)
         self.check(demand, choice, options)
         asked = Counter(dict(choice.now))
+        for node, waiting in choice.waiting:
+            asked[node] += waiting
         if choice.rest:
             asked[choice.rest] += count - sum(asked.values())
         if asked:
@@ -434,6 +436,7 @@ class ClusterMachine(RuleBasedStateMachine):
         assert bool(choice.reason) == (not options)
         assert set(placed) <= allowed, "a node that must not or cannot run it"
         assert len(placed) == len(choice.now), "a node is named twice"
+        assert {node for node, _waiting in choice.waiting} <= allowed, "it waits where it never can run"
         for node, count in placed.items():
             assert 0 < count <= self.room(node, demand.need), "more than there is room for"
         room = sum(self.room(node, demand.need) for node in allowed)

@@ -106,7 +106,7 @@ def messages(data: bytes) -> None:
     """The decoder of messages: what it takes, it takes again after encoding."""
     try:
         message = decode_body(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except ProtocolError:
         return
     again = decode_body(msgspec.msgpack.encode(message))
     assert repr(again) == repr(message)

@@ -115,6 +115,8 @@ class FakeNode:
         self.deaths: list[tuple[bytes, str]] = []
         self.ended: list[int] = []
         self.fenced_because: list[str] = []
+        #: What it has heard of the head's absence.
+        self.away: list[str] = []
         self.fenced_actors: list[tuple[bytes, int]] = []
         #: What it says that it has.
         self.actors: list[tuple[bytes, int, bytes, int, str, int]] = []
@@ -155,6 +157,18 @@ class FakeNode:
 
     def fenced(self, reason: str) -> None:
         self.fenced_because.append(reason)
+
+    def mismatched(self, reason: str) -> None:
+        self.away.append(f"mismatched: {reason}")
+
+    def head_silent(self, reason: str) -> None:
+        self.away.append(f"silent: {reason}")
+
+    def head_back(self, after_s: float) -> None:
+        self.away.append(f"back after {after_s}")
+
+    def head_lost(self, reason: str) -> None:
+        self.away.append(f"lost: {reason}")
 
     # --- for tests --------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class Host:
 
     def moray(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """``moray …`` as a user of this host types it."""
-        return self.run(sys.executable, "-m", "moray", *arguments, **environ)
+        return self.run(sys.executable, "-m", "moray", *arguments, timeout_s=COMMAND_S, **environ)
 
     def node(self) -> ClusterNode:
         """The node that runs here."""

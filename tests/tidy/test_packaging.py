@@ -13,7 +13,7 @@ import pytest
 from tests.tidy.source import PACKAGE, ROOT
 
 BASE = {"click", "cloudpickle", "cryptography", "msgspec", "psutil", "rich"}
-EXTRAS = {"default", "data", "train", "tune", "serve", "serve-grpc", "rl", "rllib", "all", "docs", "dev"}
+EXTRAS = {"default", "data", "train", "tune", "serve", "serve-grpc", "rl", "rllib", "redis", "all", "docs", "dev"}
 #: What `import moray` must not load: it has 60 ms, and daemons must never see the last two.
 HEAVY = {"asyncio", "click", "cryptography", "multiprocessing", "psutil", "rich", "ssl", "numpy", "pyarrow"}
 

@@ -109,6 +109,9 @@ class ClusterScheduler:
                 break
         rest = b""
         if left:
+            if strategy is not None and strategy.kind == SPREAD:
+                queued = self._queue_everywhere(options[0], demand, left, pick)
+                return Choice(list(placed.items()), queued[0][0], waiting=queued[1:])
             rest = self._queue_at(options[0], held, pick)
             view.book(demand.holder, demand.need, rest, left)
         return Choice(list(placed.items()), rest)
@@ -178,6 +181,19 @@ class ClusterScheduler:
                 return node_id
         index.refresh()
         return index.least_waiting(pick)
+
+    def _queue_everywhere(self, index: _Index, demand: Demand, left: int, pick: Pick) -> list[tuple[bytes, int]]:
+        """What has no room waits at all nodes in turn: a full node may be full of what is idle, and gives it up
+        for those who wait there. (node, how many) each."""
+        nodes = len(index.feasible)
+        first, whole, more = pick(nodes), left // nodes, left % nodes
+        queued = []
+        for number in range(min(left, nodes)):
+            node_id = index.feasible[(first + number) % nodes]
+            count = whole + (number < more)
+            self.view.book(demand.holder, demand.need, node_id, count)
+            queued.append((node_id, count))
+        return queued
 
     # --- indexes ------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ number of nodes that a wish uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 WishKey: TypeAlias = tuple[bytes, int]
@@ -28,6 +28,8 @@ class Choice(NamedTuple):
     rest: bytes
     #: Why no node could ever serve.
     reason: str = ""
+    #: (node, how many) of the rest that wait elsewhere.
+    waiting: Sequence[tuple[bytes, int]] = ()
 
 
 class Wish:
@@ -168,6 +170,8 @@ class Wishes:
         self._waiting[wish.owner, wish.key] = wish
         choice = self._choose(wish, owed)
         wanted = {node: count for node, count in choice.now if count > 0}
+        for node, count in choice.waiting:
+            wanted[node] = wanted.get(node, 0) + count
         rest = owed - sum(wanted.values())
         if rest > 0 and choice.rest:
             wanted[choice.rest] = wanted.get(choice.rest, 0) + rest

@@ -16,8 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, TypeAlias
 
-import msgspec
-
 from moray.head.actors import Caller, HeadActors
 from moray.head.commits import Commits
 from moray.head.config import HeadConfig
@@ -31,7 +29,7 @@ from moray.head.values import Events, Values
 from moray.ids import tag_of
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.protocol.connection import decode_body
+from moray.protocol.connection import ProtocolError, decode_body
 from moray.protocol.reactor import Reactor
 
 #: What a service does with a message: (process, pid, job, message). process b"": the node itself said it.
@@ -53,7 +51,7 @@ class Head:
         self.replaced = False
         self.commits = Commits(storage, self.reactor, self._storage_failed)
         self.peers = Peers(self.commits)
-        self.members = Members(storage, self.commits, self.peers, self.reactor, self, config.lease_s)
+        self.members = Members(storage, self.commits, self.peers, self.reactor, self, config.lease_s, config.node_pid)
         self.jobs = Jobs(self.commits)
         self.values = Values(self.commits)
         self.events = Events(self.commits)
@@ -171,7 +169,7 @@ class Head:
             return
         try:
             message = decode_body(relayed.body)
-        except msgspec.DecodeError as error:
+        except ProtocolError as error:
             self.events.add("error", f"process {relayed.pid} sent what cannot be read: {error}")
             return
         service = self.services.get(type(message))

@@ -69,13 +69,16 @@ class Members:
         reactor: Reactor,
         events: MemberEvents,
         lease_s: float,
+        node_pid: int = 0,
     ) -> None:
+        """`node_pid`: the node on this machine that has started the head, with which it ends."""
         self.table: Membership[m.NodeInfo] = Membership(storage.epoch, lease_s)
         self.view = ClusterView()
         self.scheduler = ClusterScheduler(self.view)
         self.pick: Callable[[int], int] = random.randrange
         self._cluster_id = storage.cluster_id
         self._exclusive = storage.exclusive
+        self._node_pid = node_pid
         self._commits = commits
         self._peers = peers
         self._reactor = reactor
@@ -297,8 +300,17 @@ class Members:
 
     def _tick(self) -> None:
         self._timer = self._due = None
+        self._keep_own_node()
         self._perform(self.table.tick(monotonic()))
         self._send_delta()
+
+    def _keep_own_node(self) -> None:
+        """The node that this head ends with (LIVENESS: it would be told by its pidfd) is not dead while it is stopped:
+        nothing of it starts meanwhile, and its end would be everybody's."""
+        for node_id in [node_id for node_id, info in self._infos.items() if info.head and info.pid == self._node_pid]:
+            info = self.table.get(node_id)
+            if info is not None and self.table.is_member(node_id):
+                self._perform(self.table.renew(node_id, 0, info.available, info.demand, monotonic()))
 
     # --- is its process gone? -----------------------------------------------------------------------------
 

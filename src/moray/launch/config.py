@@ -38,6 +38,8 @@ class ClusterConfig(msgspec.Struct, kw_only=True):
     storage: str = ""
     #: "" or "full": wait for the disk before anything is acknowledged.
     durability: str = ""
+    #: It was another node of this cluster, and why it is not any more (:mod:`moray.node.rejoin`).
+    rejoins: str = ""
 
 
 class NodeConfig(msgspec.Struct, kw_only=True):

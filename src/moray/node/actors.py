@@ -42,6 +42,7 @@ from moray.node.clients import Client
 from moray.node.leases import Leases
 from moray.node.workers import Workers
 from moray.protocol import messages as m
+from moray.protocol.connection import UNDECODABLE
 from moray.protocol.reactor import Reactor
 
 #: Bytes of an actor's id.
@@ -284,7 +285,7 @@ class Actors:
         if spec.detached:
             try:
                 _decode_creation(spec.creation)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 return f"what makes the detached actor cannot be read: {error}"
         return ""
 
@@ -310,6 +311,10 @@ class Actors:
     def _place(self, action: Place) -> None:
         made = action.made
         if made.detached and made.actor not in self.detached:
+            if not self._events.job_lives(made.job):
+                # It was ready only now, and its creator, elsewhere, did not know yet.
+                self._perform(self.table.end(made.actor, f"its creator's job {made.job} has ended"))
+                return
             self.detached[made.actor] = self._events.begin_detached_job(made.job, made.label)
         if action.delay_s:
             self._reactor.call_later(action.delay_s, lambda: self._place_late(action))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from moray.config import scheduler_knobs
+from moray.core.bundles import group_of
 from moray.core.cluster_scheduler import ClusterScheduler, Demand, Knobs
 from moray.core.wishes import Ask, Choice, Step, Wish, Wishes
 from moray.head.config import HeadConfig, HeadReady
@@ -44,7 +45,7 @@ from moray.node.remote_clients import RemoteClient
 from moray.node.transfers import ObjectTransfers
 from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
-from moray.protocol.connection import HEADER, decode_body, encode_frame
+from moray.protocol.connection import HEADER, ProtocolError, decode_body, encode_frame
 from moray.protocol.tls import TlsConnection
 from moray.runtime.marks import read_mark
 from moray.security.identity import Identity, client_context
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 LEASE_BITS: Final = 32
 #: Dead nodes that are shown.
 _DEAD_NODES: Final = 100
+#: Who has not heard of the head for so long gives up what waits for it.
+HEAD_LOST_S: Final = 60.0
 #: When a node leaves that takes no work and stays (seconds of the epoch).
 NEVER: Final = float("inf")
 _STATE_FILE: Final = "head.sqlite"
@@ -118,6 +121,8 @@ class Cluster:
         self._interest: dict[bytes, set[bytes]] = {}
         #: Jobs whose settings are on their way → what waits for them.
         self._fetching: dict[int, list[Callable[[], None]]] = {}
+        #: Job → owner at another node → what it has said since such settings are on their way, in order.
+        self._held: dict[int, dict[bytes, list[tuple[Link, m.FromClient, Any]]]] = {}
         #: Messages of this node's clients that concern other nodes.
         self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
             m.RequestLeases: self._on_request,
@@ -139,14 +144,23 @@ class Cluster:
         #: Set by the node.
         self.actors: ClusterActors
         self._told_available: dict[str, int] = {}
+        #: The head has known this node, in this life or an earlier one.
+        self._joined = False
+        #: Users were told that the head is away.
+        self._warned = False
         self._head_process: HeadProcess | None = None
         self._head_address = config.head
-        self.head = HeadLink(reactor, self._dial_head, LeasePage.create(node.config.session_dir), self)
+        page = LeasePage.create(node.config.session_dir)
+        self.head = HeadLink(reactor, self._dial_head, page, self, lost_s=HEAD_LOST_S)
         reactor.hooks.append(self._look_at_resources)
 
     def start(self) -> None:
         """Start the head if it is this node's to start, and join."""
         if not self._config.start_head:
+            if self._config.rejoins:
+                log(self._config.rejoins)
+                self._joined = True
+                self._write_file()  # It may take long until the head is found: `moray stop` must find this node.
             self.head.join(self._info())
             return
         storage = self._config.storage or f"sqlite:{self._node.config.session_dir}/{_STATE_FILE}"
@@ -229,6 +243,7 @@ class Cluster:
 
     def view_changed(self) -> None:
         """The head has told of changes."""
+        self._joined = True
         if self._on_joined is not None:
             self._write_file()
             self._announce(self._head_address, "")
@@ -256,7 +271,48 @@ class Cluster:
 
     def fenced(self, reason: str) -> None:
         """This node is nobody to the others: what runs here must not go on."""
-        self._node.end_session(f"the head took this node for dead: {reason}")
+        reason = f"the head took this node for dead: {reason}"
+        if self._head_process is not None:
+            self._node.end_session(reason)
+        self._begin_anew(reason)
+
+    def mismatched(self, reason: str) -> None:
+        """The head is of another version."""
+        if not self._joined:
+            reason = f"the head at {self._head_address} refuses this node: {reason}"
+            self._announce("", reason)
+            self._node.end_session(reason)
+
+    def head_silent(self, reason: str) -> None:
+        """The lease has ended: actors' calls are held back here, and users should know why."""
+        self._warned = True
+        self._node.warn_all(
+            f"the cluster's head at {self._head_address} has not been heard of for {self.head.lease_s:g} s ({reason}). "
+            "Running tasks go on; calls of actors wait, and nothing is placed at other nodes until it is back. "
+            f"If it stays away for {HEAD_LOST_S:g} s, this session ends"
+        )
+
+    def head_back(self, after_s: float) -> None:
+        """It is heard again."""
+        if self._warned:
+            self._warned = False
+            self._node.warn_all(f"the cluster's head at {self._head_address} is back after {after_s:.1f} s")
+
+    def head_lost(self, reason: str) -> None:
+        """The head has been away for so long that nobody should wait for it any more."""
+        reason = f"the cluster's head at {self._head_address} has not been heard of for {HEAD_LOST_S:g} s ({reason})"
+        if self._head_process is None:
+            self._begin_anew(reason)
+        elif self._head_process.replaced:
+            self._node.end_session(reason)
+        else:
+            log(f"{reason}; it is started again as often as it takes")
+
+    def _begin_anew(self, reason: str) -> None:
+        """What runs here ends. A machine's node looks for its cluster again; one that a driver has made ends."""
+        if self._config.driver_only:
+            self._node.end_session(reason)
+        self._node.begin_anew(reason)
 
     def _look_at_resources(self) -> None:
         """Once a turn: the others should soon know that much has changed."""
@@ -274,8 +330,15 @@ class Cluster:
         view.report(self.node_id, self._node.leases.scheduler.all_available)
         detail: m.RequestLeases = wish.detail
         demand = Demand((wish.owner, wish.key), wish.need, count, detail.strategy, detail.locality)
-        now, rest, reason = self._scheduler.decide(demand, random.randrange, monotonic())
-        return Choice([(tag_of(node_id), some) for node_id, some in now], tag_of(rest), reason)
+        now, rest, reason, waiting = self._scheduler.decide(demand, random.randrange, monotonic())
+        if reason and group_of(wish.need):
+            reason = ""  # Its bundles are about to be known; of its end, owners hear from the head.
+        return Choice(
+            [(tag_of(node_id), some) for node_id, some in now],
+            tag_of(rest),
+            reason,
+            [(tag_of(node_id), some) for node_id, some in waiting],
+        )
 
     # --- wishes of this node's owners ----------------------------------------------------------------
 
@@ -283,6 +346,8 @@ class Cluster:
         if isinstance(client, RemoteClient):
             self._node.leases.on_request(client, wish)
             return
+        if not self._node.job_lives(client.job):
+            return  # It crossed the end of its job: of what is asked now, nobody would tell others the end.
         self._carry_out(
             self.wishes.request(client.process, client.job, wish.key, wish.count, wish.seen, wish.resources, wish)
         )
@@ -352,19 +417,28 @@ class Cluster:
 
     def address_of(self, process: bytes) -> str:
         """Where processes of other machines reach one of this node."""
-        return f"tcp://{self.head.nodes()[self.tag].address}/{process.hex()}"
+        return f"tcp://{self.gate.address}/{process.hex()}"
 
     def _on_locate(self, client: Client, message: m.Locate) -> None:
         tag = tag_of(message.process)
         if tag != self.tag:
             if not self._send_as(client, tag, message):
-                client.send(m.Located(message.request, "", f"its node {tag.hex()} is dead, or left the cluster"))
+                # It may be so new that the head's word of it is still under way: only what the head says counts.
+                self.head.when_current(lambda: self._locate_again(client, message))
             return
-        if self._node.clients.get(message.process) is None:
+        found = self._node.clients.get(message.process)
+        if found is None or not self._node.job_lives(found.job):
+            # The end of a job has been told to all who had asked by then.
             client.send(m.Located(message.request, "", "the process has ended"))
             return
         self._interest.setdefault(message.process, set()).add(tag_of(client.process))
         client.send(m.Located(message.request, self.address_of(message.process)))
+
+    def _locate_again(self, client: Client, message: m.Locate) -> None:
+        """All nodes that were there when it was asked are known by now."""
+        tag = tag_of(message.process)
+        if not client.gone and not self._send_as(client, tag, message):
+            client.send(m.Located(message.request, "", f"its node {tag.hex()} is dead, or left the cluster"))
 
     # --- deaths ---------------------------------------------------------------------------------------------
 
@@ -386,8 +460,11 @@ class Cluster:
         if view is not None:
             self.dead_nodes.append((view, reason))
         self.links.node_died(node_id)
-        self._node.objects.node_died(tag)
         self.transfers.node_died(node_id)
+        self._node.objects.node_died(tag)
+        for owners in self._held.values():
+            for process in [process for process in owners if tag_of(process) == tag]:
+                del owners[process]
         for client in self._node.clients:
             if tag_of(client.process) == tag:
                 self._forget_client(client)
@@ -406,11 +483,15 @@ class Cluster:
         client = self._node.clients.get(message.process)
         if isinstance(client, RemoteClient):
             self._forget_client(client)
+        for owners in self._held.values():
+            owners.pop(message.process, None)
+        self._node.objects.owner_died(message.process)
 
     # --- what other nodes say -----------------------------------------------------------------------------------
 
     def _on_link_hello(self, connection: TlsConnection, hello: m.LinkHello) -> None:
-        if tag_of(hello.node_id) not in self.head.nodes():
+        info = self.head.nodes().get(tag_of(hello.node_id))
+        if info is None or info.node_id != hello.node_id:
             # It has joined just now, and comes again; or it is dead to the cluster.
             connection.close(f"node {hello.node_id.hex()[:8]} is not known here")
         elif hello.bulk:
@@ -423,31 +504,45 @@ class Cluster:
         if handler is None:
             log(f"node {tag_of(link.node_id).hex()} sent {type(message).__name__}, which means nothing here")
             return
-        handler(link, message)
+        try:
+            handler(link, message)
+        except ProtocolError as error:
+            # What it relays for its clients; the link itself is sound.
+            log(f"node {tag_of(link.node_id).hex()} relayed a {type(message).__name__} that cannot be read: {error}")
 
     def _on_from_client(self, link: Link, message: m.FromClient) -> None:
         if tag_of(message.process) != tag_of(link.node_id):
             log(f"node {tag_of(link.node_id).hex()} spoke for a process that is not its own")
             return
         inner = decode_body(message.body)
-        handler = self.handlers.get(type(inner))
-        if handler is None:
+        if type(inner) not in self.handlers:
             log(f"a client of node {tag_of(link.node_id).hex()} sent {type(inner).__name__}, which is not for others")
             return
-        if isinstance(inner, m.RequestLeases) and inner.count:
-            self.with_job(message.job, lambda: self._handle_from(link, message, inner, handler))
+        owners = self._held.get(message.job, {})
+        if message.process in owners:
+            owners[message.process].append((link, message, inner))
+        elif isinstance(inner, m.RequestLeases) and inner.count and message.job not in self._node.jobs:
+            # What it says next must not overtake this.
+            self._held.setdefault(message.job, {})[message.process] = [(link, message, inner)]
+            self.with_job(message.job, lambda: self._handle_held(message.job))
         else:
-            self._handle_from(link, message, inner, handler)
+            self._handle_from(link, message, inner)
 
-    def _handle_from(
-        self, link: Link, message: m.FromClient, inner: Any, handler: Callable[[Client, Any], None]
-    ) -> None:
+    def _handle_held(self, job: int) -> None:
+        """The job is known by now."""
+        for messages in self._held.pop(job, {}).values():
+            for link, message, inner in messages:
+                self._handle_from(link, message, inner)
+
+    def _handle_from(self, link: Link, message: m.FromClient, inner: Any) -> None:
         client = self._node.clients.get(message.process)
         if client is None:
             client = RemoteClient(message.process, message.pid, message.job, link)
             if isinstance(inner, m.RequestLeases):
+                if not inner.count or not self._node.job_lives(message.job):
+                    return  # Nothing is wanted, or not any more: there is no end of it to wait for.
                 self._node.clients.add(client)
-        handler(client, inner)
+        self.handlers[type(inner)](client, inner)
 
     def _on_for_client(self, link: Link, message: m.ForClient) -> None:
         inner = decode_body(message.body)
@@ -495,20 +590,27 @@ class Cluster:
 
     def _on_job(self, settings: m.JobSettings) -> None:
         calls = self._fetching.pop(settings.job, [])
-        if not settings.config or settings.job in self._node.jobs:
+        if not settings.config:
+            self._held.pop(settings.job, None)
             return
+        if settings.job not in self._node.jobs:
+            self._begin_job(settings)
+        if self._node.job_lives(settings.job):
+            for call in calls:
+                call()
+
+    def _begin_job(self, settings: m.JobSettings) -> None:
         config = _decode_job(settings.config)
         job = Job(settings.job, config, None, owns_session=False, origin=settings.job)
         job.remote_driver = settings.driver
         log(f"job {job.number}: {config.entrypoint}, of a driver at node {tag_of(settings.driver[0]).hex()}")
         self._node.begin_job(job)
-        for call in calls:
-            call()
 
     def job_ended(self, ended: m.JobEnded) -> None:
         """The head says so."""
         number = ended.job
         self._fetching.pop(number, None)
+        self._held.pop(number, None)
         job = self._node.jobs.get(number)
         for client in self._node.clients.of_job(number):
             if isinstance(client, RemoteClient):

@@ -17,6 +17,7 @@ Owned by the node's loop.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -85,11 +86,26 @@ class HeadEvents(Protocol):
     def fenced(self, reason: str) -> None:
         """This node is nobody to the others: end everything, then `join` with another id."""
 
+    def mismatched(self, reason: str) -> None:
+        """The head is of another version."""
+
+    def head_silent(self, reason: str) -> None:
+        """The lease has ended, because there is no connection to the head."""
+
+    def head_back(self, after_s: float) -> None:
+        """The head welcomes this node after so many seconds without a connection."""
+
+    def head_lost(self, reason: str) -> None:
+        """There has been no connection for `lost_s`."""
+
 
 class HeadLink:
     """See the module."""
 
-    def __init__(self, reactor: Reactor, dial: Dial, page: LeasePage, events: HeadEvents) -> None:
+    def __init__(
+        self, reactor: Reactor, dial: Dial, page: LeasePage, events: HeadEvents, lost_s: float = math.inf
+    ) -> None:
+        """`lost_s`: for how long at most this node looks for a head that it had a connection with."""
         self._reactor = reactor
         self._dial = dial
         self._page = page
@@ -116,9 +132,16 @@ class HeadLink:
         #: (number, when it was sent) of unanswered renewals, on CLOCK_BOOTTIME.
         self._renewals: deque[tuple[int, int]] = deque()
         self._renewal_numbers = count(1)
+        #: (number of a renewal, or 0: of the next one; what waits until it is answered).
+        self._current: deque[tuple[int, Callable[[], None]]] = deque()
         self._hello_ns = 0
         #: When something was heard last; monotonic.
         self._heard_at = 0.0
+        #: Since when the head has been away, and why it cannot be reached; 0: it is there, or never was.
+        self._away_since = 0.0
+        self._away_reason = ""
+        self._lost_s = lost_s
+        self._away_timer: Timer | None = None
         self._renew_timer: Timer | None = None
         self._soon_timer: Timer | None = None
         self._retry_timer: Timer | None = None
@@ -166,7 +189,7 @@ class HeadLink:
 
     def _leave(self) -> None:
         self._info = None
-        for timer in (self._renew_timer, self._soon_timer, self._retry_timer):
+        for timer in (self._renew_timer, self._soon_timer, self._retry_timer, self._away_timer):
             if timer is not None:
                 timer.cancel()
         if self._wire is not None:
@@ -213,6 +236,16 @@ class HeadLink:
             self._total_number = -1
             self.changed()
 
+    @property
+    def lease_s(self) -> float:
+        """How long a lease is."""
+        return self._lease_ns / 1e9
+
+    def when_current(self, call: Callable[[], None]) -> None:
+        """Make `call` when the table of nodes is no older than this moment: the head has been heard of since."""
+        self._current.append((0, call))
+        self.changed()
+
     def nodes(self) -> dict[bytes, m.NodeInfo]:
         """The living nodes, this one among them, by tag."""
         return self._nodes
@@ -255,6 +288,9 @@ class HeadLink:
         self._wire = None
         if self.welcomed:
             log(f"the connection to the head is lost: {reason}")
+            self._away_since = self._heard_at
+            silent_s = max(0.0, (self._page.end_ns - boottime_ns()) / 1e9)
+            self._away_timer = self._reactor.call_later(silent_s, self._on_silent)
         self.welcomed = False
         self._renewals.clear()
         if self._renew_timer is not None:
@@ -262,7 +298,26 @@ class HeadLink:
         if self._info is not None:
             self._retry_later(reason)
 
-    def _retry_later(self, _reason: str) -> None:
+    def _on_silent(self) -> None:
+        """The lease has ended, and there is no connection."""
+        left_s = self._away_since + self._lost_s - monotonic()
+        if left_s != math.inf:
+            self._away_timer = self._reactor.call_later(
+                max(0.0, left_s), lambda: self._events.head_lost(self._away_reason)
+            )
+        self._events.head_silent(self._away_reason)
+
+    def _on_back(self) -> None:
+        """It is here: its absence is over."""
+        if self._away_timer is not None:
+            self._away_timer.cancel()
+            self._away_timer = None
+        if self._away_since:
+            away_s, self._away_since = monotonic() - self._away_since, 0.0
+            self._events.head_back(away_s)
+
+    def _retry_later(self, reason: str) -> None:
+        self._away_reason = reason
         pause_s = self._retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
         self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
         self._retry_timer = self._reactor.call_later(pause_s, self._connect)
@@ -289,6 +344,7 @@ class HeadLink:
         self._extend(self._hello_ns)
         self._retry_s = _RETRY_S
         self.welcomed = True
+        self._on_back()
         self._forget(welcome.relayed)
         for _number, frame in self._kept:
             self._wire.send_frame(frame)
@@ -299,6 +355,10 @@ class HeadLink:
         for node_id in gone:
             self._events.node_died(node_id, "it died while this node had no connection to the head")
         self._events.view_changed()
+        # The whole table; what was sent on the last connection is not answered any more.
+        waiting, self._current = self._current, deque()
+        for _number, call in waiting:
+            call()
 
     def _on_refused(self, refused: m.Refused) -> None:
         log(f"the head refuses this node: {refused.reason}")
@@ -307,6 +367,8 @@ class HeadLink:
             self._retry_s = _RETRY_MAX_S
             assert self._wire is not None
             self._wire.close(refused.reason)
+            if refused.code == "version":
+                self._events.mismatched(refused.reason)
             return
         self._page.end_ns = 1
         self._leave()
@@ -332,6 +394,7 @@ class HeadLink:
     def _send_renewal(self) -> None:
         assert self._wire is not None
         number = next(self._renewal_numbers)
+        self._current = deque((wanted or number, call) for wanted, call in self._current)
         available, demand = self._events.available()
         self._renewals.append((number, boottime_ns()))
         total: m.Resources = {}
@@ -348,6 +411,12 @@ class HeadLink:
                 self._extend(sent_ns)
                 if 0 < self._total_number <= number:
                     self._total_number = 0
+        self._call_waiting(renewed.number)
+
+    def _call_waiting(self, answered: int) -> None:
+        """The table is as new as when this renewal was sent."""
+        while self._current and 0 < self._current[0][0] <= answered:
+            self._current.popleft()[1]()
 
     def _extend(self, sent_ns: int) -> None:
         """The head has heard of us after this moment: it counts a lease from then on, or from later."""

@@ -49,6 +49,7 @@ from moray.node.leases import Leases
 from moray.node.logs import log, tail
 from moray.node.orphans import Orphans
 from moray.node.owned import OwnedObjects
+from moray.node.rejoin import begin_anew
 from moray.node.server import Newcomer, Server
 from moray.node.settings import Settings
 from moray.node.signals import Signals
@@ -101,9 +102,7 @@ class Node:
         self._template_configs = TemplateConfigs(config.session, config.session_dir, self.address, config.worker_entry)
         self.arena_bytes = store_bytes(config.object_store_memory)
         spill, targets = spill_places(config)
-        self.store = StoreServer(
-            self.arena_bytes, spill, self.clients.send, self._warn_all, self._post, targets=targets
-        )
+        self.store = StoreServer(self.arena_bytes, spill, self.clients.send, self.warn_all, self._post, targets=targets)
         self.objects = OwnedObjects(self.store)
         named = named_resources(config.cluster.node_ip, config.cluster.start_head) if config.cluster else LOCAL_NAMES
         total = complete_resources(config.resources, self.arena_bytes, named)
@@ -220,6 +219,9 @@ class Node:
         job = Job(number, config, client, owns, number)
         if not self._welcome(newcomer, "driver", job):
             os.close(pidfd)
+            if self.cluster is not None:
+                # It went while its number was fetched, and nobody else will tell the head.
+                self.hosting.driver_left(hello.process, number)
             return
         self.clients.add(client)
         job.watch = PidWatch(pidfd, self.reactor, lambda: self._driver_died(job, client))
@@ -363,7 +365,8 @@ class Node:
         """Where an owner that is granted a worker reaches it (LeaseEvents)."""
         return worker.address if self.cluster is None else self.cluster.worker_address(owner, key, worker)
 
-    def _warn_all(self, text: str) -> None:
+    def warn_all(self, text: str) -> None:
+        """Show a line to every driver here."""
         for job in self.jobs.values():
             if job.driver is not None:
                 self.warn_job(job.number, text)
@@ -540,9 +543,21 @@ class Node:
 
     def end_session(self, reason: str) -> NoReturn:
         """End everything, and this process."""
+        owner = next((job.driver for job in self.jobs.values() if job.owns_session), None)
+        self._end_all(reason)
+        session.remove_files(self.config.session_dir)
+        session.say_goodbye(self.clients, owner, reason)
+        os._exit(0)
+
+    def begin_anew(self, reason: str) -> NoReturn:
+        """End everything, and be another node of the cluster."""
+        assert self.cluster is not None
+        self._end_all(reason)
+        begin_anew(self.config, self.cluster.credentials, self.clients, reason)
+
+    def _end_all(self, reason: str) -> None:
         log(f"the session ends: {reason}")
         self._server.close()
-        owner = next((job.driver for job in self.jobs.values() if job.owns_session), None)
         session.end_processes(self._settings.end_timeout_s)
         for client in self.clients:
             if client.kind == "worker":
@@ -550,6 +565,3 @@ class Node:
         self.store.close()
         if self.cluster is not None:
             self.cluster.close(reason)
-        session.remove_files(self.config.session_dir)
-        session.say_goodbye(self.clients, owner, reason)
-        os._exit(0)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-import msgspec
-
 from moray.node.logs import log
 from moray.node.settings import Settings
 from moray.protocol.connection import HEADER, ProtocolError, decode_body, encode_frame
@@ -97,7 +95,7 @@ class Newcomer:
         self._data += chunk
         try:
             hello = self._cut()
-        except (ProtocolError, msgspec.DecodeError) as error:
+        except ProtocolError as error:
             self.refuse(str(error))
             return
         if hello is not None:

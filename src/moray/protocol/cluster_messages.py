@@ -40,6 +40,8 @@ class NodeInfo(msgspec.Struct, array_like=True, gc=False):
     demand: list[tuple[Resources, int]] = []
     #: A driver has started it for itself: it takes no work, and is not shown.
     driver: bool = False
+    #: Nodes with equal ones see the same files (:func:`moray.launch.packages.host_id`).
+    host: str = ""
 
 
 class NodeHello(Message, tag=110):
@@ -517,3 +519,70 @@ class BundlesReserved(Message, tag=169):
     reason: str = ""
     #: It answers "commit": the bundles are in use.
     committed: bool = False
+
+
+# --- code shipping (moray/node/packages.py) ------------------------------------------------------------------
+
+
+class Package(msgspec.Struct, array_like=True):
+    """A directory (or a zip file) of one host that workers of others want, too."""
+
+    #: Where it lies at the host of `node`, the tag of a node there.
+    path: str
+    node: bytes
+    #: What it is to the workers: "working_dir" (where they start, and first on their sys.path), "py_module" (importable
+    #: by its name), or "path": wherever the driver's sys.path, or its working directory, names it or a part of it.
+    kind: str
+    #: SHA-256 in hex of what has been packed; "": it is packed when a node of another host first asks, and if that
+    #: fails, workers there do without.
+    name: str = ""
+    #: Patterns of the user's.
+    excludes: list[str] = []
+
+
+class MadePackages(Message, tag=170):
+    """Client → node: these packages lie in the session's directory, and what I say next names them."""
+
+    #: (name, file): see :class:`moray.launch.packages.Made`.
+    made: list[tuple[str, str]]
+
+
+class ResolvePackage(Message, tag=171):
+    """Node → node: what is the name of this package of your host? Answered by PackageResolved.
+
+    All who ask with one `snapshot`, a job's, get the same answer.
+    """
+
+    request: int
+    job: int
+    snapshot: str
+    package: Package
+
+
+class PackageResolved(Message, tag=172):
+    request: int
+    #: "": it is not shipped, with the reason.
+    name: str
+    reason: str = ""
+
+
+class GetPackage(Message, tag=173):
+    """Node → node: send the part of this package that begins at `offset`. Answered by PackageChunk, in order.
+
+    A receiver has few questions under way (FLOW).
+    """
+
+    request: int
+    job: int
+    name: str
+    offset: int
+
+
+class PackageChunk(Message, tag=174):
+    request: int
+    offset: int
+    #: Of the whole package.
+    size: int
+    data: bytes
+    #: There is none, because of this.
+    reason: str = ""

@@ -37,6 +37,9 @@ HEADER: Final = struct.Struct("<II")
 MAX_FRAME: Final = 1 << 30
 SOCKET_BUFFER_BYTES: Final = 1 << 20
 
+#: All that msgspec raises for bytes that are no message: invalid UTF-8 and deep nesting have errors of their own.
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(AnyMessage).decode
 
@@ -50,8 +53,11 @@ def encode_frame(message: Message) -> bytes:
 
 
 def decode_body(body: bytes | memoryview) -> AnyMessage:
-    """The message of a frame's body; msgspec.DecodeError if it is none."""
-    message: AnyMessage = _decode(body)
+    """The message of a frame's body; ProtocolError if it is none."""
+    try:
+        message: AnyMessage = _decode(body)
+    except UNDECODABLE as error:
+        raise ProtocolError(f"{type(error).__name__}: {error}") from None
     return message
 
 
@@ -193,13 +199,17 @@ class Connection:
         if not size:
             self.close("connection closed by the peer")
             return
+        if self._inbox:
+            self._inbox += scratch[:size]
+            self._take(self._inbox)
+        else:
+            self._take(scratch[:size])
+
+    def _take(self, data: memoryview | bytearray) -> None:
+        """Handle what has arrived; what is no message of our protocol ends the connection, and nothing else."""
         try:
-            if self._inbox:
-                self._inbox += scratch[:size]
-                self._cut(self._inbox)
-            else:
-                self._cut(scratch[:size])
-        except (msgspec.DecodeError, ProtocolError) as error:
+            self._cut(data)
+        except ProtocolError as error:
             self.close(f"malformed data from the peer: {error}")
 
     def _cut(self, data: memoryview | bytearray) -> None:
@@ -213,7 +223,10 @@ class Connection:
                 )
             if total - position - 8 < size:
                 break
-            message = _decode(view[position + 8 : position + 8 + size])
+            try:
+                message = _decode(view[position + 8 : position + 8 + size])
+            except UNDECODABLE as error:
+                raise ProtocolError(f"{type(error).__name__}: {error}") from None
             position += 8 + size
             self.on_message(self, message)
             if self.closed:
@@ -227,7 +240,7 @@ class Connection:
     def process_leftover(self) -> None:
         """Handle frames that came with the handshake. Loop only."""
         if self._inbox:
-            self._cut(self._inbox)
+            self._take(self._inbox)
 
     def close(self, reason: str = "closed here") -> None:
         """End the connection and tell `on_close` once. Loop only."""

@@ -74,6 +74,7 @@ from moray.protocol.cluster_messages import (
     FromClient as FromClient,
     FromHead as FromHead,
     GetJob as GetJob,
+    GetPackage as GetPackage,
     GroupList as GroupList,
     GroupState as GroupState,
     JobEnded as JobEnded,
@@ -88,12 +89,16 @@ from moray.protocol.cluster_messages import (
     ListGroups as ListGroups,
     Locate as Locate,
     Located as Located,
+    MadePackages as MadePackages,
     NodeDied as NodeDied,
     NodeHello as NodeHello,
     NodeInfo as NodeInfo,
     NodeLeaves as NodeLeaves,
     NodeWelcome as NodeWelcome,
     ObjectsFound as ObjectsFound,
+    Package as Package,
+    PackageChunk as PackageChunk,
+    PackageResolved as PackageResolved,
     PlaceWorker as PlaceWorker,
     PromoteCopies as PromoteCopies,
     PullBegins as PullBegins,
@@ -105,6 +110,7 @@ from moray.protocol.cluster_messages import (
     RemoveGroup as RemoveGroup,
     RenewLease as RenewLease,
     ReserveBundles as ReserveBundles,
+    ResolvePackage as ResolvePackage,
     StopProcess as StopProcess,
     TakeConnection as TakeConnection,
     ToHead as ToHead,
@@ -150,6 +156,16 @@ class JobConfig(msgspec.Struct, array_like=True):
     preload: list[str] = []
     #: The job's runtime environment, as JSON, for whoever asks; "": none.
     runtime_env: str = ""
+    #: What its workers want of the driver's host.
+    packages: list[Package] = []
+    #: Names what is packed for it; the jobs of its detached actors have the same.
+    snapshot: str = ""
+    #: Entries of sys_path that are its interpreter's: other hosts have their own.
+    own_paths: list[str] = []
+    #: (name, file) of packages that the driver has made (see MadePackages).
+    made: list[tuple[str, str]] = []
+    #: Directories that are not shipped, each with the reason.
+    unshipped: list[tuple[str, str]] = []
 
 
 class Hello(Message, tag=1):
@@ -186,6 +202,10 @@ class Welcome(Message, tag=2):
     runtime_env: str = ""
     #: Of a node in a cluster: the directory of its certificate. "": there is no other machine.
     credentials: str = ""
+    #: The runtime environment of a worker if it is not its job's: what its tasks and actors inherit.
+    task_env: str = ""
+    #: Of a worker on another host than its driver's: what came from there, for errors.
+    shipped: str = ""
 
 
 class Refused(Message, tag=3):
@@ -560,4 +580,5 @@ AnyMessage: TypeAlias = (
     | FreeCopies | FindCopies | CopiesFound | PromoteCopies | FindObjects | ObjectsFound | KvRequest
     | KvAnswer | CreateGroup | RemoveGroup | WatchGroup
     | GroupState | ListGroups | GroupList | ReserveBundles | BundlesReserved
+    | MadePackages | ResolvePackage | PackageResolved | GetPackage | PackageChunk
 )  # fmt: skip

@@ -30,8 +30,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-import msgspec
-
 from moray.protocol.connection import HEADER, MAX_FRAME, ProtocolError, decode_body, encode_frame
 from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage, Message
 from moray.protocol.reactor import HEARTBEAT_S, READ, WRITE, Reactor, Timer
@@ -522,11 +520,7 @@ class TlsConnection:
 
     def _on_body(self, body: memoryview) -> None:
         """A whole frame is here."""
-        try:
-            message = decode_body(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # All that the decoder raises.
-            raise ProtocolError(str(error)) from None
-        self.on_message(self, message)
+        self.on_message(self, decode_body(body))
 
     def receive_raw(self, size: int, into: memoryview | None, on_done: Callable[[], None]) -> None:
         """Called by the handler of a message: the next `size` bytes are raw, and go into the beginning of `into` (None:

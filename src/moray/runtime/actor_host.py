@@ -9,6 +9,10 @@ async        coroutines in an event loop in the main thread: :mod:`moray.runtime
 ===========  ============================================================================================
 
 **Replies** are kept until the caller has said that it has them, and sent on the caller's present connection.
+
+**In a cluster** nothing starts while others may take this machine for dead: the head may have started the actor
+elsewhere by then (FENCE). What is to run waits. It goes on if the head is heard again in time; if this machine is dead
+to the cluster, its node ends this process.
 """
 
 from __future__ import annotations
@@ -20,10 +24,11 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from time import monotonic, perf_counter_ns
+from time import monotonic, perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray.exceptions import TaskCancelledError
+from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
 from moray.runtime.executor import split_returns
@@ -40,6 +45,8 @@ _PLAIN: Final = frozenset({int, float, bool, complex})
 _NO_EXTRA: Final = m.TaskExtra()
 #: An ending actor waits so long for results that are in the reference protocol.
 _PASSING_S: Final = 1.0
+#: Between looks at a lease that has ended.
+FENCE_LOOK_S: Final = 0.02
 
 
 class ActorExit(SystemExit):
@@ -81,6 +88,8 @@ class ActorHost:
         self.exiting = False
         #: Until the constructor has returned.
         self._construction: Construction | None = Construction()
+        #: Until when this machine counts as alive; None: nobody could take it for dead.
+        self._lease = LeasePage.open(worker.session_dir) if worker.welcome.credentials else None
 
     # --- the loop: calls arrive ----------------------------------------------------------------------
 
@@ -182,6 +191,8 @@ class ActorHost:
     def _construct(self) -> bool:
         """Run the constructor; the creator and the head are told how it went."""
         creation, worker = self.creation, self._worker
+        if self._lease is not None and self._lease.expired():
+            self._wait_for_lease()
         token = context.cover = TaskToken(self.creator or worker.process, self._start.seq)
         extra = m.TaskExtra(resources=creation.resources, devices=self.devices, placement=creation.placement)
         begin = perf_counter_ns()
@@ -260,6 +271,8 @@ class ActorHost:
         """A call of an ordinary actor."""
         executor = self._executor
         spec = call.spec
+        if self._lease is not None and self._lease.expired():
+            self._wait_for_lease()
         executor.name = executor.function_name = spec.method
         executor.owner = call.connection
         method = self._methods.get(spec.method)
@@ -341,6 +354,12 @@ class ActorHost:
             self._exit_by(error, call.spec.method)
         self._executor.failed(call, self._name(call), error, begin, token, extra, items=items)
 
+    def _wait_for_lease(self) -> None:
+        """Start nothing while others may take this machine for dead (FENCE). Not where coroutines run."""
+        assert self._lease is not None
+        while self._lease.expired():
+            sleep(FENCE_LOOK_S)
+
     def _name(self, call: Called) -> str:
         return f"{self.creation.class_name}.{call.spec.method}"
 
@@ -372,6 +391,8 @@ class ActorHost:
             self._busy[group][get_ident()] = None
             self.running[key] = (call, None)
             self._executor.look_for(call)
+            if self._lease is not None and self._lease.expired():
+                self._wait_for_lease()
             try:
                 self._executor.owner = call.connection
                 self._executor.name = self._executor.function_name = call.spec.method

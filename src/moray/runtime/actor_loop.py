@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
-from moray.runtime.actor_host import _NO_EXTRA, _PLAIN, ActorHost
+from moray.runtime.actor_host import _NO_EXTRA, _PLAIN, FENCE_LOOK_S, ActorHost
 from moray.runtime.executor import split_returns
 from moray.runtime.loop_selector import LoopSelector
 from moray.runtime.output import void
@@ -101,6 +101,8 @@ class AsyncActorHost(ActorHost):
                 self._failed_async(call, error, begin, token, extra)
                 return
         try:
+            while self._lease is not None and self._lease.expired():  # noqa: ASYNC110 - a page of memory has no events.
+                await asyncio.sleep(FENCE_LOOK_S)
             executor.check_cancelled(call)
             executor.owner = call.connection
             executor.name = executor.function_name = extra.name or call.spec.method

@@ -117,6 +117,9 @@ class Driver(Runtime):
         self.handle: NodeHandle | None = None
         #: Gives the program's loggers back as they were.
         self.undo_logging: Callable[[], None] = lambda: None
+        self.handlers[m.Shutdown] = lambda _connection, message: self.session_ended(
+            f"session {self.welcome.session} has ended: {message.reason}"
+        )
         self._stop = False
         self._thread = threading.Thread(target=self._io_thread, name="moray-io", daemon=True)
 

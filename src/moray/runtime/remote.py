@@ -60,21 +60,25 @@ class Remote:
         runtime.adopt(peer, connection)
         job = runtime.welcome.job_id
         connection.send(m.Hello(m.PROTOCOL_VERSION, "peer", runtime.process, runtime.pid, "", None, job))
-        if peer.address.startswith("tcp://"):
-            # Its node has just granted it to us, and knows that we have to do with it.
+        known = peer.address.startswith("tcp://")
+        if known:
+            # Its node has just granted it to us, or the head has told of it.
             self._begin(connection, peer, peer.address)
-            peer.address = ""  # Whoever connects again must ask whether it lives.
-        else:
-            process = peer.origin.process
-            runtime.request(lambda number: m.Locate(number, process), lambda answer: self._located(connection, answer))
+            peer.address = ""  # Whoever connects again must ask where it is.
+        # Asked in any case: from now on its node tells of its death, and ours of ours to its node.
+        process = peer.origin.process
+        runtime.request(
+            lambda number: m.Locate(number, process), lambda answer: self._located(connection, answer, begun=known)
+        )
         return connection
 
-    def _located(self, connection: Any, answer: Any) -> None:
+    def _located(self, connection: Any, answer: Any, *, begun: bool) -> None:
         if connection.closed:
             return
         peer: Peer = connection.peer
         if isinstance(answer, m.Located) and answer.address:
-            self._begin(connection, peer, answer.address)
+            if not begun:
+                self._begin(connection, peer, answer.address)
             return
         reason = answer.reason if isinstance(answer, m.Located) else str(answer)
         if isinstance(answer, m.Located):

@@ -86,6 +86,8 @@ class Submitter:
 
     def _useful(self, resources: m.Resources) -> int:
         """How many leases of these resources the session could give at once."""
+        if self._runtime.remote is not None:
+            return 1000  # Other machines have what this one has not, and may come later.
         total = self._runtime.welcome.resources
         amounts = [total.get(name, 0) // amount for name, amount in resources.items() if amount]
         return max(1, min(amounts, default=1000))
