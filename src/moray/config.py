@@ -46,6 +46,11 @@ LEASE_LINGER_S: Final = 0.5
 #: workers and the node; 0: no such warnings.
 WARN_AFTER_S: Final = 10
 
+#: What an owner keeps to make lost results again (LINEAGE): its finished tasks' arguments, and the values that are kept
+#: for them alone. A recipe is a few kilobytes, so this is many of them, or some large values that were put.
+#: MORAY_LINEAGE_BYTES overrides it.
+LINEAGE_BYTES: Final = 1_000_000_000
+
 #: The interpreter's switch interval in workers and drivers. An I/O thread behind CPU-bound Python code waits
 #: one interval for the interpreter lock: at Python's 5 ms the median reply took 5.1 ms, at 1 ms 1.1 ms. The price
 #: is under 1 % of throughput of the computing thread. Restored at shutdown.

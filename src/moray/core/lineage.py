@@ -120,7 +120,7 @@ class Lineage:
     """The records of one owner, with recipes of at most `budget` bytes."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         #: The oldest first.
         self._records: dict[int, Record] = {}
         #: Those with a recipe that costs something, the oldest first.
@@ -230,6 +230,11 @@ class Lineage:
         fate = record.wanted.get(key)
         return fate if fate is not None else Fate.GONE if key in record.takers else None
 
+    def lost_of(self, task: int) -> list[int]:
+        """Its lost results."""
+        record = self._records.get(task)
+        return [key for key, fate in record.wanted.items() if fate is Fate.LOST] if record is not None else []
+
     def why_not(self, key: int) -> Why | None:
         """Why this result could not be made again; None: it could, as far as its own task goes."""
         record = self._records.get(key >> 32)
@@ -319,10 +324,10 @@ class Lineage:
                 pending += self._let_go(record)
 
     def _keep_budget(self, gone: Gone) -> None:
-        if self.bytes <= self._budget:
+        if self.bytes <= self.budget:
             return
         for record in list(self._costly.values()):
-            if self.bytes <= self._budget:
+            if self.bytes <= self.budget:
                 break
             if record.running or self._costly.get(record.task) is not record:
                 continue

@@ -42,10 +42,25 @@ class Places:
 
     def note(self, entry: Entry, tag: bytes) -> None:
         """It is stored at this node. Loop only."""
-        if tag != self.tag:
-            self._away[entry.id] = tag
+        self.move(entry, tag)
         if self._strays:
             self.end_strays(entry.id, tag)
+
+    def move(self, entry: Entry, tag: bytes) -> None:
+        """Its primary copy is at this node now. Loop only."""
+        if tag != self.tag:
+            self._away[entry.id] = tag
+        elif self._away:
+            self._away.pop(entry.id, None)
+
+    def drop(self, entry: Entry) -> None:
+        """It is stored nowhere any more. Loop only."""
+        if self._away:
+            self._away.pop(entry.id, None)
+
+    def free_at(self, object_id: bytes, tag: bytes) -> None:
+        """Free an object of ours at this node. Loop only."""
+        self._free.setdefault(tag, []).append(object_id)
 
     def of(self, entry: Entry) -> bytes:
         """The node of a stored entry; b"": this one. Any thread."""
@@ -88,25 +103,7 @@ class Places:
                 self._runtime.node.send(m.FreeObjects(objects, tag))
 
     def node_died(self, tag: bytes) -> None:
-        """A node is dead: find out where else our objects of there are. Those that are nowhere are lost. Loop only."""
+        """A node is dead: nothing is to be freed there. Loop only."""
         self._free.pop(tag, None)
         for strays in self._strays.values():
             strays.discard(tag)
-        tail = self._runtime.origin.tail
-        ours = [object_id for object_id, node in self._away.items() if node == tag and object_id[8:24] == tail]
-        if not ours:
-            return
-
-        def found(answer: Any) -> None:
-            if not isinstance(answer, m.ObjectsFound):
-                return  # The session has ended.
-            for object_id, node in zip(ours, answer.nodes, strict=True):
-                if self._away.get(object_id) != tag:
-                    if node:
-                        self._free.setdefault(node, []).append(object_id)  # It was dropped meanwhile.
-                elif node == self.tag:
-                    del self._away[object_id]
-                elif node:
-                    self._away[object_id] = node
-
-        self._runtime.request(lambda number: m.FindObjects(number, ours), found)

@@ -90,6 +90,7 @@ class Recovery:
             once = isinstance(task, Call) and task.stream is not None
             self.core.opened(task.seq, 0 if once else task.options.max_retries)
         self._entries[entry.key] = entry
+        self._looked_for.pop(entry.key, None)
         self.core.stored(entry.key)
 
     def ended(self, task: Task) -> None:
@@ -139,12 +140,19 @@ class Recovery:
 
     def failed(self, task: Task) -> None:
         """A task has ended with an error, as have its results."""
+        if task.stream is not None:
+            self.ended(task)  # Items that came before may be lost, and made again.
+            return
         self._rounds.pop(task.seq, None)
         if self.core.knows(task.seq):
-            if task.stream is not None:
-                self.ended(task)
-            else:
-                self._forget(self.core.failed(task.seq))
+            self._forget(self.core.failed(task.seq))
+        task.held = task.arguments = None
+
+    def about_to_fail(self, task: Task) -> None:
+        """A task has failed: its lost results are about to become errors."""
+        if self.core.knows(task.seq) and task.stream is None:
+            for entry in self.lost_entries(task.seq):
+                self.small(entry)
 
     def freed(self, entry: Entry) -> None:
         """Nobody refers to an object of ours any more (REF-FREE)."""
@@ -232,7 +240,8 @@ class Recovery:
         known = [entry.key for entry in entries if self.core.knows(entry.key >> 32)]
         for entry in entries:
             if not self.core.knows(entry.key >> 32):
-                reason = "it was put, or came from a call or generator that is not repeated; only tasks can be repeated"
+                reason = "it was made by put(), and no task can make it again"
+                self.small(entry)
                 self._runtime.values.fail(entry, exceptions.ObjectLostError(entry.id.hex(), reason=reason))
         if known:
             self._carry_out(self.core.lost(known))
@@ -290,22 +299,24 @@ class Recovery:
         """The entry of a lost result, if somebody waits for it."""
         return self._entries.get(key) if self.core.fate(key) is Fate.LOST else None
 
-    def lost_entries(self, seq: int) -> dict[int, Entry]:
-        """Key → entry of a task's lost results."""
-        return {key: entry for key, entry in self._entries.items() if key >> 32 == seq and self.lost_entry(key)}
+    def lost_entries(self, seq: int) -> list[Entry]:
+        """Those of a task's lost results."""
+        return [self._entries[key] for key in self.core.lost_of(seq)]
 
     def _fail(self, failed: Failed) -> None:
         entry = self._entries.get(failed.key)
-        self._forget_entry(failed.key)
-        if entry is not None and not entry.ready:
-            self._runtime.values.fail(entry, self._error(failed))
+        if entry is not None:
+            error = self._error(failed)
+            self.small(entry)
+            self._runtime.values.fail(entry, error)
 
-    def _forget_entry(self, key: int) -> None:
-        """It has become an error."""
-        self._entries.pop(key, None)
-        self._looked_for.pop(key, None)
-        self._error_texts: dict[int, str]
-        self._forget(self.core.freed(key))
+    def small(self, entry: Entry) -> None:
+        """A stored object of ours becomes an error, or a small value."""
+        self._runtime.values.places.drop(entry)
+        entry.size = 0
+        self._entries.pop(entry.key, None)
+        self._looked_for.pop(entry.key, None)
+        self._forget(self.core.freed(entry.key))
 
     def _error(self, failed: Failed) -> exceptions.ObjectLostError:
         """Names the object that cannot be made, and why."""
@@ -403,7 +414,3 @@ class Recovery:
         if entry.key in self._entries and self.core.why_not(entry.key) is Why.BUDGET:
             return " If its copies are lost, it cannot be rebuilt: the recipe was forgotten (MORAY_LINEAGE_BYTES)."
         return ""
-
-    def found_again(self, entry: Entry) -> None:
-        """It is made anew."""
-        self._looked_for.pop(entry.key, None)
