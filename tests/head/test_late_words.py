@@ -10,6 +10,7 @@ import pytest
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from tests.head.world import ONE_CPU, detached, running_world
+from tests.node.raw_bytes import UNREADABLE
 
 #: Processes are started, killed, and waited for.
 pytestmark = pytest.mark.slow
@@ -32,9 +33,7 @@ def test_a_detached_actor_is_ready_after_its_job_has_ended(tmp_path: Path) -> No
         assert len(world.ready) == 1, "the head has died of it"
 
 
-@pytest.mark.parametrize(
-    "body", [b"\xc1", b"\x92\xcc\xa0\xa2\xff\xfe", b"\x92\x50" + b"\x91" * 5_000], ids=["junk", "text", "nesting"]
-)
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_client_sends_bytes_that_are_no_message(tmp_path: Path, body: bytes) -> None:
     with running_world(tmp_path) as world:
         node = world.node()

@@ -17,6 +17,7 @@ from moray.ids import new_process
 from moray.platform import process_control
 from moray.protocol import messages as m
 from tests.node.false_node import FalseNode
+from tests.node.raw_bytes import UNREADABLE
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +80,7 @@ def test_an_owner_leaves_with_leases(false_node: FalseNode) -> None:
     both_cpus_are_free(false_node, job)
 
 
-@pytest.mark.parametrize(
-    "body", [b"\xc1", b"\x92\xcc\xa0\xa2\xff\xfe", b"\x92\x0a" + b"\x91" * 5_000], ids=["junk", "text", "nesting"]
-)
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
 def test_bytes_that_are_no_message_are_relayed(false_node: FalseNode, body: bytes) -> None:
     job, driver = false_node.job()
     false_node.say_bytes(driver, job, body)
@@ -115,7 +114,9 @@ def test_a_driver_goes_while_its_number_is_fetched(tmp_path: Path) -> None:
         assert node is not None
         false_node = FalseNode(cluster, tmp_path)
         try:
-            heads = [child for child in psutil.Process(node.pid).children() if "moray-head" in " ".join(child.cmdline())]
+            heads = [
+                child for child in psutil.Process(node.pid).children() if "moray-head" in " ".join(child.cmdline())
+            ]
             assert len(heads) == 1
             process_control.kill(heads[0].pid, signal.SIGSTOP)
             try:

@@ -140,6 +140,11 @@ class Membership(Generic[I]):
         member = self._by_tag.get(tag)
         return member.info if member is not None and member.state is not State.DEAD else None
 
+    def death_of(self, node_id: bytes) -> str:
+        """Why a node is dead, as long as that is remembered; "" if it is not."""
+        member = self._members.get(node_id)
+        return member.reason if member is not None else self._released.get(node_id, "")
+
     def is_member(self, node_id: bytes) -> bool:
         """Whether it has registered with this head and lives: it can be given work."""
         member = self._members.get(node_id)
@@ -322,8 +327,7 @@ class Membership(Generic[I]):
         self._actions.append(Released(node_id))
 
     def _refuse_dead(self, node_id: bytes) -> bool:
-        member = self._members.get(node_id)
-        reason = member.reason if member is not None else self._released.get(node_id, "")
+        reason = self.death_of(node_id)
         if reason:
             self._refuse(node_id, "fenced", f"it was declared dead ({reason}): it must join with a new id")
         return bool(reason)

@@ -152,6 +152,16 @@ class Transfers:
         self._admit()
         return self._take()
 
+    def is_copy(self, object: bytes) -> bool:
+        """Whether what is here of it is, or will be, a secondary copy."""
+        return object in self.copies or object in self._pulls
+
+    def free_strays(self, objects: list[bytes], node: bytes) -> list[Action]:
+        """The primary copies of these are here; what is at `node` is an attempt's that does not count."""
+        if node not in self._dead:
+            self._do(FreeAt(node, objects))
+        return self._take()
+
     def locate(self, process: bytes, request: int, objects: list[bytes]) -> list[Action]:
         """The node with the primary copies is dead: choose others; answered by Located."""
         self._finder.locate(process, request, objects)

@@ -134,7 +134,8 @@ class Members:
             return
         peer = self._peers.get(hello.info.node_id)
         known = (peer.carried, peer.sent) if peer is not None else (0, 0)
-        if hello.relayed > known[0] or hello.heard > known[1]:
+        strange = hello.relayed > known[0] or hello.heard > known[1]
+        if strange and not self.table.death_of(hello.info.node_id):
             # Its streams began with a head whose storage is gone, or it was released long ago.
             reason = (
                 f"it has had {hello.heard} messages and answers to {hello.relayed}, of which this head knows {known}"

@@ -177,12 +177,16 @@ def _interpreter() -> str:
 
 def _command(config: NodeConfig) -> list[str]:
     """The command line; ends with the session's name, for whoever reads the list of processes."""
-    import cloudpickle
+    from importlib.util import find_spec
 
     import moray
 
+    # Found, not imported: daemons come by here, and never unpickle.
+    cloudpickle = find_spec("cloudpickle")
+    assert cloudpickle is not None
+    assert cloudpickle.origin is not None
     package = [os.path.abspath(path) for path in moray.__path__]
-    folders = (package[0], os.path.dirname(msgspec.__file__), os.path.dirname(cloudpickle.__file__))
+    folders = (package[0], os.path.dirname(msgspec.__file__), os.path.dirname(cloudpickle.origin))
     paths = list(dict.fromkeys(map(_root_of, folders)))
     optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     return [_interpreter(), *optimize, "-c", _BOOT.format(package=package, paths=paths), "moray-node", config.session]

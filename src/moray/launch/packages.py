@@ -145,12 +145,15 @@ def why_not(root: str) -> str:
     return ""
 
 
-def scan(root: str, excludes: Sequence[str] = (), check: Callable[[], None] = lambda: None) -> list[File]:
+def scan(
+    root: str, excludes: Sequence[str] = (), limit: int = 0, check: Callable[[], None] = lambda: None
+) -> list[File]:
     """The files that a package of the directory `root` has, sorted by name.
 
     Args:
         root: a directory.
         excludes: patterns of the user's.
+        limit: the package's; 0: :func:`max_bytes`.
         check: is called again and again, and may raise.
 
     Raises:
@@ -158,10 +161,10 @@ def scan(root: str, excludes: Sequence[str] = (), check: Callable[[], None] = la
         OSError: something cannot be read.
     """
     rules = Excludes((*DEFAULT_EXCLUDES, *_ignore_files(root), *excludes))
-    limit = max_bytes() * _MAX_RATIO
+    limit = limit or max_bytes()
     found: list[File] = []
     total = 0
-    pending = [("", root, (os.path.realpath(root),))]
+    pending: list[tuple[str, str, tuple[str, ...]]] = [("", root, (os.path.realpath(root),))]
     while pending:
         prefix, directory, above = pending.pop()
         check()
@@ -181,8 +184,8 @@ def scan(root: str, excludes: Sequence[str] = (), check: Callable[[], None] = la
                 executable = bool(about.st_mode & stat.S_IXUSR)
                 found.append(File(name, entry.path, about.st_size, about.st_mtime_ns, executable))
                 total += about.st_size
-                if total > limit or len(found) > _MAX_FILES:
-                    raise _too_large(root, found, f"has over {len(found) - 1} files with {_size(total)}")
+                if total > limit * _MAX_RATIO or len(found) > _MAX_FILES:
+                    raise _too_large(root, found, limit, f"has over {len(found) - 1} files with {_size(total)}")
     found.sort()
     return found
 
@@ -198,12 +201,12 @@ def _ignore_files(root: str) -> list[str]:
     return lines
 
 
-def _too_large(root: str, files: list[File], what: str) -> PackageError:
+def _too_large(root: str, files: list[File], limit: int, what: str) -> PackageError:
     largest = sorted(files, key=lambda file: file.size, reverse=True)[:_LARGEST]
     names = ", ".join(f"{file.name} ({_size(file.size)})" for file in largest)
     return PackageError(
-        f"{root} is too large to be sent to other hosts: it {what}; a package may have {_size(max_bytes())} zipped, "
-        f"{_size(max_bytes() * _MAX_RATIO)} before that and {_MAX_FILES} files. The largest files: {names}. Leave out "
+        f"{root} is too large to be sent to other hosts: it {what}; a package may have {_size(limit)} zipped, "
+        f"{_size(limit * _MAX_RATIO)} before that and {_MAX_FILES} files. The largest files: {names}. Leave out "
         'what is not needed (runtime_env={"excludes": […]}, or a .gitignore there), put data where all hosts '
         "can read it, or set MORAY_PACKAGE_MAX_BYTES"
     )
@@ -222,6 +225,7 @@ def pack(
     *,
     excludes: Sequence[str] = (),
     prefix: str = "",
+    limit: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> str:
     """Make the package `target`, a path that does not exist, and return its name, a SHA-256 in hex.
@@ -231,30 +235,31 @@ def pack(
         target: where the package goes; on failure nothing is left there.
         excludes: patterns of the user's.
         prefix: put before all names in it.
+        limit: its largest size in bytes; 0: :func:`max_bytes`.
         check: is called again and again, and may raise.
 
     Raises:
         PackageError: it is too large.
         OSError: something cannot be read, or the disk is full.
     """
+    limit = limit or max_bytes()
     try:
         if is_archive(source):
-            _copy(source, target, check)
+            _copy(source, target, limit, check)
         else:
             about = os.stat(source)
             if stat.S_ISDIR(about.st_mode):
-                files = scan(source, excludes, check)
+                files = scan(source, excludes, limit, check)
             else:
                 files = [File(os.path.basename(source), source, about.st_size, 0, False)]
-            _write(source, files, target, prefix, check)
+            _write(source, files, target, prefix, limit, check)
         return digest(target)
     except BaseException:
         _unlink(target)
         raise
 
 
-def _write(root: str, files: list[File], target: str, prefix: str, check: Callable[[], None]) -> None:
-    limit = max_bytes()
+def _write(root: str, files: list[File], target: str, prefix: str, limit: int, check: Callable[[], None]) -> None:
     with (
         open(_create(target), "wb") as raw,
         zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,
@@ -268,16 +273,16 @@ def _write(root: str, files: list[File], target: str, prefix: str, check: Callab
                     check()
                     packed.write(chunk)
                     if raw.tell() > limit:
-                        raise _too_large(root, files, f"has more than {_size(limit)} zipped")
+                        raise _too_large(root, files, limit, f"has more than {_size(limit)} zipped")
 
 
-def _copy(source: str, target: str, check: Callable[[], None]) -> None:
+def _copy(source: str, target: str, limit: int, check: Callable[[], None]) -> None:
     if not zipfile.is_zipfile(source):
         raise PackageError(f"{source} is not a zip file")
     size = os.stat(source).st_size
-    if size > max_bytes():
+    if size > limit:
         raise PackageError(
-            f"{source} has {_size(size)}; a package may have {_size(max_bytes())}: set MORAY_PACKAGE_MAX_BYTES"
+            f"{source} has {_size(size)}; a package may have {_size(limit)}: set MORAY_PACKAGE_MAX_BYTES"
         )
     with open(source, "rb") as content, open(_create(target), "wb") as copy:
         while chunk := content.read(_CHUNK):
@@ -303,12 +308,20 @@ class Made(msgspec.Struct, array_like=True):
     file: str
 
 
-def make(session_dir: str, source: str, excludes: Sequence[str] = (), prefix: str = "") -> Made:
-    """Make a package in a session's directory. Raises what :func:`pack` raises."""
+def make(
+    session_dir: str,
+    source: str,
+    excludes: Sequence[str] = (),
+    prefix: str = "",
+    limit: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> Made:
+    """Make a package in a session's directory. Arguments and exceptions as of :func:`pack`."""
     folder = f"{session_dir}/{FOLDER}/{MADE_FOLDER}"
     os.makedirs(folder, mode=0o700, exist_ok=True)
     file = f"{os.getpid()}-{os.urandom(8).hex()}"
-    return Made(pack(source, f"{folder}/{file}", excludes=excludes, prefix=prefix), file)
+    target = f"{folder}/{file}"
+    return Made(pack(source, target, excludes=excludes, prefix=prefix, limit=limit, check=check), file)
 
 
 # --- unpacking ------------------------------------------------------------------------------------------
@@ -341,7 +354,8 @@ def unpack(package: str, target: str, check: Callable[[], None] = lambda: None) 
 def _check_members(package: str, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     total = sum(info.file_size for info in members)
-    limit = max(max_bytes() * _MAX_RATIO, _CHUNK)
+    # Whoever made it has looked at its own size.
+    limit = max(max_bytes(), os.stat(package).st_size) * _MAX_RATIO
     if total > limit or len(members) > _MAX_FILES + 1:
         raise PackageError(
             f"{package} has {len(members)} files with {_size(total)} unpacked; "

@@ -34,6 +34,7 @@ from moray.ids import tag_of
 from moray.launch import session_directory
 from moray.launch.cluster import ClusterNode, write_cluster_file
 from moray.launch.config import ClusterConfig
+from moray.launch.packages import host_id
 from moray.node.clients import Client
 from moray.node.gate import Gate
 from moray.node.head_link import HeadLink, dial_tls
@@ -130,12 +131,7 @@ class Cluster:
             m.Locate: self._on_locate,
             m.FindObjects: lambda client, message: self.transfers.locate(client.process, message),
         }
-        self._on_link: dict[type[Any], Callable[[Link, Any], None]] = {
-            m.FromClient: self._on_from_client,
-            m.ForClient: self._on_for_client,
-            m.ClientLeft: self._on_client_left,
-            **self.transfers.link_handlers,
-        }
+        self._on_link = self._link_handlers()
         #: The living nodes as of the last change, and the last dead ones with the reasons.
         self._seen: dict[bytes, m.NodeInfo] = {}
         self.dead_nodes: deque[tuple[m.NodeInfo, str]] = deque(maxlen=_DEAD_NODES)
@@ -153,6 +149,22 @@ class Cluster:
         page = LeasePage.create(node.config.session_dir)
         self.head = HeadLink(reactor, self._dial_head, page, self, lost_s=HEAD_LOST_S)
         reactor.hooks.append(self._look_at_resources)
+        self._host = host_id()
+        node.packages.join(self.head.nodes, self._send_to_node, self._host)
+
+    def _link_handlers(self) -> dict[type[Any], Callable[[Link, Any], None]]:
+        """What becomes of other nodes' messages."""
+        packages = self._node.packages.link_handlers
+        return {
+            m.FromClient: self._on_from_client,
+            m.ForClient: self._on_for_client,
+            m.ClientLeft: self._on_client_left,
+            **self.transfers.link_handlers,
+            **dict.fromkeys(
+                packages,
+                lambda link, message: packages[type(message)](tag_of(link.node_id), message),
+            ),
+        }
 
     def start(self) -> None:
         """Start the head if it is this node's to start, and join."""
@@ -206,6 +218,7 @@ class Cluster:
             head=self._config.start_head,
             drain_deadline=NEVER if self._config.driver_only else 0.0,
             driver=self._config.driver_only,
+            host=self._host,
         )
 
     def _dial_head(self, on_message: Callable[[Any, Any], None], on_close: Callable[[Any, str], None]) -> Any:
@@ -461,6 +474,7 @@ class Cluster:
             self.dead_nodes.append((view, reason))
         self.links.node_died(node_id)
         self.transfers.node_died(node_id)
+        self._node.packages.node_died(tag)
         self._node.objects.node_died(tag)
         for owners in self._held.values():
             for process in [process for process in owners if tag_of(process) == tag]:

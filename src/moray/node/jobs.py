@@ -5,19 +5,25 @@ templates, objects. The end is complete, and told to a driver that waits for it,
 reaped.
 
 A detached actor has a job of its own, without a driver, made like its creator's: it ends when the actor is dead.
+
+Workers on the driver's host have its ``sys.path``, environment and working directory. On other hosts, those that lie in
+what was shipped (:mod:`moray.node.packages`) are there; the interpreter and its libraries are that host's own.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
 from moray.node.clients import Client, PidWatch
+from moray.node.packages import Found, Packages
 from moray.node.template_messages import TemplateConfig
 from moray.node.templates import Templates, worker_environ
-from moray.protocol.messages import JobConfig
+from moray.protocol import messages as m
 
 
 class Job:
@@ -28,7 +34,7 @@ class Job:
         "watch",
     )  # fmt: skip
 
-    def __init__(self, number: int, config: JobConfig, driver: Client | None, owns_session: bool, origin: int) -> None:
+    def __init__(self, number: int, config: m.JobConfig, driver: Client | None, owns_session: bool, origin: int) -> None:
         self.number = number
         self.config = config
         #: None: it is a detached actor's, or the driver is at another node.
@@ -53,34 +59,76 @@ class RuntimeEnv(msgspec.Struct, forbid_unknown_fields=True):
 
     #: Added to the job's environment.
     env_vars: dict[str, str] = {}
-    #: A directory of this machine: the workers' working directory, first on their sys.path.
+    #: What the user has said of directories, for whoever asks: `packages` has it, too.
     working_dir: str = ""
+    py_modules: list[str] = []
+    excludes: list[str] = []
+    #: Settings of Ray's that mean nothing here.
+    config: dict[str, Any] = {}
+    #: In their order on sys.path.
+    packages: list[m.Package] = msgspec.field(default_factory=list, name="_packages")
+
+
+#: A driver's environment goes with its job, but these say something about its machine, its login or its installation,
+#: and are those of the node on other hosts.
+_OF_THE_HOST: Final = frozenset({
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "PWD", "OLDPWD", "TMPDIR", "TMP", "TEMP", "VIRTUAL_ENV",
+    "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "DISPLAY", "MORAY_HOST_ID",
+})  # fmt: skip
+_OF_THE_HOST_PREFIXES: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_", "XDG_", "SSH_", "NVIDIA_")
 
 
 class TemplateConfigs:
     """Makes the configuration of a job's templates."""
 
-    def __init__(self, session: str, session_dir: str, node_address: str, worker_entry: str) -> None:
+    def __init__(
+        self, session: str, session_dir: str, node_address: str, worker_entry: str, packages: Packages
+    ) -> None:
         self._session = session
         self._session_dir = session_dir
         self._node_address = node_address
         self._worker_entry = worker_entry
+        self._packages = packages
 
-    def make(self, job: Job, runtime_env: str, templates: Templates) -> TemplateConfig:
-        """For the job's own environment (""), or one that differs from it; ValueError if it cannot be had."""
-        config, extra = job.config, _parse(runtime_env)
-        environ = worker_environ(config.environ | extra.env_vars, self._session)
+    def make(
+        self, job: Job, runtime_env: str, templates: Templates, then: Callable[[TemplateConfig | None, str], None]
+    ) -> None:
+        """For the job's own environment (""), or one that differs from it.
+
+        `then` gets it, or why it cannot be had: at once, or when what is on other hosts has come. Never if the job ends.
+        """
+        try:
+            extra = _parse(runtime_env)
+        except ValueError as error:
+            then(None, str(error))
+            return
+
+        def found(places: Found | None, problem: str) -> None:
+            if places is None:
+                then(None, f"this node cannot set up the runtime environment: {problem}")
+            else:
+                then(self._make(job, extra, places, templates), "")
+
+        self._packages.prepare(job, runtime_env, _wanted(job.config, extra), found)
+
+    def _make(self, job: Job, extra: RuntimeEnv, found: Found, templates: Templates) -> TemplateConfig:
+        config = job.config
+        environ, executable = config.environ, config.executable
+        if found.foreign:
+            environ, executable = _environ_here(environ), sys.executable
+        environ = worker_environ(environ | extra.env_vars, self._session)
+        sys_path, cwd = _paths(config, found)
         return TemplateConfig(
             job=job.number,
             session_dir=self._session_dir,
             node_address=self._node_address,
             worker_entry=self._worker_entry,
-            sys_path=[extra.working_dir, *config.sys_path] if extra.working_dir else config.sys_path,
-            cwd=extra.working_dir or config.cwd,
+            sys_path=sys_path,
+            cwd=cwd,
             environ=environ,
             preload=config.preload,
             late=[],
-            executable=config.executable if templates.needs_exec(config.executable, environ) else "",
+            executable=executable if templates.needs_exec(executable, environ) else "",
         )
 
 
@@ -91,8 +139,49 @@ def _parse(runtime_env: str) -> RuntimeEnv:
         found = msgspec.json.decode(runtime_env, type=RuntimeEnv)
     except msgspec.DecodeError as error:
         raise ValueError(f"this node cannot set up the runtime environment {runtime_env}: {error}") from None
-    if found.working_dir and not os.path.isdir(found.working_dir):
-        raise ValueError(
-            f"the runtime environment's working_dir {found.working_dir} is not a directory of this machine"
-        )
+    if found.working_dir and not any(package.kind == "working_dir" for package in found.packages):
+        found.packages.insert(0, m.Package(found.working_dir, b"", "working_dir"))
     return found
+
+
+def _wanted(config: m.JobConfig, extra: RuntimeEnv) -> list[m.Package]:
+    """What a task's environment says takes the place of what the job's says."""
+    replaced = {package.kind for package in extra.packages}
+    return [*extra.packages, *(package for package in config.packages if package.kind not in replaced)]
+
+
+def _environ_here(environ: dict[str, str]) -> dict[str, str]:
+    """The environment of another host's driver, as it makes sense here."""
+
+    def of_the_host(name: str) -> bool:
+        return name in _OF_THE_HOST or name.startswith(_OF_THE_HOST_PREFIXES)
+
+    kept = {name: value for name, value in environ.items() if not of_the_host(name)}
+    return kept | {name: value for name, value in os.environ.items() if of_the_host(name)}
+
+
+def _paths(config: m.JobConfig, found: Found) -> tuple[list[str], str]:
+    """sys.path, and the working directory."""
+    by_kind: dict[str, list[str]] = {"working_dir": [], "py_module": []}
+    shipped: dict[str, str] = {}
+    for package, place in found.places:
+        if package.kind == "path":
+            shipped[package.path] = place
+        else:
+            by_kind[package.kind].append(place)
+    sys_path, cwd = config.sys_path, config.cwd
+    if found.foreign:
+        # What was not shipped may be there all the same: a file system of all hosts.
+        driver_path = [path for path in sys_path if path not in set(config.own_paths)]
+        sys_path = [*(_place_of(path, shipped) for path in driver_path), *filter(None, sys.path)]
+        cwd = _place_of(cwd, shipped)
+    sys_path = [*by_kind["working_dir"], *by_kind["py_module"], *sys_path]
+    return list(dict.fromkeys(sys_path)), (by_kind["working_dir"] or [cwd])[0]
+
+
+def _place_of(path: str, shipped: dict[str, str]) -> str:
+    """Where a path of the driver's host is here, if it lies in what has come from there."""
+    for root, place in shipped.items():
+        if place and (path == root or path.startswith(f"{root}/")):
+            return place + path[len(root) :]
+    return path

@@ -49,10 +49,12 @@ from moray.node.leases import Leases
 from moray.node.logs import log, tail
 from moray.node.orphans import Orphans
 from moray.node.owned import OwnedObjects
+from moray.node.packages import Packages
 from moray.node.rejoin import begin_anew
 from moray.node.server import Newcomer, Server
 from moray.node.settings import Settings
 from moray.node.signals import Signals
+from moray.node.template_messages import TemplateConfig
 from moray.node.templates import Templates
 from moray.node.workers import Worker, Workers
 from moray.protocol import messages as m
@@ -99,7 +101,10 @@ class Node:
         self.workers = Workers(
             config.session_dir, tag_of(self.node_id), self.reactor, self._templates, self._orphans, self, settings
         )
-        self._template_configs = TemplateConfigs(config.session, config.session_dir, self.address, config.worker_entry)
+        self.packages = Packages(config.session_dir, tag_of(self.node_id), self._post, self.job_lives)
+        self._template_configs = TemplateConfigs(
+            config.session, config.session_dir, self.address, config.worker_entry, self.packages
+        )
         self.arena_bytes = store_bytes(config.object_store_memory)
         spill, targets = spill_places(config)
         self.store = StoreServer(self.arena_bytes, spill, self.clients.send, self.warn_all, self._post, targets=targets)
@@ -128,6 +133,7 @@ class Node:
             ),
             m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
             m.Shutdown: self._on_shutdown,
+            m.MadePackages: lambda client, message: self.packages.adopt(client.job, message.made),
         }
         Signals(
             self.reactor,
@@ -259,6 +265,8 @@ class Node:
             # Workers send their output there.
             driver=shown if kind == "driver" or self.config.log_to_driver else (b"", 0, ""),
             credentials=self.cluster.credentials if self.cluster is not None else "",
+            task_env=runtime_env,
+            shipped=self.packages.told(job.number, runtime_env),
         )
         if newcomer.welcome(message, self.store.fd):
             return True
@@ -307,14 +315,14 @@ class Node:
 
     def start_worker(self, job: int, runtime_env: str) -> None:
         """Order a worker; a failure is told to the scheduler in the next turn, not from within its own call."""
-        try:
-            config = self._template_configs.make(self.jobs[job], runtime_env, self._templates)
-        except ValueError as error:
-            reason = str(error)
-            self._post(lambda: self._tell_start_failed(job, runtime_env, reason))
-            return
-        template = self._templates.prepare((job, runtime_env), config)
-        self.workers.start(job, runtime_env, template)
+
+        def start(config: TemplateConfig | None, problem: str) -> None:
+            if config is None:
+                self._post(lambda: self._tell_start_failed(job, runtime_env, problem))
+            elif self.job_lives(job):
+                self.workers.start(job, runtime_env, self._templates.prepare((job, runtime_env), config))
+
+        self._template_configs.make(self.jobs[job], runtime_env, self._templates, start)
 
     def stop_worker(self, process: bytes, reason: str, *, now: bool = False) -> None:
         """Ask it to end, and see that it does; a job that has ended gives no grace."""
@@ -454,7 +462,15 @@ class Node:
     def begin_job(self, job: Job) -> None:
         """Its template is made now: it will be ready when the first worker is wanted."""
         self.jobs[job.number] = job
-        self._templates.prepare((job.number, ""), self._template_configs.make(job, "", self._templates))
+        if job.driver is not None:
+            self.packages.adopt(job.number, job.config.made)
+
+        def prepare(config: TemplateConfig | None, _problem: str) -> None:
+            if config is not None and self.job_lives(job.number):
+                self._templates.prepare((job.number, ""), config)
+            # Otherwise the first worker that is wanted is told why there is none.
+
+        self._template_configs.make(job, "", self._templates, prepare)
         self.leases.perform(self.leases.scheduler.job_started(job.number))
 
     def _driver_of(self, job: Job) -> Client | None:
@@ -520,6 +536,7 @@ class Node:
         if not job.ended or job.templates or self.workers.of_job(job.number) or job.number not in self.jobs:
             return
         del self.jobs[job.number]
+        self.packages.job_gone(job.number)
         if job.watch is not None:
             job.watch.close()
         if job.driver is not None:
@@ -562,6 +579,7 @@ class Node:
         for client in self.clients:
             if client.kind == "worker":
                 self.clients.remove(client)
+        self.packages.close()
         self.store.close()
         if self.cluster is not None:
             self.cluster.close(reason)

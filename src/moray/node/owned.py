@@ -41,13 +41,16 @@ class OwnedObjects:
         if type(message) is PinObject and message.node and self.transfers is not None:
             self.transfers.pin(process, message)
             return
+        if type(message) is FreeObjects and message.node and self.transfers is not None:
+            self._free_away(process, message)
+            return
         self._store.handle(process, message)
         if isinstance(message, CreateObject):
             self._objects.setdefault(message.object[_OWNER], set()).add(message.object)
         elif isinstance(message, FreeObjects):
             self.forget(message.objects)
             if self.transfers is not None:
-                self.transfers.freed(message.objects, message.node)
+                self.transfers.freed(message.objects)
         elif isinstance(message, AbortObject):
             # Its sender may have been interrupted before it knew that it had sealed the object.
             if not self._store.holds(message.object):
@@ -59,6 +62,19 @@ class OwnedObjects:
                 self._objects.setdefault(owner, set()).add(message.object)
             if owner in self._dead:
                 self._free(owner)
+
+    def _free_away(self, process: bytes, message: FreeObjects) -> None:
+        """What a node has, or had, is freed there. A primary copy here is another attempt's, which counts."""
+        transfers = self.transfers
+        assert transfers is not None
+        ours = [] if message.node == transfers.tag else list(filter(transfers.is_primary, message.objects))
+        rest = [name for name in message.objects if name not in ours]
+        if rest:
+            self._store.handle(process, FreeObjects(rest))
+            self.forget(rest)
+            transfers.freed(rest, message.node)
+        if ours:
+            transfers.free_strays(ours, message.node)
 
     def note_copy(self, name: bytes) -> None:
         """The node itself makes a copy of another node's object."""

@@ -28,8 +28,8 @@ _WINDOW: Final = 4
 
 #: Does the first in the packing thread, then the second in the loop with its result, or with what went wrong.
 Run = Callable[[Callable[[], Any], Callable[[Any, str], None]], None]
-#: Gets the path of the whole package, or why there is none.
-OnFetched = Callable[[str, str], None]
+#: Gets "", or why there is none.
+OnFetched = Callable[[str], None]
 
 
 class _Sink:
@@ -37,7 +37,6 @@ class _Sink:
 
     def __init__(self, folder: str, name: str, number: int) -> None:
         self._path = f"{folder}/.{number}.part"
-        self._final = f"{folder}/{name}.zip"
         self._name = name
         self._fd = -1
         self._hash = hashlib.sha256()
@@ -56,8 +55,7 @@ class _Sink:
         if self._hash.hexdigest() != self._name:
             os.unlink(self._path)
             raise packages.PackageError(f"the package {self._name[:12]} arrived with another content")
-        os.rename(self._path, self._final)
-        return self._final
+        return self._path
 
     def abandon(self) -> None:
         if self._fd >= 0:
@@ -92,10 +90,11 @@ class Fetches:
     """All packages that are on their way here. Owned by the node's loop.
 
     Args:
-        folder: where they go, as ``<name>.zip``.
+        folder: where they go.
         run: see :data:`Run`.
         send: a message to another node; False: it is not in the cluster (any more).
         others: tags of all other nodes.
+        on_whole: gets the name and the path of a package that is here, to move it; before those who wait are told.
     """
 
     def __init__(
@@ -104,11 +103,13 @@ class Fetches:
         run: Run,
         send: Callable[[bytes, m.Message], bool],
         others: Callable[[], list[bytes]],
+        on_whole: Callable[[str, str], None],
     ) -> None:
         self._folder = folder
         self._run = run
         self._send = send
         self._others = others
+        self._on_whole = on_whole
         self._numbers = count(1)
         self._by_name: dict[str, _Fetch] = {}
         self._by_number: dict[int, _Fetch] = {}
@@ -143,9 +144,6 @@ class Fetches:
         if not known or chunk.offset != fetch.arrived or len(chunk.data) != wanted or not wanted:
             self._failed(fetch, f"node {tag.hex()} sent something else than it was asked for")
             return
-        if chunk.size > packages.max_bytes():
-            self._failed(fetch, f"it has {chunk.size} bytes; this node takes {packages.max_bytes()}")
-            return
         fetch.size = chunk.size
         fetch.arrived += wanted
         number, sink, data = fetch.number, fetch.sink, chunk.data
@@ -171,7 +169,8 @@ class Fetches:
             self._ask_next(fetch)
         else:
             log(f"package {fetch.name[:12]} ({fetch.size} bytes) came from node {fetch.node.hex()}")
-            self._done(fetch, path, "")
+            self._on_whole(fetch.name, path)
+            self._done(fetch, "")
 
     def _ask(self, fetch: _Fetch) -> None:
         """Keep some questions under way."""
@@ -193,7 +192,7 @@ class Fetches:
                 return
             fetch.reasons.append(f"node {node.hex()} is not in the cluster any more")
         # What the maker's node said says most.
-        self._done(fetch, "", fetch.reasons[0])
+        self._done(fetch, fetch.reasons[0])
 
     def _failed(self, fetch: _Fetch, reason: str) -> None:
         del self._by_number[fetch.number]
@@ -201,7 +200,7 @@ class Fetches:
         fetch.reasons.append(reason)
         self._ask_next(fetch)
 
-    def _done(self, fetch: _Fetch, path: str, reason: str) -> None:
+    def _done(self, fetch: _Fetch, reason: str) -> None:
         del self._by_name[fetch.name]
         for on_fetched in fetch.waiting:
-            on_fetched(path, reason)
+            on_fetched(reason)

@@ -1,6 +1,6 @@
 """What workers need of other hosts' files: packages of directories, fetched, unpacked, and removed again.
 
-Nodes of the driver's host use its directories as they are. A node of another host (:func:`~moray.launch.packages.host_id`)
+Nodes of the driver's host (:func:`~moray.launch.packages.host_id`) use its directories as they are. A node of another host
 wants a *package* of each, and unpacks it once for each job, whatever the number of its workers:
 
 1. **Name.** What a runtime environment names is packed by the process that names it, and its name (a hash) travels with
@@ -25,7 +25,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moray.config import env_bytes
-from moray.ids import tag_of
 from moray.launch import packages
 from moray.launch.session_directory import remove_tree
 from moray.node.logs import log
@@ -97,12 +96,20 @@ class Packages:
         session_dir: the session's directory.
         tag: this node's.
         post: has the loop make a call; any thread.
+        lives: whether a job has not ended.
     """
 
-    def __init__(self, session_dir: str, tag: bytes, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        session_dir: str,
+        tag: bytes,
+        post: Callable[[Callable[[], None]], None],
+        lives: Callable[[int], bool],
+    ) -> None:
         self._session_dir = session_dir
         self._folder = f"{session_dir}/{packages.FOLDER}"
         self._tag = tag
+        self._job_lives = lives
         self._thread = DiskThread(post)
         self._closing = False
         self._numbers = count(1)
@@ -118,7 +125,7 @@ class Packages:
         self._send_to: Callable[[bytes, m.Message], None] = _send_nowhere
         #: Hosts of nodes, the dead ones' too.
         self._hosts: dict[bytes, str] = {}
-        self._fetches = Fetches(self._folder, self._run, self._send, self._others)
+        self._fetches = Fetches(self._folder, self._run, self._send, self._others, self._store)
         #: Messages of other nodes: (the node, message).
         self.link_handlers: dict[type[m.Message], Callable[[bytes, Any], None]] = {
             m.ResolvePackage: self._on_resolve,
@@ -148,7 +155,7 @@ class Packages:
 
         Of a job that ends meanwhile, nothing is told.
         """
-        foreign = not self._is_here(_driver_tag(job))
+        foreign = not self._is_here(job.config.source)
         orders: list[_Order] = []
         for package in wanted:
             if package.kind == "path" and not foreign:
@@ -187,16 +194,12 @@ class Packages:
     def adopt(self, job: int, made: list[tuple[str, str]]) -> None:
         """A process of this node has made packages."""
         for name, file in made:
-            target = f"{self._folder}/{name}.zip"
             try:
-                os.rename(f"{self._folder}/{packages.MADE_FOLDER}/{os.path.basename(file)}", target)
+                self._store(name, f"{self._folder}/{packages.MADE_FOLDER}/{os.path.basename(file)}")
             except FileNotFoundError:
-                # Its maker comes again, after a lost connection, with what was moved then.
                 log(f"job {job}: the package {name[:12]} is not where its maker said")
-                continue
-            if name not in self._zips:
-                self._zips[name] = _Zip(target)
-            self._use(name, job)
+            else:
+                self._use(name, job)
 
     def job_gone(self, job: int) -> None:
         """Nothing of the job is left: what was unpacked for it goes."""
@@ -296,17 +299,12 @@ class Packages:
             self._unpack(order, here.path)
             return
 
-        def on_fetched(path: str, reason: str) -> None:
-            if not path:
+        def on_fetched(reason: str) -> None:
+            if reason:
                 self._end(order, "", reason)
-                return
-            if name not in self._zips:
-                self._zips[name] = _Zip(path)
-            if self._lives(order):
+            elif self._lives(order):
                 self._use(name, order.job)
-                self._unpack(order, path)
-            else:
-                self._sweep()
+                self._unpack(order, self._zips[name].path)
 
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._fetches.want(name, order.job, order.package.node, on_fetched)
@@ -322,7 +320,7 @@ class Packages:
         def on_unpacked(_none: Any, reason: str) -> None:
             if self._lives(order):
                 self._end(order, "" if reason else place, reason)
-            elif not reason:
+            else:
                 # Its job has ended meanwhile, and its directory may have been removed before this one was made.
                 self._run(lambda: remove_tree(folder), _log_failure)
 
@@ -342,22 +340,30 @@ class Packages:
 
     # --- the cache -------------------------------------------------------------------------------------------
 
+    def _store(self, name: str, path: str) -> None:
+        """A whole package lies at `path`. Only here, and in the loop, it gets its final place."""
+        target = f"{self._folder}/{name}.zip"
+        os.rename(path, target)
+        if name not in self._zips:
+            self._zips[name] = _Zip(target)
+
     def _use(self, name: str, job: int) -> None:
         package = self._zips[name]
-        package.jobs.add(job)
+        if self._job_lives(job):
+            package.jobs.add(job)
         package.used = next(self._numbers)
 
     def _sweep(self) -> None:
         """Remove packages that no job uses, those not used for longest first, until the rest may stay."""
-        idle = sorted(
-            ((package.used, name) for name, package in self._zips.items() if not package.jobs), reverse=True
-        )
+        idle = sorted(((package.used, name) for name, package in self._zips.items() if not package.jobs), reverse=True)
         kept, limit = 0, env_bytes("PACKAGE_CACHE_BYTES", _CACHE_BYTES)
         for _used, name in idle:
             kept += self._zips[name].size
             if kept > limit:
-                path = self._zips.pop(name).path
-                self._run(lambda path=path: os.unlink(path), _log_failure)  # type: ignore[misc]
+                gone = f"{self._folder}/.{next(self._numbers)}.gone"
+                # A package of this name may come again before the thread has removed this one.
+                os.rename(self._zips.pop(name).path, gone)
+                self._run(lambda gone=gone: os.unlink(gone), _log_failure)  # type: ignore[misc]
 
     # --- what other nodes want ---------------------------------------------------------------------------------
 
@@ -391,7 +397,9 @@ class Packages:
             refusal = packages.why_not(package.path)
             if refusal:
                 raise packages.PackageError(refusal)
-            return packages.make(self._session_dir, package.path, package.excludes, check=self._check)
+            return packages.make(
+                self._session_dir, package.path, package.excludes, limit=package.limit, check=self._check
+            )
 
         self._run(pack, on_packed)
 
@@ -442,7 +450,7 @@ class Packages:
         """One line for errors of workers here."""
         if not foreign:
             return ""
-        info = self._nodes().get(_driver_tag(job))
+        info = self._nodes().get(job.config.source)
         shipped = [order.package.path for order in orders if order.place]
         missing = [(order.package.path, order.reason) for order in orders if not order.place]
         missing += job.config.unshipped
@@ -479,15 +487,6 @@ class Packages:
                 then(results[0], "")
 
         self._thread.submit(guarded, done)
-
-
-def _driver_tag(job: Job) -> bytes:
-    """The node of a job's driver; b"" for this one."""
-    if job.driver is not None:
-        return b""
-    if job.config.packages:
-        return job.config.packages[0].node
-    return tag_of(job.remote_driver[0])
 
 
 def _key(job: int, package: m.Package) -> tuple[int, bytes, str, str, str]:

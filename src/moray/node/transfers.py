@@ -159,6 +159,14 @@ class ObjectTransfers:
         """No reference is left to these, and the store has been told."""
         self._perform(self.core.freed(objects, node, by_primary))
 
+    def is_primary(self, name: bytes) -> bool:
+        """Whether the primary copy of an object is here."""
+        return self._store.holds(name) and not self.core.is_copy(name)
+
+    def free_strays(self, objects: list[bytes], node: bytes) -> None:
+        """A node has what attempts left there of objects whose primary copies are here."""
+        self._perform(self.core.free_strays(objects, node))
+
     def locate(self, process: bytes, message: m.FindObjects) -> None:
         """An owner asks where its objects are, after the death of the node that had them."""
         self._perform(self.core.locate(process, message.request, message.objects))

@@ -538,6 +538,8 @@ class Package(msgspec.Struct, array_like=True):
     name: str = ""
     #: Patterns of the user's.
     excludes: list[str] = []
+    #: The largest that it may be, in bytes; 0: the default.
+    limit: int = 0
 
 
 class MadePackages(Message, tag=170):

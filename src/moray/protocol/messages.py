@@ -158,6 +158,8 @@ class JobConfig(msgspec.Struct, array_like=True):
     runtime_env: str = ""
     #: What its workers want of the driver's host.
     packages: list[Package] = []
+    #: Tag of the driver's node.
+    source: bytes = b""
     #: Names what is packed for it; the jobs of its detached actors have the same.
     snapshot: str = ""
     #: Entries of sys_path that are its interpreter's: other hosts have their own.
@@ -465,6 +467,8 @@ class Fetch(Message, tag=50):
     """Borrower → owner: send the value of each key as it becomes ready."""
 
     keys: list[int]
+    #: Of stored objects that were not there: key → the tag of the node where they should have been.
+    lost: dict[int, bytes] = {}
 
 
 class ObjectValue(Message, tag=51):

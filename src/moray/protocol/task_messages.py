@@ -116,6 +116,8 @@ class ResultExtra(msgspec.Struct, array_like=True, gc=False):
     items: int = -1
     #: The task was cancelled; `blob` is its TaskCancelledError.
     cancelled: bool = False
+    #: It has not run: this argument was not where it should be. Its id, and the tag of that node.
+    lost: bytes = b""
 
 
 class Result(msgspec.Struct, array_like=True, gc=False):

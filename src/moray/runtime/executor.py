@@ -31,7 +31,7 @@ from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
 from moray.runtime.timeline import Events
-from moray.runtime.values import unpicklable
+from moray.runtime.values import ArgumentLostError, unpicklable
 from moray.runtime.work import Called, Construction, Queued, Work
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 
@@ -284,7 +284,7 @@ class Executor:
             call = loaded.call or self._load(loaded, token)
             args, kwargs = loads(spec.payload) if spec.payload else ((), {})
             if extra.arguments:
-                args, kwargs = self.fill_in(args, kwargs, extra.arguments, token)
+                args, kwargs = self.fill_in(args, kwargs, extra.arguments, token, waits=False)
             begin = perf_counter_ns()
             value = call(*args, **kwargs)
             del args, kwargs, call
@@ -311,12 +311,18 @@ class Executor:
         return exceptions.TaskCancelledError(task_id.hex(), how)
 
     def fill_in(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: list[m.Argument], token: TaskToken
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arguments: list[m.Argument],
+        token: TaskToken,
+        waits: bool = True,
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Put the values of top-level references in their places."""
+        """Put the values of top-level references in their places. `waits`: here for those that are lost; a task does not,
+        for it may hold what is needed to make them again."""
         filled = list(args)
         for argument in arguments:
-            value = self._worker.values.load_argument(argument, token)
+            value = self._worker.values.load_argument(argument, token, waits)
             if isinstance(argument.where, int):
                 filled[argument.where] = value
             else:
@@ -426,7 +432,10 @@ class Executor:
         packed = serialize(shown)
         contained = packed.contained
         ids = [[ref.binary() for ref in contained]] if contained else []
-        answer = m.ResultExtra(contained=ids, error=True, retriable=retriable, items=items, cancelled=cancelled)
+        lost = error.what if isinstance(error, ArgumentLostError) else b""
+        answer = m.ResultExtra(
+            contained=ids, error=True, retriable=retriable, items=items, cancelled=cancelled, lost=lost
+        )
         result = m.Result(work.spec.seq, took // 1000, packed.to_bytes(), answer)
         self.respond(work, result, token, contained)
         if loaded is not None and loaded.definition.max_calls:

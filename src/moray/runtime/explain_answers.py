@@ -87,12 +87,15 @@ class Answers:
             return Finding("Its owner does not have the object: no reference to it was left, and it was freed.")
         if entry.ready:
             what = "an error, which get() raises" if entry.error else f"{entry.size or len(entry.blob or b'')} bytes"
-            return Finding(f"The object is ready ({what}).")
+            return Finding(f"The object is ready ({what}).{self._runtime.recovery.warning(entry)}")
         task = entry.task
-        if isinstance(task, Call):
-            return self._call(task)
+        lost = self._runtime.recovery.explain(entry)
         if isinstance(task, Task):
-            return self._task(task)
+            finding = self._call(task) if isinstance(task, Call) else self._task(task)
+            finding.text = f"{lost} {finding.text}".strip()
+            return finding
+        if lost:
+            return Finding(lost)
         group = next((each for each in self._groups() if each.entry is entry), None)
         if group is not None:
             return Finding(f"It is ready when {_state_of(group)}.", group.label, notable=True)

@@ -13,7 +13,7 @@ Threads read it, the loop alone writes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moray.ids import tag_of
 from moray.protocol import messages as m

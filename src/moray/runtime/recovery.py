@@ -18,35 +18,26 @@ A borrower asks the owner, who looks (``Fetch.lost``). All is the loop's, but fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from moray import config, exceptions
-from moray.core.lineage import Failed, Fate, Gone, Lineage, Plan, Run, Why
-from moray.ids import tag_of
+from moray.core.lineage import Failed, Fate, Gone, Lineage, Plan, Why
 from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 from moray.runtime.references import is_wanted
 from moray.runtime.rerun import Again
 from moray.runtime.tasks import Call, Task
-from moray.runtime.values import dump_error
 from moray.serialization import context
 
 if TYPE_CHECKING:
     from moray.runtime.references import TaskToken
     from moray.runtime.runtime import Runtime
+    from moray.runtime.values import ArgumentLostError
 
 #: How often one reader, or one task, finds that an object is not where its owner says it is, before that is an error.
 _ROUNDS: Final = 8
-
-
-class ArgumentLostError(exceptions.ObjectLostError):
-    """A task's argument is not where its owner said: the owner shall look, and run the task then. Never leaves moray."""
-
-    #: The object's id, and the tag of the node where it should be.
-    what = b""
 
 
 class Recipe(msgspec.Struct, eq=False):

@@ -480,6 +480,9 @@ class ReferenceShell:
         """A borrower wants values."""
         self.drain()
         entries = self._runtime.origin.entries
+        for key, node in message.lost.items():
+            if key in entries:
+                self._runtime.recovery.suspect(entries[key], node)
         for key in message.keys:
             entry = entries.get(key)
             if entry is None:

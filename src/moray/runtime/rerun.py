@@ -1,7 +1,7 @@
 """Finished tasks on their second way: as the tasks that make lost results again (LINEAGE).
 
-A task that runs again is a new :class:`~moray.runtime.tasks.Task` with the old one's number, and with the entries of its lost
-results alone; what else it makes is discarded. A stand-in has a number and entries of its own.
+A task that runs again is a new :class:`~moray.runtime.tasks.Task` with the old one's number, and with the entries of
+its lost results alone; what else it makes is discarded. A stand-in has a number and entries of its own.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Again:
         old = recipe.task
         stream = Replay(self._runtime, self._recovery)
         spec = old.options.extra or m.TaskExtra()
-        extra = msgspec.structs.replace(spec, stream=m.StreamSpec(0, -1, spec.stream is not None and spec.stream.dynamic))
+        extra = msgspec.structs.replace(
+            spec, stream=m.StreamSpec(0, -1, spec.stream is not None and spec.stream.dynamic)
+        )
         settings = msgspec.structs.replace(old.options, extra=extra)
         task = Task(run.task, old.function, old.durations, old.payload, None, None, settings, attempts)
         task.stream = stream  # type: ignore[assignment]

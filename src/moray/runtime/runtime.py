@@ -30,6 +30,7 @@ from moray.runtime.cancels import Cancels
 from moray.runtime.explain import Explainer
 from moray.runtime.marks import read_mark
 from moray.runtime.output import Output
+from moray.runtime.recovery import Recovery
 from moray.runtime.references import ReferenceShell
 from moray.runtime.submission import Submitter
 from moray.runtime.unfetched import Unfetched
@@ -215,6 +216,7 @@ class Runtime:
         self.output = Output(self)
         self.values = Values(self, arena)
         self.references = ReferenceShell(self)
+        self.recovery = Recovery(self)
         self.submitter = Submitter(self)
         self.actors = ActorClient(self)
         self.cancels = Cancels(self)
@@ -441,6 +443,8 @@ class Runtime:
         peer = self.peers.get(process)
         if peer is None:
             origin = self.origin_of(process, job or self.job)
+            if address.startswith("tcp://") and tag_of(process) == self.tag:
+                address = ""  # The head tells all callers of an actor how they reach it from elsewhere.
             peer = self.peers[process] = Peer(origin, address or socket_path(self.session_dir, process), pid)
         return peer
 
@@ -512,7 +516,7 @@ class Runtime:
             peer = self.peer(process)
             reason = f"was lost with its node {message.node_id.hex()}: {message.reason}"
             self.process_died(m.ProcessDied(process, peer.pid, -9, reason, mark=(0, -1)))
-        self.values.places.node_died(message.tag_)
+        self.recovery.node_died(message.tag_)
 
     def forget_peer(self, process: bytes) -> None:
         """A process is dead. If nothing of its is left here it goes from the tables, which would only grow with many

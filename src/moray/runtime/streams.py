@@ -93,7 +93,7 @@ class Stream:
             elif inbox is None:
                 discard(self._runtime, peer, key, item)
             else:
-                refs.append(self._make(peer, key, item))
+                refs.append(self._make(peer, task, key, item))
         if inbox is not None and refs:
             inbox.extend(refs)
             self._notify(inbox)
@@ -108,7 +108,7 @@ class Stream:
         self.state.said()
         connection.send(m.StreamCredit(task.seq, self.state.attempt, self.state.told, self.state.received))
 
-    def _make(self, peer: Peer, key: int, item: m.StreamItem) -> ObjectRef[Any]:
+    def _make(self, peer: Peer, task: Task, key: int, item: m.StreamItem) -> ObjectRef[Any]:
         """The object of one item, and its reference."""
         runtime = self._runtime
         entry = Entry(runtime.origin, key)
@@ -118,6 +118,7 @@ class Stream:
             runtime.references.result_arrived(peer, item.handover, [(entry, item.contained)])
         if item.size:
             entry.size = item.size
+            runtime.recovery.stored(task, entry)
             runtime.values.note_stored(entry, tag_of(peer.origin.process))
         else:
             entry.blob = item.blob
@@ -201,7 +202,7 @@ class Stream:
             assert isinstance(container, Owned)
             references.core.contain(container, [references.book(ref._entry) for ref in serialized.contained])
 
-    def fail(self, task: Task) -> None:
+    def fail(self, task: Task, _error: bytes) -> None:
         """The task has failed: its own object has got the error, which becomes the stream's last item too."""
         if not self.state.fail():
             return

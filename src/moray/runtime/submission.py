@@ -424,35 +424,35 @@ class Submitter:
             pairs = list(zip(entries, contained, strict=True)) or [(None, extra.contained[0])]
             runtime.references.result_arrived(peer, extra.handover, pairs)
         if extra.error:
-            self.finish_with(task, result.blob, extra.retriable)
+            if not extra.lost or not runtime.recovery.argument_lost(task, extra.lost):
+                self.finish_with(task, result.blob, extra.retriable)
             return
         if task.stream is not None:
             task.stream.finish(task, extra.items)
-            task.held = None
-            task.arguments = None
+            runtime.recovery.ended(task)
             return
         blobs = extra.blobs or [result.blob]
-        stored = False
+        node = tag_of(peer.origin.process)
         for index, entry in enumerate(entries):
-            if entry is None:
-                continue
             size = extra.stored[index] if extra.stored else 0
+            if entry is None:
+                if size:
+                    runtime.recovery.discard(task.seq << 32 | index, node)
+                continue
             entry.blob = None if size else blobs[index]
             if size:
-                runtime.values.note_stored(entry, tag_of(peer.origin.process))
+                runtime.recovery.stored(task, entry)
+                runtime.values.note_stored(entry, node)
             elif task.attempt:
+                runtime.recovery.small(entry)
                 runtime.values.forget_stored(entry)  # An attempt that died may have left a large value.
             entry.size = size
-            stored = stored or bool(size)
-            self._publish(entry, keep_lineage=bool(size))
-        if not stored:
-            task.held = None
-            task.arguments = None
+            self._publish(entry)
+        runtime.recovery.ended(task)
 
-    def _publish(self, entry: Entry, keep_lineage: bool = False) -> None:
+    def _publish(self, entry: Entry) -> None:
         """The entry's value is set. If its last reference went while it was pending, it goes now."""
-        if not keep_lineage:
-            entry.task = None
+        entry.task = None
         self._runtime.values.ready(entry)
         if entry.alive is None and (entry.book is None or entry.book.freed):
             self._runtime.values.release(entry)
@@ -463,8 +463,9 @@ class Submitter:
         if retriable and settings.retries_errors and task.retries_left and not task.cancelled:
             self._retry(task)
             return
+        self._runtime.recovery.about_to_fail(task)
         if task.entries:
-            self._runtime.unfetched.share(task.entries)
+            self._runtime.unfetched.share(list(filter(None, task.entries)))
         elif task.entries is not None and not task.cancelled:
             self._runtime.unfetched.show(error)
         # A stream's error is its last item.
@@ -473,14 +474,13 @@ class Submitter:
             if entry is not None and task.attempt:
                 self._runtime.values.forget_stored(entry)  # An attempt that died may have left its result.
             if entry is not None and not entry.ready:
+                entry.error = True  # Before the blob: a thread may be reading what was lost (LINEAGE).
                 entry.blob = error
-                entry.error = True
                 entry.seen = entry.seen or given
                 self._publish(entry)
         if task.stream is not None:
-            task.stream.fail(task)
-        task.held = None
-        task.arguments = None
+            task.stream.fail(task, error)
+        self._runtime.recovery.failed(task)
 
     def _retry(self, task: Task) -> None:
         if task.retries_left > 0:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from moray.runtime.runtime import Runtime, Waiter
+
+
+class ArgumentLostError(exceptions.ObjectLostError):
+    """A task's argument is not where its owner said: it shall look, and run the task then. Never leaves moray."""
+
+    #: The object's id, and the tag of the node where it should be.
+    what = b""
 
 
 class Values:
@@ -110,6 +118,7 @@ class Values:
     def get_one(self, ref: ObjectRef[Any], timeout_s: float | None) -> Any:
         """The value of one reference."""
         entry = ref._entry
+        deadline = None if timeout_s is None else monotonic() + timeout_s
         if not entry.ready:
             if timeout_s is None:
                 self._wait_for_one(entry)
@@ -117,20 +126,22 @@ class Values:
                 self._wait_for([entry], timeout_s)
         if self._runtime.output.pending:
             self._runtime.output.drain()
-        return self.load(entry)
+        return self.load(entry, deadline)
 
     def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values in the order of the references; the first error that is known is raised."""
+        deadline = None if timeout_s is None else monotonic() + timeout_s
         entries = [ref._entry for ref in refs]
         if not all(entry.ready for entry in entries):
             self._wait_for(entries, timeout_s)
             if not all(entry.ready for entry in entries):
-                entries = [entry for entry in entries if entry.ready and entry.error]
+                # None, if one was lost just now: its load waits.
+                entries = [entry for entry in entries if entry.ready and entry.error] or entries
         if self._runtime.output.pending:
             self._runtime.output.drain()
         load = self.load
         try:
-            return [load(entry) for entry in entries]
+            return [load(entry, deadline) for entry in entries]
         except BaseException:
             for ref in refs:
                 ref._entry.seen = True  # One error is raised for all.
@@ -240,30 +251,61 @@ class Values:
             self._runtime.wake()
         return False
 
-    def load(self, entry: Entry) -> Any:
-        """The value of a ready entry, made anew; or raise the error that it is. Not in the loop."""
+    def load(self, entry: Entry, deadline: float | None = None) -> Any:
+        """The value of a ready entry, made anew; or raise the error that it is. Not in the loop. `deadline`: for
+        waiting again, if it turns out to be lost."""
         if entry.origin.runtime is not self._runtime:
             raise exceptions.ObjectLostError(
                 f"object {entry.id.hex()} belongs to a session that has ended; "
                 "references do not outlive moray.shutdown()"
             )
         blob: bytes | memoryview | None = entry.blob
+        error = entry.error
         if blob is None:
-            self.space.tell_of(entry)
-            blob = self._map(entry.id, self.places.of(entry), entry.size)
-        if entry.error:
+            blob, error = self._stored_blob(entry, deadline)
+        if error:
             entry.seen = True
             raise load_error(blob, entry if entry.contained is not None else None)
         if entry.contained is not None:
             return loads_covered(blob, entry)
         return loads(blob)
 
-    def load_argument(self, argument: m.Argument, token: TaskToken) -> Any:
-        """The value of a task's top-level reference; `token` covers what is inside it."""
+    def _stored_blob(self, entry: Entry, deadline: float | None) -> tuple[bytes | memoryview, bool]:
+        """The bytes of an entry that was in the store, and whether they are an error: it may be lost, and made again
+        (LINEAGE)."""
+        for rounds in count():
+            self.space.tell_of(entry)
+            node = self.places.of(entry)
+            try:
+                return self._map(entry.id, node, entry.size), False
+            except exceptions.ObjectLostError:
+                if not self._runtime.recovery.wait(entry, node or self.places.tag, rounds, deadline):
+                    raise
+            if entry.blob is not None:
+                return entry.blob, entry.error
+        raise AssertionError  # count() does not end.
+
+    def wait_again(self, entry: Entry, deadline: float | None) -> None:
+        """Wait for an entry that was ready, and lost."""
+        if deadline is not None:
+            self._wait_for([entry], max(0.0, deadline - monotonic()))
+        elif not entry.ready:
+            self._wait_for_one(entry)
+
+    def load_argument(self, argument: m.Argument, token: TaskToken, waits: bool) -> Any:
+        """The value of a task's top-level reference; `token` covers what is inside it. If it is lost: `waits`, or
+        raises ArgumentLostError."""
         blob: bytes | memoryview | None = argument.blob
         if blob is None:
             node = self.places.understood(argument.object, argument.node)
-            blob = self._map(argument.object, node, argument.size, priority=1)
+            try:
+                blob = self._map(argument.object, node, argument.size, priority=1)
+            except exceptions.ObjectLostError as error:
+                lost = ArgumentLostError(str(error))
+                lost.what = argument.object + (node or self.places.tag)
+                if waits and self._runtime.remote is not None:
+                    return self._runtime.recovery.wait_for_argument(lost, token)
+                raise lost from error
         return loads_covered(blob, token)
 
     def _map(self, object_id: bytes, node: bytes, size: int, priority: int = 0) -> memoryview:
@@ -476,6 +518,7 @@ class Values:
         entry.task = None
         if entry.size and entry.origin is self._runtime.origin:
             self._stored.discard(entry.key)
+            self._runtime.recovery.freed(entry)
             if self.places.forget(entry, ours=True) or entry.size == NOTHING_TO_FREE or self.space.reuse(entry):
                 pass  # It is not in this node's store.
             else:
@@ -513,11 +556,13 @@ class Values:
         entry = connection.peer.origin.entries.get(message.key)
         if entry is None or entry.ready:
             return
+        entry.error = message.error  # Before the blob: a thread may be reading what was lost (LINEAGE).
         entry.blob = None if message.size else message.blob
         entry.size = message.size
         if message.size:
             self.places.note(entry, message.node or tag_of(entry.origin.process))
-        entry.error = message.error
+        else:
+            self.places.drop(entry)
         if message.contained:
             entry.contained = message.contained
         self.ready(entry)
@@ -537,8 +582,8 @@ class Values:
 
     def fail(self, entry: Entry, error: BaseException) -> None:
         """Make `entry` ready as an error. Loop only (the error is ours: pickling it runs no user code)."""
+        entry.error = True  # Before the blob: a thread may be reading what was lost (LINEAGE).
         entry.blob = dump_error(error)
-        entry.error = True
         self.ready(entry)
 
     def session_ended(self, reason: str) -> None:
@@ -563,21 +608,30 @@ class Values:
         if self._wanted:
             self._fetch()
 
+    def want(self, entry: Entry) -> None:
+        """Ask the owner of a foreign entry for its value. Any thread."""
+        self._wanted.append(entry)
+        self._runtime.wake()
+
     def ask_again(self, origin: Origin) -> None:
         """A connection to an owner is gone, and with it perhaps questions or answers. Loop only."""
         self._wanted.extend(entry for entry in origin.entries.values() if not entry.ready and entry.waiters)
 
     def _fetch(self) -> None:
         by_origin: dict[Origin, list[int]] = {}
+        lost: dict[Origin, dict[int, bytes]] = {}
+        missed = self._runtime.recovery.missed
         while self._wanted:
             entry = self._wanted.popleft()
             if not entry.ready:
                 by_origin.setdefault(entry.origin, []).append(entry.key)
+                if missed and (node := missed.pop(entry.id, b"")):
+                    lost.setdefault(entry.origin, {})[entry.key] = node
         for origin, keys in by_origin.items():
             peer = self._runtime.peer(origin.process)
             if peer.dead is not None:
                 self.owner_died(origin, peer.dead)
-            elif not self._runtime.send(peer, m.Fetch(keys)):
+            elif not self._runtime.send(peer, m.Fetch(keys, lost.get(origin, {}))):
                 self._runtime.references.owner_unreachable(peer)
 
     def close(self) -> None:

@@ -22,9 +22,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from moray.serialization import Serialized
 from moray.store.bulk import PIECE, BulkCopy
 
 #: Below this, `view[:] = source` beats asking how the pages are best written.
@@ -36,6 +35,21 @@ _PLAIN: Final = 2 << 20
 
 #: ctypes array types by size; only powers of two, as making a type costs ten times as much as using it.
 _types: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
+
+
+class Blob(Protocol):
+    """A value to be written (:class:`~moray.serialization.Serialized`, which daemons do not import)."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def head(self) -> bytes: ...
+    @property
+    def buffers(self) -> list[memoryview]: ...
+    @property
+    def starts(self) -> list[int]: ...
+
+    def write_into(self, target: memoryview, copy: Callable[[memoryview, memoryview], None] | None = None) -> None: ...
 
 
 class _Pin(weakref.ref[Any]):
@@ -73,7 +87,7 @@ class StoreClient:
             return memoryview(mapping)[start : start + size]
         return self._mapped()[1][offset : offset + size]
 
-    def write(self, offset: int, serialized: Serialized, path: str = "") -> None:
+    def write(self, offset: int, serialized: Blob, path: str = "") -> None:
         """Write a new object's blob to where the node gave it room."""
         buffers = serialized.buffers
         if path or not buffers:
