@@ -20,13 +20,14 @@ from moray.actor_methods import method
 from moray.object_ref import ObjectRef
 from moray.options import ActorOptions
 from moray.protocol import messages as m
-from moray.remote_function import _environment_key, dump_code
+from moray.remote_function import dump_code
 from moray.runtime import actor_meta, state
 from moray.runtime.actor_meta import ActorMeta, MethodMeta
 from moray.runtime.actor_plans import CallPlan, ClassPlans
 from moray.runtime.arguments import LargeArguments, prepare
 from moray.runtime.detached import make_self_contained
 from moray.runtime.groups import placement_of
+from moray.runtime.packages import environment_key
 from moray.runtime.signatures import Signature, parameters_of
 from moray.runtime.strategies import strategy_of
 from moray.typed_calls import (
@@ -46,7 +47,7 @@ from moray.typed_calls import (
 if TYPE_CHECKING:
     from moray.dag.nodes import ClassNode
     from moray.ids import ActorID
-    from moray.runtime.actors import Callee
+    from moray.runtime.callee import Callee
     from moray.runtime.runtime import Runtime
 
 __all__ = [
@@ -199,7 +200,7 @@ class ActorClass(Generic[T, Parameters]):
             detached=detached,
             max_restarts=options.max_restarts,
             get_if_exists=options.get_if_exists,
-            runtime_env=_environment_key(dict(options.runtime_env or {})),
+            runtime_env=environment_key(runtime, options.runtime_env or {}),
             meta=self._meta,
             strategy=strategy_of(options, runtime.infeasible),
         )

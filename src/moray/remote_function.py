@@ -16,6 +16,7 @@ from moray.protocol import messages as m
 from moray.runtime import state
 from moray.runtime.arguments import LargeArguments, Prepared, prepare
 from moray.runtime.groups import groups_of, placement_of
+from moray.runtime.packages import environment_key
 from moray.runtime.signatures import Signature, parameters_of
 from moray.runtime.strategies import strategy_of
 from moray.runtime.tasks import Function, TaskSettings
@@ -147,9 +148,8 @@ class RemoteFunction(Called[P, R]):
             num_returns = 1
         function = self._exported.export(runtime, options.calls_per_worker())
         resources = options.resources_units()
-        environment = dict(options.runtime_env or {})
         strategy = strategy_of(options, runtime.infeasible)
-        key, captured = _environment_key(environment), runtime.captured
+        key, captured = environment_key(runtime, options.runtime_env or {}), runtime.captured
         group, placement, need = placement_of(runtime, options, resources, f"{self._function_name}()")
         if group is None or placement is None:
             pool: Any = runtime.submitter.pool(resources, key, self._function_name, strategy)
@@ -284,15 +284,3 @@ def stream_limit(option: int | None) -> int:
             "give at least 1, or -1 for no limit"
         )
     return -1 if option is None else option
-
-
-def _environment_key(environment: dict[str, Any]) -> str:
-    """The canonical text of a runtime environment; "" for the job's own."""
-    if not environment:
-        return ""
-    import json
-
-    try:
-        return json.dumps(environment, sort_keys=True)
-    except TypeError as error:
-        raise TypeError(f"option runtime_env must hold plain data (strings, numbers, lists, dicts): {error}") from None

@@ -84,7 +84,9 @@ class RuntimeContext:
 
     def get_runtime_env_string(self) -> str:
         """The runtime environment of this process, as JSON: the one that the task or actor asked for, or its job's."""
-        return self._runtime.welcome.runtime_env or "{}"
+        from moray.runtime.packages import shown
+
+        return shown(self._runtime.welcome.runtime_env or "{}")
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Indices of the devices that the task may use, name → indices."""

@@ -26,7 +26,7 @@ def ones(size: int = BIG) -> Any:
 @pytest.mark.usefixtures("shared_session")
 @pytest.mark.parametrize("place", ["b", "c"])
 def test_arguments_and_results(place: str) -> None:
-    there = {"resources": {place: 1}}
+    there: Any = {"resources": {place: 1}}
     assert moray.get(total.options(**there).remote(moray.put(np.ones(BIG))), timeout=TIMEOUT_S) == BIG
     assert moray.get(total.options(**there).remote(np.ones(BIG)), timeout=TIMEOUT_S) == BIG
     assert moray.get(ones.options(**there).remote(), timeout=TIMEOUT_S).sum() == BIG

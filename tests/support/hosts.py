@@ -12,29 +12,35 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from moray.launch.cluster import ClusterNode, find_nodes
+from moray.launch.cluster import find_nodes
+from moray.launch.cluster_file import ClusterNode
 from moray.launch.session_directory import remove_tree
 
 PORT: Final = 6379
 #: A command line may take so long.
 COMMAND_S: Final = 60.0
-#: Namespaces are named moray-<process>-<host>; links mo<process in base 36>….
+#: Namespaces are named moray-<process>-<network><host>, links mo<process><network>….
 _PREFIX: Final = "moray-"
 _PROGRAMS: Final = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables"}
+_LETTERS: Final = string.ascii_lowercase
+_numbers = count()
 #: What goes through when a host is cut off: its own loopback.
 _CUT: Final = """
 table inet cut {
@@ -57,14 +63,19 @@ def require_namespaces() -> None:
     if os.getuid() != 0:
         pytest.skip("tests on hosts of their own need root (network namespaces)")
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = sorted({package for program, package in _PROGRAMS.items() if shutil.which(program) is None})
-    if missing:
-        _install(missing)
+    require_programs(_PROGRAMS)
     name = f"{_PREFIX}{os.getpid()}-probe"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"the kernel allows no network namespaces here: {tried.stderr.strip()}")
     run("ip", "netns", "delete", name)
+
+
+def require_programs(packages: Mapping[str, str]) -> None:
+    """Install the packages of programs that are missing; skip the test if they cannot be had."""
+    missing = sorted({package for program, package in packages.items() if shutil.which(program) is None})
+    if missing:
+        _install(missing)
 
 
 def _install(packages: list[str]) -> None:
@@ -83,7 +94,7 @@ class Host:
     """One namespace."""
 
     def __init__(self, network: Network, number: int) -> None:
-        self.namespace = f"{_PREFIX}{os.getpid()}-{number}"
+        self.namespace = f"{_PREFIX}{os.getpid()}-{network.link[-1]}{number}"
         self.address = f"{network.prefix}.{number + 10}"
         self.directory = f"{network.directory}/{number}"
         os.mkdir(self.directory)
@@ -95,6 +106,7 @@ class Host:
         run("ip", "-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
         run("ip", "-n", self.namespace, "link", "set", "eth0", "up")
         run("ip", "-n", self.namespace, "route", "add", "default", "via", f"{network.prefix}.1")
+        self._delaying: subprocess.Popen[str] | None = None
         #: What programs see here.
         self.environ = {
             name: value for name, value in os.environ.items() if not name.startswith(("MORAY_", "RAY_"))
@@ -155,15 +167,38 @@ class Host:
 
     def lose(self, per_cent: int) -> None:
         """So many of the packets that leave are lost."""
-        rule = f"meta oif != lo numgen random mod 100 < {per_cent} drop"
-        self._nft(f"table inet loss {{ chain outgoing {{ type filter hook output priority 0; {rule}; }} }}")
+        rule = f"meta oif != lo numgen random mod 100 < {per_cent} counter drop"
+        self._nft(f"table inet loss {{ chain outgoing {{ type filter hook output priority 0; {rule}; }}\n}}\n")
+
+    def lost(self) -> int:
+        """How many packets were lost since :meth:`lose`."""
+        found = re.search(r"packets ([0-9]+)", run("ip", "netns", "exec", self.namespace, "nft", "list", "ruleset"))
+        assert found is not None
+        return int(found[1])
 
     def limit(self, rate: str) -> None:
         """What leaves is limited to `rate`, such as "80mbit"."""
         run(*self._tc("add"), "tbf", "rate", rate, "burst", "64kb", "latency", "50ms")
 
     def unlimit(self) -> None:
+        """As before :meth:`limit`."""
         run(*self._tc("delete"))
+
+    def delay(self, seconds: float) -> None:
+        """What leaves arrives so much later."""
+        command = [sys.executable, str(Path(__file__).with_name("delay.py")), self.address, str(seconds)]
+        self._delaying = self.start(*command)
+        assert self._delaying.stdout is not None
+        if self._delaying.stdout.readline() != "ready\n":
+            raise AssertionError(self._delaying.communicate()[1])
+
+    def undelay(self) -> None:
+        """As before :meth:`delay`."""
+        process, self._delaying = self._delaying, None
+        if process is not None:
+            process.terminate()
+            _out, err = process.communicate()
+            assert process.returncode == -signal.SIGTERM, err
 
     def _tc(self, what: str) -> list[str]:
         return ["tc", "-n", self.namespace, "qdisc", what, "dev", "eth0", "root"]
@@ -173,6 +208,7 @@ class Host:
 
     def close(self) -> None:
         """End what still runs here, and the namespace."""
+        self.undelay()
         remove_namespace(self.namespace)
 
 
@@ -198,8 +234,8 @@ def sweep() -> None:
             remove_namespace(name)
     for line in run("ip", "-o", "link", "show", "type", "bridge").splitlines():
         name = line.split()[1].rstrip(":")
-        pid = name.removeprefix("mo")
-        if name.startswith("mo") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        found = re.fullmatch(r"mo([0-9]+)[a-z]", name)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
             run("ip", "link", "delete", name)
 
 
@@ -209,10 +245,10 @@ class Network:
     def __init__(self, count: int) -> None:
         require_namespaces()
         sweep()
-        pid = os.getpid()
-        self.link = f"mo{pid}"
+        pid, number = os.getpid(), next(_numbers)
+        self.link = f"mo{pid}{_LETTERS[number % 26]}"
         #: First three numbers of all addresses.
-        self.prefix = f"10.{64 + pid % 128}.{(pid >> 7) % 256}"
+        self.prefix = f"10.{64 + pid % 128}.{((pid >> 7) * 26 + number) % 256}"
         #: The address of the tests themselves.
         self.outside = f"{self.prefix}.1"
         self.directory = tempfile.mkdtemp(prefix="moray-hosts-")

@@ -124,7 +124,12 @@ def _who_listens(error: str, port: int) -> str:
     import psutil
 
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+            and connection.pid
+        ):
             try:
                 command = " ".join(psutil.Process(connection.pid).cmdline())
             except psutil.Error:

@@ -6,7 +6,7 @@ the head for a certificate with the token, and leaves both in a directory that t
 the cluster has the token in its environment.
 
 A node of a cluster writes what it belongs to beside its socket
-(:data:`~moray.launch.session_directory.CLUSTER_FILE`), where drivers and the command line find it.
+(:mod:`moray.launch.cluster_file`), where drivers and the command line find it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from moray.launch import session_directory
+from moray.launch.cluster_file import ClusterNode
 from moray.launch.config import ClusterConfig, NodeConfig
 from moray.launch.local import NodeHandle, NodeStartError, start_node
 from moray.launch.session_directory import CLUSTER_FILE, Session, find_sessions
@@ -30,22 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_PORT: Final = 6379
 #: Where a token may be read from when neither the caller nor the environment has one: the head's own machine.
 TOKEN_FILE: Final = "token"  # noqa: S105 - the name of a file
-
-
-class ClusterNode(msgspec.Struct, kw_only=True):
-    """What a node says of itself in its session's directory."""
-
-    cluster_id: str
-    #: The head's "HOST:PORT".
-    head: str
-    #: This node's.
-    address: str
-    node_id: str
-    pid: int
-    #: The head runs beside it.
-    is_head: bool = False
-    #: It was started by a driver elsewhere in the cluster, for itself, and ends with it.
-    driver_only: bool = False
 
 
 class Found(msgspec.Struct):
@@ -65,14 +50,6 @@ def find_nodes(temp_dir: str = "") -> list[Found]:
         except (OSError, msgspec.DecodeError):
             continue  # A local session; or it ends at this very moment.
     return found
-
-
-def write_cluster_file(session_dir: str, node: ClusterNode) -> None:
-    """Say what this node belongs to. Called by the node."""
-    path = f"{session_dir}/{CLUSTER_FILE}"
-    with open(f"{path}.new", "wb") as file:
-        file.write(msgspec.json.encode(node))
-    os.rename(f"{path}.new", path)
 
 
 def default_node_ip() -> str:

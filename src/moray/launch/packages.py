@@ -12,14 +12,16 @@ import hashlib
 import os
 import re
 import stat
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from moray.config import env_bytes
 from moray.launch import session_directory
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile, ZipInfo
 
 #: In the session's directory: packages, and what was unpacked.
 FOLDER: Final = "packages"
@@ -260,6 +262,8 @@ def pack(
 
 
 def _write(root: str, files: list[File], target: str, prefix: str, limit: int, check: Callable[[], None]) -> None:
+    import zipfile
+
     with (
         open(_create(target), "wb") as raw,
         zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,
@@ -277,6 +281,8 @@ def _write(root: str, files: list[File], target: str, prefix: str, limit: int, c
 
 
 def _copy(source: str, target: str, limit: int, check: Callable[[], None]) -> None:
+    import zipfile
+
     if not zipfile.is_zipfile(source):
         raise PackageError(f"{source} is not a zip file")
     size = os.stat(source).st_size
@@ -334,6 +340,8 @@ def unpack(package: str, target: str, check: Callable[[], None] = lambda: None) 
         PackageError: it is no package, is too large, or names paths outside of `target`.
         OSError: the disk is full, or something cannot be read.
     """
+    import zipfile
+
     new = f"{target}.new"
     os.mkdir(new, 0o700)
     try:
@@ -351,7 +359,7 @@ def unpack(package: str, target: str, check: Callable[[], None] = lambda: None) 
         raise
 
 
-def _check_members(package: str, archive: zipfile.ZipFile) -> None:
+def _check_members(package: str, archive: ZipFile) -> None:
     members = archive.infolist()
     total = sum(info.file_size for info in members)
     # Whoever made it has looked at its own size.
@@ -367,7 +375,7 @@ def _check_members(package: str, archive: zipfile.ZipFile) -> None:
             raise PackageError(f"{package} has a member with the path {info.filename!r}, which leads out of it")
 
 
-def _unpack_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str, check: Callable[[], None]) -> None:
+def _unpack_member(archive: ZipFile, info: ZipInfo, path: str, check: Callable[[], None]) -> None:
     if info.is_dir():
         os.makedirs(path, mode=0o700, exist_ok=True)
         return

@@ -32,7 +32,7 @@ from moray.core.wishes import Ask, Choice, Step, Wish, Wishes
 from moray.head.config import HeadConfig, HeadReady
 from moray.ids import tag_of
 from moray.launch import session_directory
-from moray.launch.cluster import ClusterNode, write_cluster_file
+from moray.launch.cluster_file import ClusterNode, write_cluster_file
 from moray.launch.config import ClusterConfig
 from moray.launch.packages import host_id
 from moray.node.clients import Client
@@ -299,9 +299,10 @@ class Cluster:
     def head_silent(self, reason: str) -> None:
         """The lease has ended: actors' calls are held back here, and users should know why."""
         self._warned = True
+        silence = f"the cluster's head at {self._head_address} has not been heard of for {self.head.lease_s:g} s"
+        log(f"{silence} ({reason})")
         self._node.warn_all(
-            f"the cluster's head at {self._head_address} has not been heard of for {self.head.lease_s:g} s ({reason}). "
-            "Running tasks go on; calls of actors wait, and nothing is placed at other nodes until it is back. "
+            f"{silence} ({reason}). Running tasks go on; calls of actors wait, and no actor is placed until it is back. "
             f"If it stays away for {HEAD_LOST_S:g} s, this session ends"
         )
 

@@ -34,7 +34,9 @@ class Job:
         "watch",
     )  # fmt: skip
 
-    def __init__(self, number: int, config: m.JobConfig, driver: Client | None, owns_session: bool, origin: int) -> None:
+    def __init__(
+        self, number: int, config: m.JobConfig, driver: Client | None, owns_session: bool, origin: int
+    ) -> None:
         self.number = number
         self.config = config
         #: None: it is a detached actor's, or the driver is at another node.
@@ -95,7 +97,8 @@ class TemplateConfigs:
     ) -> None:
         """For the job's own environment (""), or one that differs from it.
 
-        `then` gets it, or why it cannot be had: at once, or when what is on other hosts has come. Never if the job ends.
+        `then` gets it, or why it cannot be had: at once, or when what is on other hosts has come; of a job that ends,
+        never.
         """
         try:
             extra = _parse(runtime_env)

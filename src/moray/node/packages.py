@@ -1,7 +1,7 @@
 """What workers need of other hosts' files: packages of directories, fetched, unpacked, and removed again.
 
-Nodes of the driver's host (:func:`~moray.launch.packages.host_id`) use its directories as they are. A node of another host
-wants a *package* of each, and unpacks it once for each job, whatever the number of its workers:
+Nodes of the driver's host (:func:`~moray.launch.packages.host_id`) use its directories as they are. A node of another
+host wants a *package* of each, and unpacks it once for each job, whatever the number of its workers:
 
 1. **Name.** What a runtime environment names is packed by the process that names it, and its name (a hash) travels with
    the environment, so that changed content means other workers. What nobody named, the driver's working directory and

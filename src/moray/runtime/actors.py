@@ -13,7 +13,6 @@ answer is tried again if it has retries left, or fails. Calls of an actor that i
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from moray import exceptions
-from moray.core.actor_calls import Outgoing
 from moray.core.leases import Durations
 from moray.ids import tag_of
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
+from moray.runtime.callee import ALIVE, DEAD, Callee
 from moray.runtime.creations import Creations
 from moray.runtime.streams import make_stream, reconnect_streams
 from moray.runtime.task_errors import actor_died
@@ -52,64 +51,6 @@ _FULL_RETRY_S: Final = 0.002
 
 #: Calls have no exported function; their run times decide nothing.
 _FUNCTION: Final = Function(0, "", b"", 0, Durations(), [])
-
-_ALIVE: Final = "alive"
-_DEAD: Final = "dead"
-
-
-class Callee:
-    """An actor that this process may call. `queue` and `idle` are read by user threads; the loop owns the rest."""
-
-    __slots__ = (
-        "actor", "address", "answered_timer", "calls", "class_name", "connection", "creator", "error", "hungry", "idle",
-        "incarnation", "killed", "last_told", "lock", "max_pending", "ordered", "peer", "queue", "reason",
-        "restarts_left", "retry_timer", "set_aside", "state", "watched",
-    )  # fmt: skip
-
-    def __init__(self, actor: bytes, creator: bytes) -> None:
-        self.actor = actor
-        self.creator = creator
-        self.class_name = ""
-        #: "pending", "alive", "restarting", "dead": the head's last word.
-        self.state = "pending"
-        self.incarnation = -1
-        self.restarts_left = 0
-        #: Why it is not alive, and the pickled error of its constructor.
-        self.reason = ""
-        self.error = b""
-        self.peer: Peer | None = None
-        self.connection: Connection | None = None
-        self.address = ""
-        #: Held while calls are committed to the connection, by user threads and the loop.
-        self.lock = allocate_lock()
-        #: Calls that were not sent, oldest first. User threads append; the loop takes.
-        self.queue: deque[Call] = deque()
-        #: Calls of an unordered actor that wait for arguments.
-        self.set_aside: dict[int, Call] = {}
-        self.calls = Outgoing()
-        #: Nothing of ours is queued or open: a user's thread may send directly.
-        self.idle = False
-        #: A new call makes a difference now: the loop should be woken for it.
-        self.hungry = True
-        #: Calls are run one at a time, in order.
-        self.ordered = True
-        #: How many calls may be open; -1: any number.
-        self.max_pending = -1
-        self.watched = False
-        #: Killed from here: nothing more is sent to it.
-        self.killed = False
-        #: `calls.answered` when the actor was last told.
-        self.last_told = 0
-        self.answered_timer: Any = None
-        self.retry_timer: Any = None
-
-    def pending(self) -> int:
-        """How many calls are not answered. Any thread."""
-        return len(self.queue) + len(self.calls.unanswered) + len(self.set_aside)
-
-    def text(self) -> str:
-        """The actor, for the user."""
-        return f"actor {self.class_name or '?'} ({self.actor.hex()})"
 
 
 class ActorClient:
@@ -273,7 +214,7 @@ class ActorClient:
         if not callee.watched:
             callee.watched = True
             self._runtime.node.send(m.WatchActor(callee.actor, callee.creator))
-        if callee.state == _DEAD or self._runtime.ended is not None:
+        if callee.state == DEAD or self._runtime.ended is not None:
             self._fail_all(callee)
             return
         connection = callee.connection
@@ -448,7 +389,7 @@ class ActorClient:
 
     def _on_state(self, _connection: Connection, message: m.ActorState) -> None:
         callee = self.callee(message.actor, b"")
-        if message.incarnation < callee.incarnation or callee.state == _DEAD:
+        if message.incarnation < callee.incarnation or callee.state == DEAD:
             return
         callee.restarts_left = message.restarts_left
         renewed = message.incarnation != callee.incarnation
@@ -456,11 +397,11 @@ class ActorClient:
         callee.state, callee.reason = message.state, message.reason
         if callee.creator == self._runtime.process:
             self._runtime.explainer.actor_changed(message.actor, message.state)
-        if message.state == _ALIVE:
+        if message.state == ALIVE:
             self._came_alive(callee, message, renewed)
         else:
             self._lost(callee, message)
-        if message.state == _DEAD:
+        if message.state == DEAD:
             callee.error = message.error
             if message.error and not callee.pending() and callee.creator == self._runtime.process:
                 self._runtime.unfetched.show(message.error)  # No call will raise it.
@@ -524,7 +465,7 @@ class ActorClient:
             self._runtime.reactor.call_later(0.01, lambda: self._reconnect(callee, peer))
 
     def _reconnect(self, callee: Callee, peer: Peer) -> None:
-        if callee.peer is peer and callee.connection is None and callee.state == _ALIVE and not self._runtime.closing:
+        if callee.peer is peer and callee.connection is None and callee.state == ALIVE and not self._runtime.closing:
             self._connect(callee)
 
     def _lost(self, callee: Callee, message: m.ActorState) -> None:
@@ -537,7 +478,7 @@ class ActorClient:
         if callee.peer is not None:
             callee.peer.callee = None
             callee.peer = None
-        if message.state != _DEAD:
+        if message.state != DEAD:
             self._retry_unanswered(callee)
 
     def _retry_unanswered(self, callee: Callee) -> None:
@@ -599,7 +540,7 @@ class ActorClient:
     def session_ended(self) -> None:
         """Nothing will be answered any more."""
         for callee in list(self._callees.values()):
-            callee.state = _DEAD
+            callee.state = DEAD
             self._fail_all(callee)
 
     def pending_calls(self) -> list[Call]:
@@ -618,7 +559,7 @@ class ActorClient:
         name = f"Call {call.options.name}()" if call is not None else "A call"
         if call is not None and call.waiting:
             return f"{name} of {callee.text()} waits for {call.waiting} of its arguments."
-        if callee.state == _ALIVE:
+        if callee.state == ALIVE:
             if call is not None and call.seq in callee.calls.unanswered:
                 return f"{name} is at {callee.text()}, running or queued there."
             return f"{name} is queued here behind {len(callee.queue)} others for {callee.text()}."

@@ -23,7 +23,7 @@ from moray.runtime.values import dump_error
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
-    from moray.runtime.actors import Callee
+    from moray.runtime.callee import Callee
     from moray.runtime.runtime import Peer, Runtime
 
 #: How long a worker may take to end itself before the node is asked to end it.

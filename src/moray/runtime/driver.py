@@ -23,7 +23,7 @@ from moray.launch.session_directory import read_node_id
 from moray.launch.spilling import spill_targets
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, receive_blocking, send_blocking
-from moray.runtime import state
+from moray.runtime import packages, state
 from moray.runtime.job_logging import JobLogging
 from moray.runtime.log_files import rotation_settings
 from moray.runtime.output_prints import print_settings
@@ -321,27 +321,23 @@ def _labels(given: Any) -> dict[str, str]:
 
 
 def _job_config(options: dict[str, Any]) -> m.JobConfig:
-    environ = dict(os.environ)
-    runtime_env = _runtime_env(options)
-    for name, value in (runtime_env.get("env_vars") or {}).items():
-        if not isinstance(value, str):
-            raise TypeError(f"runtime_env: env_vars[{name!r}]={value!r} should be a string")
-        environ[name] = value
-    asked = {name: value for name, value in runtime_env.items() if value}
-    cwd = str(runtime_env.get("working_dir") or os.getcwd())
+    asked = packages.check(_runtime_env(options))
+    cwd = os.getcwd()
     paths = [os.path.abspath(path) for path in sys.path]
-    if cwd not in paths:
+    if cwd not in paths and "working_dir" not in asked:
         paths.insert(0, cwd)
-    return m.JobConfig(
+    job = m.JobConfig(
         sys_path=paths,
         cwd=cwd,
-        environ=environ,
+        environ=dict(os.environ) | asked.get("env_vars", {}),
         executable=sys.executable,
         namespace=_namespace(options),
         entrypoint=" ".join(sys.argv),
         preload=[_IN_WORKER if _as_ray() else _ON_DEMAND],
         runtime_env=json.dumps(asked, sort_keys=True, default=str) if asked else "",
     )
+    packages.describe_job(job, asked)
+    return job
 
 
 def _namespace(options: dict[str, Any]) -> str:
@@ -384,7 +380,10 @@ def _as_ray() -> bool:
 
 def _connect(node_address: str, job: m.JobConfig) -> Driver:
     try:
-        process = new_process(tag_of(read_node_id(os.path.dirname(node_address))))
+        session_dir = os.path.dirname(node_address)
+        tag = tag_of(read_node_id(session_dir))
+        process = new_process(tag)
+        packages.complete_job(job, session_dir, tag)
         sock = connect(node_address)
     except OSError as error:
         raise ConnectionError(f"cannot connect to the node at {node_address}: {error.strerror}") from error
@@ -397,7 +396,7 @@ def _connect(node_address: str, job: m.JobConfig) -> Driver:
     except BaseException:
         sock.close()
         raise
-    driver.sys_path = job.sys_path
+    driver.sys_path = [*(item.path for item in job.packages if item.kind == "working_dir"), *job.sys_path]
     return driver
 
 

@@ -318,8 +318,8 @@ class Executor:
         token: TaskToken,
         waits: bool = True,
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Put the values of top-level references in their places. `waits`: here for those that are lost; a task does not,
-        for it may hold what is needed to make them again."""
+        """Put the values of top-level references in their places. `waits`: here for those that are lost; a task does
+        not, for it may hold what is needed to make them again."""
         filled = list(args)
         for argument in arguments:
             value = self._worker.values.load_argument(argument, token, waits)
@@ -427,12 +427,14 @@ class Executor:
         if work.cancelled and not work.spares_children:
             # Also what it has submitted since the cancel came.
             self._worker.call_soon(lambda: self._worker.cancels.cancel_children(work))
+        lost = b""
+        if isinstance(error, ArgumentLostError):
+            lost, error = error.what, error.__cause__ or error
         retriable = not cancelled and _wants_retry(extra.retry, error)
         shown = error if cancelled else self._worker.task_error(extra.name or name, error, work)
         packed = serialize(shown)
         contained = packed.contained
         ids = [[ref.binary() for ref in contained]] if contained else []
-        lost = error.what if isinstance(error, ArgumentLostError) else b""
         answer = m.ResultExtra(
             contained=ids, error=True, retriable=retriable, items=items, cancelled=cancelled, lost=lost
         )

@@ -23,7 +23,7 @@ from moray.runtime.waits import Wait
 from moray.runtime.work import Called, Queued, Work
 
 if TYPE_CHECKING:
-    from moray.runtime.actors import Callee
+    from moray.runtime.callee import Callee
     from moray.runtime.groups import Group
     from moray.runtime.runtime import Runtime
 

@@ -43,9 +43,10 @@ from moray.protocol import messages as m
 from moray.runtime.local_actors import LocalActor, LocalActors
 from moray.runtime.local_calls import LocalCall, LocalStream, current_local
 from moray.runtime.local_loop import PrivateLoop
-from moray.runtime.runtime import Unusable, Waiter
+from moray.runtime.runtime import Waiter
 from moray.runtime.tasks import Life
 from moray.runtime.timeline import KEPT
+from moray.runtime.unusable import Unusable
 from moray.runtime.values import load_error, serialize_for_put
 from moray.serialization import Serialized, context, loads
 

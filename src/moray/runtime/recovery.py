@@ -1,17 +1,17 @@
 """Lost copies of objects: found elsewhere, or made again (LINEAGE). Decisions are in :mod:`moray.core.lineage`.
 
 An owner learns that a copy is lost from its node (a node is dead), from a pin that fails here, from a borrower's
-Fetch, or from a worker that could not read an argument. In each case the entry is taken back, so to speak: it is *not ready* while
-it is looked for, and made again, so whoever waits goes on waiting, and whoever comes waits. First the node is asked
-whether another node has a whole copy, which becomes the primary one (FindObjects). What is nowhere is made again: its
-task runs once more as an attempt of its own.
+Fetch, or from a worker that could not read an argument. In each case the entry is *not ready* again, while it is looked
+for and made anew: whoever waits goes on waiting, and whoever comes waits. First the node is asked whether another node
+has a whole copy, which becomes the primary one (FindObjects). What is nowhere is made again: its task runs once more.
 
 A thread that has seen the entry as ready may read it meanwhile. It reads the old place, fails to pin, and comes here;
 so nothing of an entry's value is cleared when it is taken back.
 
-*Recipes.* When a task has ended with results in a store, its arguments stay referenced, but for those that other recipes can
-make again: of these, the entry alone is kept, and the value may be freed (REF-FREE). In a local session nothing is
-kept: a copy is lost only with everything else. Nor is anything of tasks with inline results: they lie with their owner.
+*Recipes.* When a task has ended with results in a store, its arguments stay referenced, but for those that other
+recipes can make again: of these, the entry alone is kept, and the value may be freed (REF-FREE). In a local session
+nothing is kept: a copy is lost only with everything else. Nor is anything of tasks with inline results, which lie with
+their owner.
 
 A borrower asks the owner, who looks (``Fetch.lost``). All is the loop's, but for :meth:`Recovery.wait`.
 """
@@ -69,6 +69,7 @@ class Recovery:
         self.missed: dict[bytes, bytes] = {}
         #: Task → how often its arguments were not where they should be.
         self._rounds: dict[int, int] = {}
+        runtime.handlers[m.ObjectsFound] = runtime.on_answer
 
     # --- what is remembered ---------------------------------------------------------------------------
 
@@ -101,7 +102,8 @@ class Recovery:
             self._keep_arguments(recipe, task, inputs, held)
         self._recipes[task.seq] = recipe
         recipe.task.attempt = task.attempt
-        task.held = task.arguments = None
+        # What it was sent with is made anew for each run, and whoever submitted it may have ended.
+        task.held = task.arguments = task.extra = task.parent = None
         lost, gone = self.core.closed(task.seq, attempts, inputs, held, len(task.payload))
         self._forget(gone)
         if lost:
@@ -136,6 +138,9 @@ class Recovery:
             return
         self._rounds.pop(task.seq, None)
         if self.core.knows(task.seq):
+            recipe = self._recipes.get(task.seq)
+            if recipe is not None:
+                recipe.task.attempt = task.attempt
             self._forget(self.core.failed(task.seq))
         task.held = task.arguments = None
 
@@ -181,6 +186,8 @@ class Recovery:
     def suspect(self, entry: Entry, tag: bytes) -> None:
         """Somebody did not find a stored object at this node."""
         values = self._runtime.values
+        if self._runtime.remote is None:
+            return  # There is one node, and what it does not have is nowhere.
         if not entry.ready or entry.error or not entry.size or (values.places.of(entry) or values.places.tag) != tag:
             return  # It is looked for, or elsewhere by now.
         if entry.origin is self._runtime.origin:
@@ -216,7 +223,6 @@ class Recovery:
                     runtime.values.places.free_at(entry.id, node)
             elif node in self._dead:
                 again.append(entry)
-                entry.ready = True
             elif node:
                 runtime.values.places.move(entry, node)
                 runtime.values.ready(entry)
@@ -340,6 +346,8 @@ class Recovery:
 
     def argument_lost(self, task: Task, what: bytes) -> bool:
         """A worker did not find an argument of a task: look for it, then run the task; False if that is no use."""
+        if self._runtime.remote is None:
+            return False
         rounds = self._rounds[task.seq] = self._rounds.get(task.seq, 0) + 1
         object_id, tag = what[:28], what[28:]
         found = [ref._entry for _where, ref in task.arguments or () if ref._entry.id == object_id]

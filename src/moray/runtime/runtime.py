@@ -15,7 +15,7 @@ from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from moray import exceptions, object_ref
 from moray.ids import tag_of
@@ -34,6 +34,7 @@ from moray.runtime.recovery import Recovery
 from moray.runtime.references import ReferenceShell
 from moray.runtime.submission import Submitter
 from moray.runtime.unfetched import Unfetched
+from moray.runtime.unusable import Forked, Unusable
 from moray.runtime.values import Values
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Peer:
         self.functions: set[int] = set()
         #: Leases of ours at this worker: lease → (pool, slot).
         self.slots: dict[int, Any] = {}
-        #: The actor that it is, if we call it (:class:`~moray.runtime.actors.Callee`).
+        #: The actor that it is, if we call it (:class:`~moray.runtime.callee.Callee`).
         self.callee: Any = None
         #: Its side of the conversation with the actor that we are (:class:`~moray.runtime.work.Caller`).
         self.caller: Any = None
@@ -92,53 +93,6 @@ class Waiter:
     def wait(self, timeout_s: float = -1) -> bool:
         """Sleep until notified; False if `timeout_s` passed first (-1: no limit)."""
         return self._lock.acquire(True, timeout_s)
-
-
-class Unusable:
-    """What references have in place of a runtime that is gone for them: every use of it is one clear error."""
-
-    forked = False
-    ended = None
-
-    def __init__(self, why: str, kind: type[exceptions.MorayError] = exceptions.LocalNodeDiedError) -> None:
-        self._why = why
-        self._kind = kind
-
-    def check_usable(self) -> NoReturn:
-        """Raise: nothing here can be used."""
-        raise self._kind(self._why)
-
-    # What references ask of their runtime (object_ref.RuntimeHooks): the descriptors under the real one are closed, and
-    # their numbers may be files of the child's by now.
-
-    def escape(self, _entry: Entry, _ref: ObjectRef[Any]) -> None:
-        """A reference is being pickled: who unpickled it would not be counted."""
-        self.check_usable()
-
-    def future(self, _ref: ObjectRef[Any]) -> Any:
-        """See :meth:`ObjectRef.future`."""
-        self.check_usable()
-
-    def await_ref(self, _ref: ObjectRef[Any]) -> Any:
-        """See ``ObjectRef.__await__``."""
-        self.check_usable()
-
-    def task_id_of(self, entry: Entry) -> bytes:
-        """The 24 bytes of the task that makes an object."""
-        return entry.id[:24]
-
-
-class Forked(Unusable):
-    """In place of the runtime in a child made by fork (FORK)."""
-
-    forked = True
-
-    def __init__(self, parent: int) -> None:
-        super().__init__(
-            f"process {os.getpid()} is a fork of process {parent}, whose connection to moray it cannot use (FORK): "
-            "call moray from the parent, or moray.init() in a process started by exec or by multiprocessing's 'spawn'",
-            exceptions.MoraySystemError,
-        )
 
 
 class Runtime:
@@ -222,7 +176,17 @@ class Runtime:
         self.cancels = Cancels(self)
         self.explainer = Explainer(self)
         self.unfetched = Unfetched(self)
-        self.address = socket_path(self.session_dir, process)
+        self._connect_all(node_socket, leftover, listener, inbox)
+
+    def _connect_all(
+        self,
+        node_socket: socket.socket,
+        leftover: bytes,
+        listener: socket.socket | None,
+        inbox: socket.socket | None,
+    ) -> None:
+        """Be reachable, and have the loop serve everything."""
+        self.address = socket_path(self.session_dir, self.process)
         self._listener = listener if listener is not None else listen(self.address)
         self.reactor.register(self._listener.fileno(), READ, self._accept)
         self.node = Connection(node_socket, self.reactor, self.on_message, self._on_node_closed, leftover)
@@ -230,7 +194,7 @@ class Runtime:
         self.reactor.hooks += [self.submitter.dispatch, self.actors.dispatch, self.values.flush]
         #: Peers at other machines; None: there are none.
         self.remote: Remote | None = None
-        if welcome.credentials:
+        if self.welcome.credentials:
             from moray.runtime.remote import Remote
 
             self.remote = Remote(self, inbox)

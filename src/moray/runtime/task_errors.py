@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> exceptions.MorayError:
     """A TaskError that carries `error`, its traceback, and where it happened."""
+    if isinstance(error, ModuleNotFoundError) and runtime.welcome.shipped:
+        _explain_missing(error, runtime.welcome.shipped)
     host = runtime.executor.host
     return exceptions.make_task_error(
         name,
@@ -28,6 +30,18 @@ def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> ex
         task_id=task_id.hex(),
         actor_id=host.actor.hex() if host is not None else None,
     )
+
+
+def _explain_missing(error: ModuleNotFoundError, shipped: str) -> None:
+    """Say what this host has of the program's; once, if the error passes through several tasks."""
+    if shipped in str(error):
+        return
+    module = (error.name or "it").partition(".")[0]
+    error.msg = (
+        f"{error}: {shipped}. Install {module} on every host, or ship it: "
+        f'runtime_env={{"py_modules": ["path/to/{module}"]}}'
+    )
+    error.args = (error.msg,)
 
 
 def actor_died(actor: str, text: str, reason: str) -> exceptions.MorayError:

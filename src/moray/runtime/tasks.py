@@ -64,7 +64,7 @@ class Task(msgspec.Struct, gc=False, eq=False):
 
 
 class Call(Task, gc=False, eq=False):
-    """A call of an actor's method, on its way to :class:`~moray.runtime.actors.Callee`."""
+    """A call of an actor's method, on its way to :class:`~moray.runtime.callee.Callee`."""
 
     #: Its number in the conversation with the present incarnation; -1: not sent (CALL-ORDER).
     number: int = -1

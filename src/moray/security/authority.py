@@ -138,9 +138,18 @@ def check_issued(certificate_der: bytes, authority_der: bytes) -> x509.Certifica
     if not begins <= now <= ends:
         raise AuthenticationError(
             f"a certificate that is good from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, "
-            f"and now is {now:%Y-%m-%d %H:%M} UTC: do the clocks agree?"
+            f"and now is {now:%Y-%m-%d %H:%M} UTC: {_skew(begins, now)}"
         )
     return certificate
+
+
+def _skew(begins: dt.datetime, now: dt.datetime) -> str:
+    """How much the clocks differ, as far as a certificate that is not good now shows it."""
+    if now > begins:
+        return "do the clocks agree?"
+    # It was issued a day after it begins, by a clock that has gone on since.
+    behind = begins + BACKDATED - now
+    return f"this machine's clock is at least {behind / dt.timedelta(hours=1):.1f} hours behind that of the issuer"
 
 
 def authority_key(authority_der: bytes) -> bytes:
