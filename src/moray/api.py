@@ -73,7 +73,8 @@ def init(address: str | None = None, **options: Any) -> Context:  # noqa: D417 -
         logging_config: a :class:`moray.LoggingConfig` for the root logger of the driver and of every worker.
         log_to_driver: print what workers print (the default).
         namespace: the job's namespace.
-        runtime_env: ``{"env_vars": {...}, "working_dir": path}`` for all workers of the job.
+        runtime_env: for all workers of the job: ``{"env_vars": {...}, "working_dir": path, "py_modules": [...],
+            "excludes": [...]}``, each optional.
         enable_resource_isolation, cgroup_path, system_reserved_cpu, system_reserved_memory: accepted; without
             meaning here.
         proxy_server_url: accepted; without meaning here.

@@ -76,6 +76,18 @@ def test_a_program_uses_the_cluster(cli: Cli, tmp_path: Path) -> None:
     assert cli("run", str(program)).stdout.strip() == "42"
 
 
+def test_connect_and_disconnect(cli: Cli, sessions: Path) -> None:
+    address = start_head(cli)
+    program = sessions / "program.py"
+    program.write_text(
+        "import moray\nfrom moray import util\n"
+        f"print(util.connect({address!r}, namespace='n')['num_clients'])\n"
+        "print(moray.get(moray.remote(lambda: 6 * 7).remote()))\n"
+        "util.disconnect()\nprint(moray.is_initialized())\n"
+    )
+    assert cli("run", str(program)).stdout.split() == ["1", "42", "False"]
+
+
 def test_the_token_is_needed_elsewhere(cli: Cli, sessions: Path) -> None:
     address = start_head(cli)
     elsewhere = sessions / "elsewhere"

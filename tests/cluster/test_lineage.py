@@ -15,6 +15,7 @@ import pytest
 
 import moray
 from moray.cluster_utils import Cluster, ClusterNode
+from moray.runtime import state
 
 TIMEOUT_S = 60
 #: Bytes of a result that goes into the store.
@@ -244,6 +245,34 @@ def test_borrowers_get_the_rebuilt_value(shared_session: Cluster, far: list[Clus
     assert runs.of("a") == 2
 
 
+def test_actors_rebuild_what_they_own(shared_session: Cluster, far: list[ClusterNode], runs: Runs) -> None:
+    @moray.remote(num_cpus=0)
+    class Owner:
+        def begin(self) -> list[Any]:
+            self.made = make.remote(runs, "a", 2)
+            self.sum = add_up.remote(runs, "b", self.made)
+            ready(self.sum)
+            del self.made
+            return [self.sum]
+
+        def value(self) -> int:
+            return int(moray.get(self.sum, timeout=TIMEOUT_S)[0])
+
+        async def later(self) -> int:
+            return int((await self.sum)[0])
+
+    from moray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(shared_session.list_all_nodes()[0].node_id, soft=False)
+    owner = Owner.options(scheduling_strategy=here).remote()
+    (borrowed,) = moray.get(owner.begin.remote(), timeout=TIMEOUT_S)
+    replace(shared_session, far)
+    later, value, given = owner.later.remote(), owner.value.remote(), first.remote(borrowed)
+    assert moray.get(borrowed, timeout=TIMEOUT_S)[0] == 3
+    assert moray.get([later, value, given], timeout=TIMEOUT_S) == [3, 3, 3]
+    assert runs.of("a") == runs.of("b") == 2
+
+
 def test_a_node_dies_during_the_rebuilding(shared_session: Cluster, far: list[ClusterNode], runs: Runs) -> None:
     @moray.remote(resources={"far": 1})
     def slow(array: Any) -> Any:
@@ -263,6 +292,42 @@ def test_a_node_dies_during_the_rebuilding(shared_session: Cluster, far: list[Cl
     replace(shared_session, far)
     assert moray.get(result, timeout=TIMEOUT_S)[0] == 2
     assert runs.of("slow") == 3
+
+
+@pytest.mark.usefixtures("far")
+def test_a_dead_attempts_leavings_elsewhere_are_not_the_result(runs: Runs, tmp_path_factory: Any) -> None:
+    go = str(tmp_path_factory.mktemp("go") / "go")
+
+    @moray.remote(max_retries=1)
+    def dies_once(array: Any) -> Any:
+        runs.note("dies")
+        if runs.of("dies") == 1:
+            while not os.path.exists(go):
+                time.sleep(0.005)
+            os._exit(1)
+        return array + 1
+
+    @moray.remote(num_cpus=1)
+    class Blocker:
+        def there(self) -> str:
+            return str(moray.get_runtime_context().get_node_id())
+
+    # The node of the driver is full at first; when the task is tried again, it is free, and has the argument.
+    from moray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = moray.get_runtime_context().get_node_id()
+    blocker = Blocker.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    assert moray.get(blocker.there.remote(), timeout=TIMEOUT_S) == here
+    result = dies_once.remote(moray.put(np.full(LARGE // 8, 1)))
+    deadline = time.monotonic() + TIMEOUT_S
+    while not runs.of("dies"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    moray.kill(blocker)
+    with open(go, "w"):
+        pass
+    assert moray.get(result, timeout=TIMEOUT_S)[0] == 2
+    assert runs.of("dies") == 2
 
 
 def test_what_actors_made(shared_session: Cluster, far: list[ClusterNode]) -> None:
@@ -299,10 +364,24 @@ def test_a_get_in_progress_goes_on_and_explain_says_why(
     assert got[0][0] == 9
 
 
+def test_what_went_by_the_budget_is_named(
+    shared_session: Cluster, far: list[ClusterNode], runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state.runtime is not None
+    made = make.remote(runs, "a")
+    ready(made)
+    monkeypatch.setattr(state.runtime.recovery.core, "budget", 1)
+    result = add_up.remote(runs, "b", made)
+    ready(result)
+    assert "If its copies are lost, it cannot be rebuilt" in str(moray.explain(made))
+    del made
+    replace(shared_session, far)
+    with pytest.raises(moray.exceptions.ObjectReconstructionFailedError, match=r"how to run task \w+\(\) again was"):
+        moray.get(result, timeout=TIMEOUT_S)
+
+
 @pytest.mark.usefixtures("shared_session")
 def test_nothing_is_remembered_in_vain(far: list[ClusterNode], runs: Runs) -> None:
-    from moray.runtime import state
-
     assert state.runtime is not None
     recovery = state.runtime.recovery
     refs = [add_up.remote(runs, "b", make.remote(runs, "a")) for _ in range(3)]

@@ -139,9 +139,10 @@ def test_a_program_of_another_directory_than_the_working_one(run: Run, project: 
 
 @pytest.mark.usefixtures("shared_session")
 def test_what_is_left_out(run: Run, project: Path) -> None:
-    for name in (".git", ".venv", "node_modules", "__pycache__", "ignored", "kept"):
+    for name in (".git", ".venv", "node_modules", "__pycache__", "ignored", "kept", "other-venv"):
         (project / name).mkdir()
         (project / name / "file").write_text("x")
+    (project / "other-venv" / "pyvenv.cfg").write_text("")
     (project / ".gitignore").write_text("# comment\n/ignored/\n*.log\n!important.log\n")
     for name in ("a.log", "important.log", "large.bin", "run.sh"):
         (project / name).write_text("x")
@@ -246,6 +247,52 @@ def test_working_dir_of_a_job_a_task_and_an_actor(run: Run, tmp_path: Path) -> N
         """
     )
     assert out.splitlines() == ["one one job job", "two two task job", "three three job job"] * 2
+
+
+def test_variables_of_the_program_and_of_the_host(shared_session: Cluster, run: Run) -> None:
+    del shared_session
+    out = run(
+        """
+        moray.init(runtime_env={"env_vars": {"XDG_TWO": "asked"}})
+
+        @moray.remote
+        def look():
+            return [os.environ.get(name) for name in ("OWN", "XDG_ONE", "XDG_TWO")], os.environ["PATH"]
+
+        for place in ("near", "far"):
+            found, path = get(look.options(**at(place)).remote())
+            print(*found, path != os.environ["PATH"])
+        """,
+        OWN="own",
+        XDG_ONE="driver's",
+        XDG_TWO="driver's",
+        PATH="/nowhere:/usr/bin:/bin",
+    )
+    assert out.splitlines() == ["own driver's asked False", "own None asked True"]
+
+
+@pytest.mark.usefixtures("shared_session")
+def test_an_actor_whose_module_is_missing(run: Run) -> None:
+    out = run(
+        """
+        moray.init()
+
+        @moray.remote(**at("far"))
+        class Fails:
+            def __init__(self):
+                import nowhere_to_be_found
+
+            def call(self):
+                pass
+
+        try:
+            get(Fails.remote().call.remote())
+        except moray.exceptions.RayActorError as error:
+            print(error)
+        """
+    )
+    assert "No module named 'nowhere_to_be_found'" in out
+    assert "shipped from there: /" in out
 
 
 @pytest.mark.usefixtures("shared_session")
@@ -397,10 +444,11 @@ def test_errors_of_users_are_told_at_once(run: Run, tmp_path: Path) -> None:
     out = run(
         f"""
         large = {str(tmp_path / "large")!r}
-        try:
-            moray.init(runtime_env={{"working_dir": large}})
-        except ValueError as error:
-            print(error)
+        for env in ({{"working_dir": large}}, {{"pip": ["numpy"]}}):
+            try:
+                moray.init(runtime_env=env)
+            except ValueError as error:
+                print(error)
         moray.init()
         for env in ({{"working_dir": large}}, {{"working_dir": "/not/there"}}, {{"py_modules": ["/not/there"]}},
                     {{"working_dir": "s3://bucket/key.zip"}}, {{"env_vars": {{"A": 1}}}}, {{"py_modules": "x"}}):
@@ -412,11 +460,12 @@ def test_errors_of_users_are_told_at_once(run: Run, tmp_path: Path) -> None:
         MORAY_PACKAGE_MAX_BYTES="200000",
     )
     lines = out.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
+    assert "huge.bin (0.3 MB)" in lines.pop(0)
+    assert "runtime_env has pip" in lines.pop(0)
     assert "huge.bin (0.3 MB)" in lines[0]
-    assert "huge.bin (0.3 MB)" in lines[1]
     for line, word in zip(
-        lines[2:], ("/not/there", "/not/there", "is a URL", "should be a string", "list"), strict=True
+        lines[1:], ("/not/there", "/not/there", "is a URL", "should be a string", "list"), strict=True
     ):
         assert word in line
 

@@ -580,3 +580,19 @@ def test_nothing_is_reserved_for_a_need_that_does_not_fit_beside_an_actor() -> N
     node.do(node.core.worker_died(node.grants[0].worker, node.now))
     node.after(1.0)
     assert [grant for grant in node.grants if grant.owner == b"large"], "the actor is gone"
+
+
+def test_an_owner_that_wants_nothing_more_hears_that_its_last_lease_was_revoked() -> None:
+    """With the lease goes the owner's record, which must not be why it is not told."""
+    node = Node(cpus=1, answer=False)
+    node.want(b"o1", 1)
+    worker = node.start()
+    granted = node.grants[0]
+    node.want(b"o1", 0)
+    node.want(b"o2", 1)
+    node.now += QUANTUM_S
+    actions = node.do(node.core.tick(node.now))
+    revoke = next(action for action in node.log if isinstance(action, Revoke))
+    assert (revoke.worker, revoke.lease) == (worker, granted.lease)
+    actions = node.do(node.core.revoked(worker, revoke.lease, node.now))
+    assert Revoked(b"o1", granted.lease) in actions

@@ -9,7 +9,7 @@ import pytest
 
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
-from tests.head.world import ONE_CPU, detached, running_world
+from tests.head.world import LEASE_S, ONE_CPU, detached, running_world
 from tests.node.raw_bytes import UNREADABLE
 
 #: Processes are started, killed, and waited for.
@@ -47,3 +47,20 @@ def test_a_client_sends_bytes_that_are_no_message(tmp_path: Path, body: bytes) -
         assert node.expect(m.KvAnswer).count == 1
         assert len(world.ready) == 1, "the head has died of it"
         del client
+
+
+def test_a_node_that_was_released_before_the_heads_restart_does_not_come_back(tmp_path: Path) -> None:
+    """The others know it as dead; the next head does not know it at all, and nothing else tells of its past."""
+    with running_world(tmp_path) as world:
+        a, b = world.node(), world.node()
+        b.hang()
+        world.until(lambda: [node_id for node_id, _reason in a.deaths] == [b.node_id], "its death is told")
+        world.pass_time(LEASE_S)  # So that it is released.
+        world.kill_head()
+        wire = b.link._wire
+        assert wire is not None
+        wire.close("as its end would be seen")
+        world.until(lambda: b.fenced_because, "it is refused")
+        assert "must join with a new id" in b.fenced_because[0]
+        assert a.deaths[0][0] == b.node_id
+        assert [info.node_id for info in a.link.nodes().values()] == [a.node_id]

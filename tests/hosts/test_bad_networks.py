@@ -16,7 +16,8 @@ from tests.support.procs import wait_until
 
 TIMEOUT_S = 100
 
-pytestmark = pytest.mark.slow
+# With the other modules here it would be over a minute.
+pytestmark = pytest.mark.long
 
 
 @moray.remote(num_cpus=0)

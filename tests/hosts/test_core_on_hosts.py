@@ -14,6 +14,7 @@ import pytest
 import moray
 from moray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.cluster.test_actors import (
+    Counter,
     test_a_handle_passed_on_keeps_the_actor_alive,
     test_actors_call_each_other_over_nodes,
     test_an_actor_that_dies_is_started_again,
@@ -117,6 +118,14 @@ def test_big_objects_go_from_host_to_host() -> None:
         moray.get([total.options(resources={name: 1}).remote(mine) for name in "bcde"], timeout=TIMEOUT_S) == [20] * 4
     )
     assert int(moray.get(made[2], timeout=TIMEOUT_S)[-1]) == 3
+
+
+@pytest.mark.usefixtures("shared_session")
+def test_an_actor_is_called_from_its_own_host() -> None:
+    """By somebody who did not make it: the head says how others reach it, which is not how neighbours do."""
+    one, two = (Counter.options(resources={"d": 0.1}, num_cpus=0).remote() for _ in range(2))
+    assert moray.get(one.call.remote(two, 5), timeout=TIMEOUT_S) == 5
+    assert moray.get(two.call.remote(one, 7), timeout=TIMEOUT_S) == 7
 
 
 def test_a_driver_on_a_host(shared_session: Hosts) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,43 @@ def test_cut_off_and_healed(shared_session: Hosts, tmp_path: Path) -> None:
     for path in paths.values():
         assert len(beats(path)) == 2, "nothing of the old incarnation runs"
     assert cluster.hosts[0].moray("status").returncode == 0
+
+
+PROGRAM = """
+import time, moray
+moray.init("{address}")
+
+@moray.remote(resources={{"c": 1}})
+def forever():
+    time.sleep(1_000)
+
+ref = forever.remote()
+print(moray.wait([ref], timeout=1), flush=True)
+try:
+    moray.get(ref)
+except moray.exceptions.MorayError as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.mark.long
+def test_a_driver_is_cut_off(shared_session: Hosts) -> None:
+    """It has no node but its own: it is told that it is dead to the cluster, and its tasks end."""
+    host = shared_session.hosts[4]
+    folder = f"{host.directory}/driver"
+    os.mkdir(folder)
+    program = PROGRAM.format(address=shared_session.address)
+    with host.start(sys.executable, "-c", program, MORAY_TOKEN=shared_session.token, TMPDIR=folder) as process:
+        assert process.stdout is not None
+        assert "ObjectRef" in process.stdout.readline()
+        assert moray.available_resources()["c"] == 3
+        host.cut_off()
+        wait_until(lambda: moray.available_resources()["c"] == 4, 20, "the task of a driver that is dead ends")
+        host.heal()
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert re.search(r"LocalNodeDiedError .*the head took this node for dead: .*nothing was heard of it for", out), out
+    assert err.count("has not been heard of for 5 s") == 1, err
+    assert os.listdir(folder) == []
 
 
 def rejoined(host: Host, old_id: str) -> bool:

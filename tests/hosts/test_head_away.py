@@ -92,7 +92,7 @@ def test_killed(shared_session: Hosts) -> None:
     assert len([node for node in moray.nodes() if node["Alive"]]) == 3
 
 
-@pytest.mark.parametrize("seconds", [3.0, 10.0])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(10.0, marks=pytest.mark.long)])
 def test_stopped(shared_session: Hosts, seconds: float) -> None:
     actor = Counter.options(resources={"b": 1}).remote()
     assert moray.get(actor.add.remote(), timeout=TIMEOUT_S) == 1
@@ -116,6 +116,7 @@ def test_stopped(shared_session: Hosts, seconds: float) -> None:
     assert {node["NodeID"] for node in moray.nodes() if node["Alive"]} == set(ids)
 
 
+@pytest.mark.long
 def test_the_heads_node_stopped(shared_session: Hosts) -> None:
     """Its own node is not dead to the head while it is stopped."""
     ids = shared_session.node_ids()
@@ -179,6 +180,7 @@ def test_the_heads_host_gone() -> None:
         assert first.pids() == []
 
 
+@pytest.mark.long
 def test_block_lives_on() -> None:
     """A supervisor sees one process, whatever becomes of the node's place in the cluster."""
     with hosts(("--num-cpus=1", STORE), ("--num-cpus=0", STORE)) as cluster:

@@ -19,7 +19,8 @@ from tests.support.hosts import Hosts, hosts, require_programs
 
 STORE = "--object-store-memory=300000000"
 
-pytestmark = pytest.mark.slow
+# With the other modules here it would be over a minute.
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def alive(cluster: Hosts) -> list[str]:
     done = cluster.hosts[0].moray("status", "--json")
     assert done.returncode == 0, done.stderr
     return sorted(
-        node["address"].rpartition(":")[0] for node in json.loads(done.stdout)["nodes"] if node["state"] == "ALIVE"
+        node["address"].rpartition(":")[0] for node in json.loads(done.stdout)["nodes"] if node["state"] == "alive"
     )
 
 
@@ -46,7 +47,7 @@ def test_two_nodes_on_one_host_and_a_session_beside(shared_session: Hosts) -> No
     assert started.returncode == 0, started.stderr
     assert len(find_nodes(host.directory)) == 2
     assert alive(shared_session) == sorted([first.address, host.address, host.address])
-    program = 'import moray, sys; moray.init("local", num_cpus=1); print("here", flush=True); sys.stdin.read()'
+    program = 'import moray, time; moray.init("local", num_cpus=1); print("here", flush=True); time.sleep(1_000)'
     with host.start("sh", "-c", f"exec {sys.executable} -c '{program}'") as local:
         assert local.stdout is not None
         assert local.stdout.readline() == "here\n"
@@ -69,7 +70,8 @@ def test_two_nodes_on_one_host_and_a_session_beside(shared_session: Hosts) -> No
 def test_no_shared_memory_folder(shared_session: Hosts) -> None:
     """Containers may have none, or one that is too small: nothing of ours is in it."""
     host = shared_session.hosts[1]
-    command = f"umount -l /dev/shm && exec {sys.executable} -m moray start --address={shared_session.address} {STORE}"
+    start = f"{sys.executable} -m moray start --address={shared_session.address} {STORE}"
+    command = f"while umount -l /dev/shm 2> /dev/null; do :; done; exec {start}"
     done = host.run(
         "unshare", "-m", "sh", "-c", f"{command} --resources='{{\"x\": 1}}'", MORAY_TOKEN=shared_session.token
     )
@@ -90,7 +92,7 @@ def faketime() -> str:
     return str(next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))
 
 
-@pytest.mark.parametrize("hours", [-50, -20, 20])
+@pytest.mark.parametrize("hours", [-50, -20])
 def test_clocks_that_differ(shared_session: Hosts, hours: int) -> None:
     """Up to a day is nothing. More is said, with the number."""
     host = shared_session.hosts[1]

@@ -49,7 +49,7 @@ class FalseNode:
         self.inbox: list[tuple[bytes, m.AnyMessage]] = []
         self.ended: list[int] = []
         self.links = Links(self.node_id, self.reactor, self._dial, self._on_link)
-        self.head = HeadLink(self.reactor, dial_tls(cluster.address, self.reactor, self._context), self._page, self)  # type: ignore[arg-type]
+        self.head = HeadLink(self.reactor, dial_tls(cluster.address, self.reactor, self._context), self._page, self)
         self.head.join(m.NodeInfo(self.node_id, f"127.0.0.1:{self._listener.getsockname()[1]}", {}, {}))
         self.until(lambda: self.head.welcomed, "the head welcomes it")
         self.real = bytes.fromhex(head.node_id)

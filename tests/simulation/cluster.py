@@ -3,7 +3,8 @@
 Real are `Membership` (the head), and in each node `ClusterView`, `ClusterScheduler`, `Wishes` and `LocalScheduler`. The
 shells around them are the simulation's: they do what :mod:`moray.node.cluster` and :mod:`moray.head.members` do.
 Between nodes everything arrives once and in order for as long as both live, however long they cannot reach each other
-(:mod:`moray.node.links`); a connection to the head loses what was on its way when it ends (:mod:`moray.node.head_link`).
+(:mod:`moray.node.links`); a connection to the head loses what was on its way when it ends
+(:mod:`moray.node.head_link`).
 
 Nodes die, are cut off and healed, are declared dead while they live; heads die and are started anew; workers and owners
 die. `run` raises AssertionError if anything is granted twice, if a dead node is released while it may still start
@@ -20,8 +21,8 @@ from random import Random
 from typing import Any, Final
 
 from moray.core.membership import LEASE_S, Membership
-from moray.core.membership_actions import Died, Refuse, Released, Renewed, Welcome
-from moray.ids import new_process, tag_of
+from moray.core.membership_actions import Died, MemberAction, Refuse, Released, Renewed, Welcome
+from moray.ids import tag_of
 from moray.protocol.cluster_messages import NodeInfo
 from tests.simulation.cluster_node import Node
 
@@ -34,7 +35,7 @@ _DELTA_S: Final = 0.1
 class ClusterWorld:
     """One seed."""
 
-    def __init__(self, seed: int, most_nodes: int = 12) -> None:
+    def __init__(self, seed: int, most_nodes: int = 12, fewest_nodes: int = 3) -> None:
         self.random = Random(seed)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -44,9 +45,11 @@ class ClusterWorld:
         self.cut: set[tuple[bytes, bytes]] = set()
         #: (from, to) → what is on its way.
         self.lines: dict[tuple[bytes, bytes], deque[Callable[[], None]]] = {}
-        self.head = Head(self, 1, [])
+        self.head = Head(self, 1, [], [])
+        #: Tasks that have run to their end; events so far.
         self.finished = 0
-        for _ in range(self.random.randint(3, most_nodes)):
+        self.steps = 0
+        for _ in range(self.random.randint(fewest_nodes, most_nodes)):
             self.start_node()
 
     # --- time and lines -----------------------------------------------------------------------------------
@@ -71,10 +74,14 @@ class ClusterWorld:
         line = self.lines.get((source, target))
         if not line or not self.reaches(source, target):
             return  # When it is healed, all of it arrives.
-        call = line.popleft()
         receiver = self.nodes.get(target)
-        # A link ends when the receiver hears of the sender's death, not before.
-        if receiver is not None and receiver.knows(source):
+        if receiver is not None and source and not receiver.knows(source):
+            # One that it has not heard of yet comes again. A link ends when its end hears of the other's death.
+            if source not in receiver.buried:
+                self.at(self.random.uniform(0.05, 1.0), lambda: self._arrive(source, target))
+            return
+        call = line.popleft()
+        if receiver is not None:
             call()
 
     def heal(self, pair: tuple[bytes, bytes]) -> None:
@@ -88,6 +95,7 @@ class ClusterWorld:
         """Let time pass."""
         while self._events and self._events[0][0] <= until:
             self.now, _order, call = heapq.heappop(self._events)
+            self.steps += 1
             call()
         self.now = until
 
@@ -109,15 +117,17 @@ class ClusterWorld:
 
     def kill_head(self) -> None:
         old = self.head
+        if old.over:
+            return  # The next one is on its way.
         old.over = True
-        infos = old.table.nodes()
+        infos, dying = old.stored()
         for node in self.nodes.values():
             node.lose_head()
         # There is none until then: nodes that connect find nobody.
-        self.at(self.random.uniform(0.05, 3.0), lambda: self._start_head(old.table.epoch + 1, infos))
+        self.at(self.random.uniform(0.05, 3.0), lambda: self._start_head(old.table.epoch + 1, infos, dying))
 
-    def _start_head(self, epoch: int, infos: list[NodeInfo]) -> None:
-        self.head = Head(self, epoch, infos)
+    def _start_head(self, epoch: int, infos: list[NodeInfo], dying: list[bytes]) -> None:
+        self.head = Head(self, epoch, infos, dying)
 
     def fault(self) -> None:
         """One of them, now."""
@@ -159,7 +169,7 @@ class ClusterWorld:
                 self.fault()
             self.turn(self.now + self.random.random())
             self._check()
-        for pair in list(self.cut):
+        for pair in sorted(self.cut):
             self.heal(pair)
         end = self.now + SETTLE_S
         while self.now < end and not self._settled():
@@ -191,35 +201,53 @@ class ClusterWorld:
 class Head:
     """The head's table of nodes, and who is connected."""
 
-    def __init__(self, world: ClusterWorld, epoch: int, infos: list[NodeInfo]) -> None:
+    def __init__(self, world: ClusterWorld, epoch: int, infos: list[NodeInfo], dying: list[bytes]) -> None:
         self.world = world
         self.table: Membership[NodeInfo] = Membership(epoch)
         self.table.restore(infos, world.now)
         self.over = False
         #: Node → the number of its connection.
         self._connections: dict[bytes, int] = {}
+        #: What each node says of itself; the same of those that are dead and not released.
+        self._infos = {info.node_id: info for info in infos}
+        self._dying: dict[bytes, NodeInfo] = {}
+        for node_id in dying:
+            self._perform(self.table.refused(node_id, "it was dead before the head's restart"))
         self._tick()
         self._send_later()
 
-    def on_hello(self, node: Node, connection: int, info: NodeInfo, epoch: int) -> None:
-        actions = self.table.register(info, epoch, self.world.now)
-        for action in actions:
+    def stored(self) -> tuple[list[NodeInfo], list[bytes]]:
+        """What the next head knows: all that are not released, and which of them are dead."""
+        return [_copy(info) for info in (*self.table.nodes(), *self._dying.values())], list(self._dying)
+
+    def on_hello(self, node: Node, connection: int, info: NodeInfo, epoch: int, view: int) -> None:
+        if view and not self.table.get(info.node_id) and not self.table.death_of(info.node_id):
+            # It was released before this head's time.
+            self._refuse(node, connection, "fenced")
+            return
+        self._infos[info.node_id] = info
+        for action in self.table.register(info, epoch, self.world.now):
             if isinstance(action, Welcome):
-                self._send_delta()
-                self._connections[node.node_id] = connection
-                nodes = [_copy(known) for known in self.table.nodes()]
-                view, own = self.table.view, self.table.epoch
-                self._tell(node.node_id, lambda: node.on_welcome(own, view, nodes))
+                self._welcome(node, connection)
             elif isinstance(action, Refuse):
-                self.world.at(self.world.delay(), lambda: node.on_refused(connection, action.code))  # noqa: B023
+                self._refuse(node, connection, action.code)
+
+    def _welcome(self, node: Node, connection: int) -> None:
+        self._send_delta()
+        self._connections[node.node_id] = connection
+        nodes = [_copy(known) for known in self.table.nodes()]
+        view, epoch = self.table.view, self.table.epoch
+        self._tell(node.node_id, lambda: node.on_welcome(epoch, view, nodes))
+
+    def _refuse(self, node: Node, connection: int, code: str) -> None:
+        self.world.at(self.world.delay(), lambda: node.on_refused(connection, code))
 
     def on_renew(self, node: Node, number: int, available: dict[str, int], waiting: list[Any]) -> None:
         for action in self.table.renew(node.node_id, number, available, waiting, self.world.now):
             if isinstance(action, Renewed):
                 self._tell(node.node_id, lambda: node.on_renewed(number))
             elif isinstance(action, Refuse):
-                connection = node.connection
-                self.world.at(self.world.delay(), lambda: node.on_refused(connection, action.code))  # noqa: B023
+                self._refuse(node, node.connection, action.code)
 
     def _tell(self, node_id: bytes, call: Callable[[], None]) -> None:
         """On the node's connection, in order; lost with it."""
@@ -233,14 +261,19 @@ class Head:
     def _tick(self) -> None:
         if self.over:
             return
-        for action in self.table.tick(self.world.now):
+        self._perform(self.table.tick(self.world.now))
+        self.world.at(0.05, self._tick)
+
+    def _perform(self, actions: list[MemberAction]) -> None:
+        for action in actions:
             if isinstance(action, Died):
                 # Its connection is dropped: it is told nothing any more.
                 self._connections.pop(action.node_id, None)
+                self._dying[action.node_id] = self._infos[action.node_id]
             elif isinstance(action, Released):
+                del self._dying[action.node_id]
                 node = self.world.nodes.get(action.node_id)
                 assert node is None or node.lease_end <= self.world.now, "released while it may start something (FENCE)"
-        self.world.at(0.05, self._tick)
 
     def _send_later(self) -> None:
         if not self.over:
@@ -263,6 +296,6 @@ def _copy(info: NodeInfo) -> NodeInfo:
     return NodeInfo(info.node_id, info.address, dict(info.resources), dict(info.available), demand=list(info.demand))
 
 
-def process_of(node_id: bytes) -> bytes:
+def process_of(world: ClusterWorld, node_id: bytes) -> bytes:
     """The id of a new process there."""
-    return new_process(tag_of(node_id))
+    return tag_of(node_id) + world.random.randbytes(8)

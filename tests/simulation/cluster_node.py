@@ -106,10 +106,12 @@ class Node:
         #: Tag → the id of a living node.
         self.tags: dict[bytes, bytes] = {}
         self.owners: dict[bytes, Owner] = {}
+        #: Nodes that are dead, as the head has told.
+        self.buried: set[bytes] = set()
         #: Owners at other nodes that this one has heard of: process → id of its node.
         self.remote: dict[bytes, bytes] = {}
         #: Process → tags of nodes that hear of its death.
-        self.interest: dict[bytes, set[bytes]] = {}
+        self.interest: dict[bytes, dict[bytes, None]] = {}
         #: Worker → the lease that it has.
         self.workers: dict[bytes, int | None] = {}
         self.doomed: set[bytes] = set()
@@ -126,8 +128,8 @@ class Node:
         self._renew()
 
     def knows(self, source: bytes) -> bool:
-        """Whether what comes from there is heard: the head, or a node that is not dead for this one."""
-        return not source or self.tags.get(tag_of(source)) == source
+        """Whether the head has told of this node."""
+        return self.tags.get(tag_of(source)) == source
 
     # --- the head ---------------------------------------------------------------------------------------------
 
@@ -146,7 +148,7 @@ class Node:
 
     def _to_head(self, head: Any, connection: int, info: NodeInfo) -> None:
         if not (self.dead or head.over or connection != self.connection) and self.world.reaches(b"", self.node_id):
-            head.on_hello(self, connection, info, self.epoch)
+            head.on_hello(self, connection, info, self.epoch, self.view.version)
 
     def _connect_again(self, connection: int) -> None:
         if connection == self.connection and not self.welcomed:
@@ -181,6 +183,7 @@ class Node:
         self.epoch, self.welcomed, self.heard_at = epoch, True, self.world.now
         self.lease_end = max(self.lease_end, self.renewals[0] + LEASE_S)
         gone = self.view.reset(view, nodes)
+        assert not self.buried & {info.node_id for info in nodes}, "a dead node is back (FENCE)"
         self.tags = {tag_of(info.node_id): info.node_id for info in nodes}
         for node_id in gone:
             self.node_died(node_id)
@@ -205,6 +208,7 @@ class Node:
         self.heard_at = self.world.now
         assert self.view.apply(view, changed, dead), f"version {view} came after {self.view.version}"
         for info in changed:
+            assert info.node_id not in self.buried, "a dead node is back (FENCE)"
             self.tags[tag_of(info.node_id)] = info.node_id
         for node_id, _reason in dead:
             if self.tags.pop(tag_of(node_id), None) is not None:
@@ -213,6 +217,7 @@ class Node:
 
     def node_died(self, node_id: bytes) -> None:
         tag = tag_of(node_id)
+        self.buried.add(node_id)
         for process in [process for process, home in self.remote.items() if home == node_id]:
             self.forget(process)
         for owner in self.owners.values():
@@ -229,7 +234,7 @@ class Node:
         from tests.simulation.cluster import process_of
 
         if len(self.owners) < 3:
-            process = process_of(self.node_id)
+            process = process_of(self.world, self.node_id)
             self.owners[process] = Owner(self, process)
         owner = self.world.random.choice(list(self.owners.values()))
         owner.work(self.world.random.randint(1, 2), self.world.random.randint(1, 12))
@@ -243,7 +248,7 @@ class Node:
         if held.node == self.tag:
             self.return_lease(owner.process, lease)
         else:
-            self.interest.setdefault(owner.process, set()).add(held.node)
+            self.interest.setdefault(owner.process, {})[held.node] = None
             self.say(held.node, lambda node: node.return_lease(owner.process, lease))
 
     def lose_an_owner(self) -> None:
@@ -283,11 +288,9 @@ class Node:
         process, key, need = wish.owner, wish.key, dict(wish.need)
         if step.node == self.tag:
             if process in self.owners:
-                self.perform(
-                    self.scheduler.request(process, JOB, key, more, seen, need, "", "f", self.world.now)
-                )
+                self.perform(self.scheduler.request(process, JOB, key, more, seen, need, "", "f", self.world.now))
             return
-        self.interest.setdefault(process, set()).add(step.node)
+        self.interest.setdefault(process, {})[step.node] = None
         own = self.node_id
         self.say(step.node, lambda node: node.on_remote_request(own, process, key, more, seen, need))
 
@@ -330,8 +333,8 @@ class Node:
             elif isinstance(action, Revoked):
                 lease = action.lease
                 self._to_owner(action.owner, lambda owner, lease=lease: owner.over(lease))  # type: ignore[misc]
-            elif isinstance(action, Refuse):
-                raise AssertionError(action)
+            else:
+                assert not isinstance(action, Refuse), action
 
     def _grant(self, grant: Grant) -> None:
         if grant.worker not in self.workers:
@@ -345,7 +348,7 @@ class Node:
             return
         home = self.remote.get(process)
         if home is not None:
-            self.interest.setdefault(worker, set()).add(tag_of(home))
+            self.interest.setdefault(worker, {})[tag_of(home)] = None
             self.say(tag_of(home), lambda node: node.on_remote_grant(tag, process, key, lease, worker))
 
     def _granted_here(self, process: bytes, key: int, lease: int, worker: bytes) -> None:
@@ -386,7 +389,7 @@ class Node:
 
         if self.dead:
             return
-        worker = process_of(self.node_id)
+        worker = process_of(self.world, self.node_id)
         self.workers[worker] = None
         self.perform(self.scheduler.worker_started(worker, JOB, "", self.world.now))
 
@@ -426,14 +429,16 @@ class Node:
         self.view.validate()
         self.chooser.validate()
         for wish in self.wishes.waiting():
-            assert sum(wish.asked.values()) == wish.owed, "a wish that nobody was asked for"
+            assert wish.refused or sum(wish.asked.values()) == wish.owed, "a wish that nobody was asked for"
 
     def problems(self) -> list[str]:
         """What is not as it should be when nothing is left to do."""
-        name, found = self.tag.hex(), []
-        for owner in self.owners.values():
-            if any(owner.todo.values()) or owner.leases:
-                found.append(f"owner {owner.process.hex()} has {owner.todo} to do, {len(owner.leases)} leases")
+        name, nodes = self.tag.hex(), self.world.nodes
+        found = [
+            f"owner {owner.process.hex()} has {owner.todo} to do, {len(owner.leases)} leases"
+            for owner in self.owners.values()
+            if any(owner.todo.values()) or owner.leases
+        ]
         if self.scheduler.available != self.total:
             found.append(f"node {name} has {self.scheduler.available} of {self.total}")
         if list(self.wishes.waiting()):
@@ -442,12 +447,14 @@ class Node:
         booked = {node.node_id[:4].hex(): node.booked for node in self.view.nodes.values() if node.booked}
         if booked:
             found.append(f"node {name} has booked {booked}")
-        if set(self.view.nodes) != set(self.world.nodes):
-            found.append(f"node {name} knows {len(self.view.nodes)} nodes of {len(self.world.nodes)}")
-        strangers = [process for process, home in self.remote.items() if home not in self.world.nodes]
-        if strangers:
-            found.append(f"node {name} knows owners of dead nodes: {strangers}")
-        gone = [p for p, home in self.remote.items() if home in self.world.nodes and p not in self.world.nodes[home].owners]
+        if set(self.view.nodes) != set(nodes):
+            found.append(f"node {name} knows {len(self.view.nodes)} nodes of {len(nodes)}")
+        gone = [process.hex() for process, home in self.remote.items() if home not in nodes]
+        gone += [
+            process.hex()
+            for process, home in self.remote.items()
+            if home in nodes and process not in nodes[home].owners
+        ]
         if gone:
             found.append(f"node {name} knows owners that are dead: {gone}")
         return found

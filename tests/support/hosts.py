@@ -328,7 +328,11 @@ class Hosts:
         for host in reversed(self.hosts):
             done = host.moray("stop")
             assert done.returncode == 0, done.stderr
-        left = {host.namespace: pids for host in self.hosts if (pids := host.pids())}
+        left = [
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-120:]
+            for host in self.hosts
+            for pid in host.pids()
+        ]
         assert not left, f"processes are left after `moray stop`: {left}"
 
 

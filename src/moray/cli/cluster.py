@@ -76,9 +76,11 @@ def start(
             )
     except (NodeStartError, AuthenticationError, OSError, ValueError) as error:
         raise click.ClickException(str(error) + _who_listens(str(error), port if head else node_port)) from None
+    # Whoever reads that it runs may end it at once.
+    stopped = _pass_on_stops(handle) if block else []
     _say_started(handle, token, time.monotonic() - began, temp_dir)
     if block:
-        return _wait(handle)
+        return _wait(handle, stopped)
     return 0
 
 
@@ -149,8 +151,8 @@ def _say_started(handle: NodeHandle, token: str, seconds: float, temp_dir: str) 
         click.echo("\nEnd it:\n  moray stop")
 
 
-def _wait(handle: NodeHandle) -> int:
-    """Until the node ends, or this process is told to end: for supervisors."""
+def _pass_on_stops(handle: NodeHandle) -> list[int]:
+    """What tells this process to end, ends the node; the list tells that it has come."""
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
@@ -159,6 +161,11 @@ def _wait(handle: NodeHandle) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    return stopped
+
+
+def _wait(handle: NodeHandle, stopped: list[int]) -> int:
+    """Until the node ends, or this process is told to end: for supervisors."""
     handle.wait_ended()
     if stopped:
         return 0
@@ -171,7 +178,7 @@ def _wait(handle: NodeHandle) -> int:
 
 def stop(force: bool, temp_dir: str, grace_s: float = _STOP_S) -> int:
     """End this user's nodes of clusters on this machine, and only their processes."""
-    nodes = [found for found in find_nodes(temp_dir) if not found.node.driver_only]
+    nodes = [found for found in find_nodes(temp_dir, starting=True) if not found.node.driver_only]
     if not nodes:
         click.echo("no node of a cluster runs here")
         return 0
@@ -186,7 +193,8 @@ def stop(force: bool, temp_dir: str, grace_s: float = _STOP_S) -> int:
         if forced:
             process_control.kill(found.node.pid)
             session_directory.kill_tagged(found.session.session)
-            session_directory.remove_session(found.session.session_dir)
+        # A node that is told to end while it begins anew cannot do so itself.
+        session_directory.remove_session(found.session.session_dir)
         how = "ended by force" if forced else "ended"
         click.echo(f"node {found.node.node_id[:8]} of the cluster at {found.node.head} has {how}")
     return 0

@@ -202,9 +202,10 @@ class LocalScheduler(GroupScheduling):
         over = known.lease if known is not None else None
         if known is None or over is None or over.state is not LeaseState.REVOKING or over.number > lease:
             return self._done()
-        owner = over.request.owner
+        # With its last lease an owner may be forgotten, which is no reason not to tell it.
+        owner, told = over.request.owner, over.request.owner.present
         self._end(over)
-        if owner.present:
+        if told:
             self._actions.append(Revoked(owner.process, over.number))
         self._freed(known)
         return self._decide()

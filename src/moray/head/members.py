@@ -134,11 +134,13 @@ class Members:
             return
         peer = self._peers.get(hello.info.node_id)
         known = (peer.carried, peer.sent) if peer is not None else (0, 0)
-        strange = hello.relayed > known[0] or hello.heard > known[1]
+        strange = hello.relayed > known[0] or hello.heard > known[1] or (peer is None and hello.view > 0)
         if strange and not self.table.death_of(hello.info.node_id):
-            # Its streams began with a head whose storage is gone, or it was released long ago.
+            # Its streams began with a head whose storage is gone, or it was released before this head's time: the
+            # others know it as dead, and have forgotten what they had to do with it.
             reason = (
-                f"it has had {hello.heard} messages and answers to {hello.relayed}, of which this head knows {known}"
+                f"it has had {hello.heard} messages, answers to {hello.relayed} and version {hello.view} of the table, "
+                f"of which this head knows {known if peer is not None else 'nothing'}"
             )
             self._hang_up(connection, m.Refused(f"{reason}: it must join with a new id", "fenced"))
             return

@@ -40,10 +40,10 @@ class Found(msgspec.Struct):
     node: ClusterNode
 
 
-def find_nodes(temp_dir: str = "") -> list[Found]:
-    """The live nodes of clusters on this machine, newest first."""
+def find_nodes(temp_dir: str = "", *, starting: bool = False) -> list[Found]:
+    """The live nodes of clusters on this machine, newest first; `starting`: those, too, that begin anew just now."""
     found = []
-    for session in find_sessions(temp_dir):
+    for session in find_sessions(temp_dir, starting=starting):
         try:
             with open(f"{session.session_dir}/{CLUSTER_FILE}", "rb") as file:
                 found.append(Found(session, msgspec.json.decode(file.read(), type=ClusterNode)))

@@ -8,7 +8,6 @@ are left out, names are sorted. What is not worth shipping is left out (:data:`D
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -32,17 +31,20 @@ DEFAULT_EXCLUDES: Final = (
     ".git", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
     ".tox",
 )  # fmt: skip
+#: What has it is a virtual environment: as good as nothing on another host, and large.
+_VIRTUALENV: Final = "pyvenv.cfg"
 IGNORE_FILES: Final = (".gitignore", ".rayignore")
 ARCHIVES: Final = (".zip", ".whl")
 
 #: A larger package is refused, unless MORAY_PACKAGE_MAX_BYTES says otherwise: it would be sent to every host.
 MAX_BYTES: Final = 100 * 1000 * 1000
 #: Before compression, a directory may have so many times as much.
-_MAX_RATIO: Final = 10
+_MAX_RATIO: Final = 4
 _MAX_FILES: Final = 50_000
 _LARGEST: Final = 5
 _CHUNK: Final = 1 << 20
-_LEVEL: Final = 3
+#: The fastest: somebody waits for it.
+_LEVEL: Final = 1
 _NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 
@@ -170,8 +172,15 @@ def scan(
     while pending:
         prefix, directory, above = pending.pop()
         check()
-        with os.scandir(directory) as entries:
-            listed = list(entries)
+        try:
+            with os.scandir(directory) as entries:
+                listed = list(entries)
+        except FileNotFoundError:
+            if directory == root:
+                raise
+            continue  # It was removed at this moment.
+        if directory != root and any(entry.name == _VIRTUALENV for entry in listed):
+            continue
         for entry in listed:
             name = prefix + entry.name
             is_directory = entry.is_dir()
@@ -182,7 +191,10 @@ def scan(
                 if not entry.is_symlink() or real not in above:  # A link to where it lies has no end.
                     pending.append((f"{name}/", entry.path, (*above, real)))
             elif entry.is_file():  # Neither sockets nor pipes, nor links to nowhere.
-                about = entry.stat()
+                try:
+                    about = entry.stat()
+                except FileNotFoundError:
+                    continue  # As above: editors and compilers do so.
                 executable = bool(about.st_mode & stat.S_IXUSR)
                 found.append(File(name, entry.path, about.st_size, about.st_mtime_ns, executable))
                 total += about.st_size
@@ -269,10 +281,14 @@ def _write(root: str, files: list[File], target: str, prefix: str, limit: int, c
         zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,
     ):
         for file in files:
+            try:
+                content = open(file.path, "rb")  # noqa: SIM115 - closed by the next `with`
+            except FileNotFoundError:
+                continue  # It was removed since it was listed.
             info = zipfile.ZipInfo(prefix + file.name, _NO_TIME)
             info.external_attr = (stat.S_IFREG | (0o755 if file.executable else 0o644)) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
-            with open(file.path, "rb") as content, archive.open(info, "w", force_zip64=True) as packed:
+            with content, archive.open(info, "w", force_zip64=True) as packed:
                 while chunk := content.read(_CHUNK):
                     check()
                     packed.write(chunk)
@@ -302,6 +318,8 @@ def _create(path: str) -> int:
 
 def digest(path: str) -> str:
     """The name of the package at `path`."""
+    import hashlib
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -73,6 +73,19 @@ def new_path(root: str, pid: int) -> str:
     return f"{root}/{_PREFIX}{time.strftime('%Y-%m-%d_%H-%M-%S')}_{pid}_{os.urandom(2).hex()}"
 
 
+def empty(session_dir: str) -> None:
+    """Remove what a node leaves that begins anew at the same place (:mod:`moray.node.rejoin`): all but its lock, its
+    certificate, its logs, and by what others find it."""
+    with os.scandir(session_dir) as entries:
+        for entry in entries:
+            if entry.name in {LOCK_NAME, CLUSTER_FILE, TLS_FOLDER, LOG_FOLDER}:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                _unlink(entry.path)
+
+
 def create(session_dir: str) -> int:
     """Make a session's directory: the descriptor that holds its lock. Called by the node itself."""
     while True:
@@ -150,12 +163,12 @@ def is_alive(session_dir: str) -> bool:
     return False
 
 
-def find_sessions(temp_dir: str = "") -> list[Session]:
-    """The live sessions of this user that accept connections, newest first."""
+def find_sessions(temp_dir: str = "", *, starting: bool = False) -> list[Session]:
+    """The live sessions of this user that accept connections, newest first; `starting`: those, too, that do not yet."""
     found = [
         Session(os.path.basename(path), path, f"{path}/{NODE_SOCKET}")
         for path in _directories(root_directory(temp_dir))
-        if os.path.exists(f"{path}/{NODE_SOCKET}") and is_alive(path)
+        if (starting or os.path.exists(f"{path}/{NODE_SOCKET}")) and is_alive(path)
     ]
     # Names begin with the time, which decides but for sessions of the same second.
     return sorted(found, key=lambda session: (session.session[:27], _made(session.session_dir)), reverse=True)

@@ -302,7 +302,7 @@ class Cluster:
         silence = f"the cluster's head at {self._head_address} has not been heard of for {self.head.lease_s:g} s"
         log(f"{silence} ({reason})")
         self._node.warn_all(
-            f"{silence} ({reason}). Running tasks go on; calls of actors wait, and no actor is placed until it is back. "
+            f"{silence} ({reason}). Running tasks go on; calls of actors wait until it is back, and none is placed. "
             f"If it stays away for {HEAD_LOST_S:g} s, this session ends"
         )
 
@@ -325,6 +325,8 @@ class Cluster:
     def _begin_anew(self, reason: str) -> None:
         """What runs here ends. A machine's node looks for its cluster again; one that a driver has made ends."""
         if self._config.driver_only:
+            # Its driver, which has asked for nothing, is to know why.
+            self._node.clients.send_all([client.process for client in self._local_clients()], m.Shutdown(reason))
             self._node.end_session(reason)
         self._node.begin_anew(reason)
 

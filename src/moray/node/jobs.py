@@ -118,7 +118,7 @@ class TemplateConfigs:
         config = job.config
         environ, executable = config.environ, config.executable
         if found.foreign:
-            environ, executable = _environ_here(environ), sys.executable
+            environ, executable = _environ_here(environ) | _parse_vars(config.runtime_env), sys.executable
         environ = worker_environ(environ | extra.env_vars, self._session)
         sys_path, cwd = _paths(config, found)
         return TemplateConfig(
@@ -145,6 +145,15 @@ def _parse(runtime_env: str) -> RuntimeEnv:
     if found.working_dir and not any(package.kind == "working_dir" for package in found.packages):
         found.packages.insert(0, m.Package(found.working_dir, b"", "working_dir"))
     return found
+
+
+class _Vars(msgspec.Struct):
+    env_vars: dict[str, str] = {}
+
+
+def _parse_vars(runtime_env: str) -> dict[str, str]:
+    """What a job's own environment says of variables, which is what the user wants on every host."""
+    return msgspec.json.decode(runtime_env, type=_Vars).env_vars if runtime_env else {}
 
 
 def _wanted(config: m.JobConfig, extra: RuntimeEnv) -> list[m.Package]:

@@ -40,7 +40,10 @@ def main() -> NoReturn:
     config = msgspec.msgpack.decode(read_all(0), type=NodeConfig)
     _redirect_input()
     owner_pidfd = _watch_owner(config.driver_pid)
-    lock = session_directory.create(config.session_dir)
+    if config.cluster is not None and config.cluster.rejoins:
+        lock = os.dup(2)  # The session is there, and this has been its lock while nothing else was open.
+    else:
+        lock = session_directory.create(config.session_dir)
     _open_log(config.session_dir)
     process_control.preload()
 

@@ -123,18 +123,7 @@ class Node:
         self.groups = Groups(self.clients, OneNode(self.bundles.reserve), self.reactor, self)
         self.groups.node_changed(PlacementNode(self.node_id, total, total, labels, frozenset(devices)))
         #: What becomes of a client's message.
-        self._handlers: dict[type[m.Message], Callable[[Client, Any], None]] = {
-            **self.leases.handlers,
-            **self.actors.handlers,
-            **self.groups.handlers,
-            **dict.fromkeys(
-                (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
-                lambda client, message: self.objects.handle(client.process, message),
-            ),
-            m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
-            m.Shutdown: self._on_shutdown,
-            m.MadePackages: lambda client, message: self.packages.adopt(client.job, message.made),
-        }
+        self._handlers = self._make_handlers()
         Signals(
             self.reactor,
             {
@@ -151,6 +140,20 @@ class Node:
             self._join(config.cluster, stopper, on_joined)
         session_directory.write_node_id(config.session_dir, self.node_id)
         self._server = Server(self.address, self.reactor, settings, self._on_hello)
+
+    def _make_handlers(self) -> dict[type[m.Message], Callable[[Client, Any], None]]:
+        return {
+            **self.leases.handlers,
+            **self.actors.handlers,
+            **self.groups.handlers,
+            **dict.fromkeys(
+                (m.CreateObject, m.SealObject, m.PinObject, m.UnpinObjects, m.FreeObjects, m.AbortObject),
+                lambda client, message: self.objects.handle(client.process, message),
+            ),
+            m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
+            m.Shutdown: self._on_shutdown,
+            m.MadePackages: lambda client, message: self.packages.adopt(client.job, message.made),
+        }
 
     def _join(self, config: ClusterConfig, workers: LocalWorkers, on_joined: Callable[[str, str], None]) -> None:
         """Become one node of several."""
@@ -568,9 +571,8 @@ class Node:
 
     def begin_anew(self, reason: str) -> NoReturn:
         """End everything, and be another node of the cluster."""
-        assert self.cluster is not None
         self._end_all(reason)
-        begin_anew(self.config, self.cluster.credentials, self.clients, reason)
+        begin_anew(self.config, self.clients, reason)
 
     def _end_all(self, reason: str) -> None:
         log(f"the session ends: {reason}")

@@ -10,7 +10,6 @@ The first node asked is that of the process that made the package. If it is dead
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -36,6 +35,8 @@ class _Sink:
     """The file that a package becomes. Touched by the packing thread alone."""
 
     def __init__(self, folder: str, name: str, number: int) -> None:
+        import hashlib
+
         self._path = f"{folder}/.{number}.part"
         self._name = name
         self._fd = -1

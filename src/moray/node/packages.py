@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -81,9 +80,10 @@ class _Order:
 class _Resolution:
     """The name of something that is packed because another host asked."""
 
-    __slots__ = ("asking", "name", "reason")
+    __slots__ = ("asking", "job", "name", "reason")
 
-    def __init__(self) -> None:
+    def __init__(self, job: int) -> None:
+        self.job = job
         self.name = self.reason = ""
         #: (node, number of its question); None: the answer is known.
         self.asking: list[tuple[bytes, int]] | None = []
@@ -172,8 +172,8 @@ class Packages:
         def finish() -> None:
             failed = next((order for order in orders if not order.place and not _dispensable(order.package)), None)
             for order in orders:
-                if not order.place:
-                    self._orders.pop(_key(job.number, order.package), None)  # The next worker tries again.
+                if not order.place and self._lives(order):
+                    del self._orders[_key(job.number, order.package)]  # The next worker tries again.
             if failed is not None:
                 then(None, f"the {failed.package.kind} {failed.package.path} of {self._where(failed)}: {failed.reason}")
                 return
@@ -208,6 +208,8 @@ class Packages:
             order.waiting.clear()
         for about in [about for about in self._told if about[0] == job]:
             del self._told[about]
+        for asked in [asked for asked, known in self._resolutions.items() if known.job == job]:
+            del self._resolutions[asked]
         folder = self._job_folder(job)
         if os.path.isdir(folder):
             self._run(lambda: remove_tree(folder), _log_failure)
@@ -261,6 +263,8 @@ class Packages:
 
     def _link(self, path: str) -> str:
         """A directory with nothing in it but this module."""
+        from hashlib import sha256
+
         folder = f"{self._folder}/links/{sha256(os.fsencode(path)).hexdigest()[:16]}"
         os.makedirs(folder, mode=0o700, exist_ok=True)
         try:
@@ -294,7 +298,7 @@ class Packages:
         if not self._lives(order):
             return
         here = self._zips.get(name)
-        if here is not None:
+        if here is not None and os.path.exists(here.path):  # See _sweep.
             self._use(name, order.job)
             self._unpack(order, here.path)
             return
@@ -362,7 +366,10 @@ class Packages:
             if kept > limit:
                 gone = f"{self._folder}/.{next(self._numbers)}.gone"
                 # A package of this name may come again before the thread has removed this one.
-                os.rename(self._zips.pop(name).path, gone)
+                try:
+                    os.rename(self._zips.pop(name).path, gone)
+                except FileNotFoundError:
+                    continue  # Whatever removes old files of temporary directories was here first.
                 self._run(lambda gone=gone: os.unlink(gone), _log_failure)  # type: ignore[misc]
 
     # --- what other nodes want ---------------------------------------------------------------------------------
@@ -372,9 +379,9 @@ class Packages:
         key = question.snapshot, package.path, package.kind
         known = self._resolutions.get(key)
         if known is not None and known.asking is None and known.name and known.name not in self._zips:
-            known = None  # It was removed: the job had ended here, and a detached actor goes on elsewhere.
+            known = None  # It was removed: nobody has used it here, and a detached actor elsewhere wants it.
         if known is None:
-            known = self._resolutions[key] = _Resolution()
+            known = self._resolutions[key] = _Resolution(question.job)
             self._pack(known, question)
         if known.asking is None:
             self._answer(tag, question.request, known)
@@ -385,6 +392,7 @@ class Packages:
         package = question.package
 
         def on_packed(made: packages.Made | None, reason: str) -> None:
+            log(f"job {question.job}: {package.path} for other hosts: {reason or f'package {made and made.name[:12]}'}")
             if made is not None:
                 resolution.name = made.name
                 self.adopt(question.job, [(made.name, made.file)])

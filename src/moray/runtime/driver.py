@@ -321,7 +321,7 @@ def _labels(given: Any) -> dict[str, str]:
 
 
 def _job_config(options: dict[str, Any]) -> m.JobConfig:
-    asked = packages.check(_runtime_env(options))
+    asked = packages.check_job(_runtime_env(options))
     cwd = os.getcwd()
     paths = [os.path.abspath(path) for path in sys.path]
     if cwd not in paths and "working_dir" not in asked:

@@ -30,8 +30,9 @@ from moray.runtime import stream_producer
 from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
+from moray.runtime.task_errors import ArgumentLostError
 from moray.runtime.timeline import Events
-from moray.runtime.values import ArgumentLostError, unpicklable
+from moray.runtime.values import unpicklable
 from moray.runtime.work import Called, Construction, Queued, Work
 from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
 

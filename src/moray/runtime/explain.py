@@ -275,7 +275,7 @@ class Explainer:
             )
         if entry.ready:
             what = "an error, which get() raises" if entry.error else f"{entry.size or len(entry.blob or b'')} bytes"
-            return f"The object is ready ({what})."
+            return f"The object is ready ({what}).{self.runtime.recovery.warning(entry)}"
         return self._explain(lambda: self.answers.target(entry))
 
     def explain_actor(self, actor: bytes, creator: bytes) -> str:

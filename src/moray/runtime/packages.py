@@ -27,6 +27,8 @@ from moray.protocol import messages as m
 if TYPE_CHECKING:
     from moray.runtime.runtime import Runtime
 
+#: "config" has settings of Ray's that mean nothing here.
+_FIELDS: Final = frozenset({"config", "env_vars", "excludes", "py_modules", "working_dir"})
 #: Where the wire has the packages of an environment; no user sees it.
 PACKAGES: Final = "_packages"
 
@@ -60,6 +62,18 @@ def check(environment: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
             raise TypeError(f"runtime_env: excludes={patterns!r:.200} should be a list of patterns")
         found["excludes"] = list(patterns)
+    return found
+
+
+def check_job(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a job's, of which no node would say later what it cannot do."""
+    found = check(environment)
+    unknown = sorted(found.keys() - _FIELDS)
+    if unknown:
+        raise ValueError(
+            f"init(): runtime_env has {', '.join(unknown)}, which moray does not set up: it knows "
+            f"{', '.join(sorted(_FIELDS))}. Install packages in the environment that starts the program, on every host"
+        )
     return found
 
 
@@ -175,18 +189,16 @@ def _complete(runtime: Runtime, items: list[m.Package]) -> None:
         item.node = tag_of(runtime.process)
     if not welcome.credentials:
         return
-    made = []
     for item in items:
         known_as = (welcome.session, welcome.job_id, item.path, tuple(item.excludes))
         files = _files(item)
         known = _known.get(known_as)
         if known is None or known[0] != files:
-            packed = _pack(welcome.session_dir, item)
-            made.append((packed.name, packed.file))
-            known = _known[known_as] = files, packed.name
+            made = _pack(welcome.session_dir, item)
+            # The node first: an interrupt in between must not make it known to this process alone.
+            runtime.node.send(m.MadePackages([(made.name, made.file)]))
+            known = _known[known_as] = files, made.name
         item.name = known[1]
-    if made:
-        runtime.node.send(m.MadePackages(made))
 
 
 def _files(item: m.Package) -> list[packages.File]:

@@ -13,11 +13,13 @@ recipes can make again: of these, the entry alone is kept, and the value may be 
 nothing is kept: a copy is lost only with everything else. Nor is anything of tasks with inline results, which lie with
 their owner.
 
-A borrower asks the owner, who looks (``Fetch.lost``). All is the loop's, but for :meth:`Recovery.wait`.
+A borrower asks the owner, who looks (``Fetch.lost``). All is the loop's, but for :meth:`Recovery.read`.
 """
 
 from __future__ import annotations
 
+from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -34,7 +36,7 @@ from moray.serialization import context
 if TYPE_CHECKING:
     from moray.runtime.references import TaskToken
     from moray.runtime.runtime import Runtime
-    from moray.runtime.values import ArgumentLostError
+    from moray.runtime.task_errors import ArgumentLostError
 
 #: How often one reader, or one task, finds that an object is not where its owner says it is, before that is an error.
 _ROUNDS: Final = 8
@@ -100,6 +102,8 @@ class Recovery:
         held: dict[bytes, int] = {}
         if known is None and attempts:
             self._keep_arguments(recipe, task, inputs, held)
+        elif known is None:
+            task.payload = b""  # It will not run again; what remains says why.
         self._recipes[task.seq] = recipe
         recipe.task.attempt = task.attempt
         # What it was sent with is made anew for each run, and whoever submitted it may have ended.
@@ -234,9 +238,9 @@ class Recovery:
 
     def _lost(self, entries: list[Entry]) -> None:
         """There is no copy anywhere."""
-        known = [entry.key for entry in entries if self.core.knows(entry.key >> 32)]
+        known = [entry.key for entry in entries if entry.key in self._entries]
         for entry in entries:
-            if not self.core.knows(entry.key >> 32):
+            if entry.key not in self._entries:
                 reason = "it was made by put(), and no task can make it again"
                 self.small(entry)
                 self._runtime.values.fail(entry, exceptions.ObjectLostError(entry.id.hex(), reason=reason))
@@ -280,7 +284,9 @@ class Recovery:
         if found is None:
             self._runtime.references.drain()
             if entry.book is not None and not entry.book.freed:
+                outer, context.cover = context.cover, None  # It is ours.
                 found = self._runtime.references.import_ref(entry.id)  # Others have it.
+                context.cover = outer
         return found
 
     def stand_in(self, seq: int, index: int) -> ObjectRef[Any] | None:
@@ -302,7 +308,7 @@ class Recovery:
 
     def _fail(self, failed: Failed) -> None:
         entry = self._entries.get(failed.key)
-        if entry is not None:
+        if entry is not None and not entry.ready:
             error = self._error(failed)
             self.small(entry)
             self._runtime.values.fail(entry, error)
@@ -377,7 +383,22 @@ class Recovery:
 
     # --- readers: any thread ------------------------------------------------------------------------------------
 
-    def wait(self, entry: Entry, tag: bytes, rounds: int, deadline: float | None) -> bool:
+    def read(self, entry: Entry, deadline: float | None) -> tuple[bytes | memoryview, bool]:
+        """The bytes of an entry that was in the store, and whether they are an error, if it was lost and made again."""
+        values = self._runtime.values
+        for rounds in count():
+            values.space.tell_of(entry)
+            node = values.places.of(entry)
+            try:
+                return values.map_stored(entry.id, node, entry.size), False
+            except exceptions.ObjectLostError:
+                if not self._wait(entry, node or values.places.tag, rounds, deadline):
+                    raise
+            if entry.blob is not None:
+                return entry.blob, entry.error
+        raise AssertionError  # count() does not end.
+
+    def _wait(self, entry: Entry, tag: bytes, rounds: int, deadline: float | None) -> bool:
         """A stored object was not at this node: return when it is ready again; False if that is no use."""
         runtime = self._runtime
         if runtime.remote is None or rounds >= _ROUNDS:
@@ -394,7 +415,10 @@ class Recovery:
         while not told:
             runtime.block(waiter, None)
             runtime.check_usable()
-        runtime.values.wait_again(entry, deadline)
+        if deadline is not None:
+            runtime.values.wait_for([entry], max(0.0, deadline - monotonic()))
+        elif not entry.ready:
+            runtime.values.wait_for_one(entry)
         return True
 
     # --- explanations -------------------------------------------------------------------------------------------
@@ -409,7 +433,7 @@ class Recovery:
         return f"Its copy was lost ({why}); other nodes are asked for one."
 
     def warning(self, entry: Entry) -> str:
-        """What a ready object of ours lacks; "": nothing."""
+        """What a ready object of ours lacks; "": nothing. Any thread."""
         if entry.key in self._entries and self.core.why_not(entry.key) is Why.BUDGET:
             return " If its copies are lost, it cannot be rebuilt: the recipe was forgotten (MORAY_LINEAGE_BYTES)."
         return ""

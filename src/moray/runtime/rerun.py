@@ -6,6 +6,7 @@ its lost results alone; what else it makes is discarded. A stand-in has a number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -150,7 +151,7 @@ class Replay:
                 entry.size = item.size
             else:
                 self._recovery.small(entry)
-            runtime.submitter._publish(entry)
+            runtime.submitter.publish(entry)
 
     def finish(self, task: Task, items: int) -> None:
         """The generator has ended: what is still lost was not made."""
@@ -166,7 +167,32 @@ class Replay:
             self._recovery.small(entry)
             entry.error = True
             entry.blob = error
-            self._runtime.submitter._publish(entry)
+            self._runtime.submitter.publish(entry)
 
     def replay(self, task: Task) -> None:
         """One more attempt: all items again."""
+
+
+def take_values(
+    runtime: Runtime, task: Task, entries: Sequence[Entry | None], blob: bytes, extra: m.ResultExtra, node: bytes
+) -> None:
+    """A task has ended, at this node: what it made, the first time or again, becomes its entries' values. Nobody wants
+    what has no entry. Loop only."""
+    recovery = runtime.recovery
+    blobs = extra.blobs or [blob]
+    for index, entry in enumerate(entries):
+        size = extra.stored[index] if extra.stored else 0
+        if entry is None:
+            if size:
+                recovery.discard(task.seq << 32 | index, node)
+            continue
+        entry.blob = None if size else blobs[index]
+        if size:
+            recovery.stored(task, entry)
+            runtime.values.note_stored(entry, node)
+        elif task.attempt:
+            recovery.small(entry)
+            runtime.values.forget_stored(entry)  # An attempt that died may have left a large value.
+        entry.size = size
+        runtime.submitter.publish(entry)
+    recovery.ended(task)

@@ -183,7 +183,7 @@ class Stream:
             entry.blob = NONE_BLOB
             if inbox is not None and self.dynamic:
                 self._gather(entry, inbox)
-            self._runtime.submitter._publish(entry)
+            self._runtime.submitter.publish(entry)
         self._forget()
 
     def _gather(self, entry: Entry, inbox: Inbox) -> None:

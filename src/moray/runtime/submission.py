@@ -30,6 +30,7 @@ from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
+from moray.runtime.rerun import take_values
 from moray.runtime.strategies import locality_of
 from moray.runtime.streams import Streams, make_stream
 from moray.runtime.task_errors import crashed
@@ -431,26 +432,9 @@ class Submitter:
             task.stream.finish(task, extra.items)
             runtime.recovery.ended(task)
             return
-        blobs = extra.blobs or [result.blob]
-        node = tag_of(peer.origin.process)
-        for index, entry in enumerate(entries):
-            size = extra.stored[index] if extra.stored else 0
-            if entry is None:
-                if size:
-                    runtime.recovery.discard(task.seq << 32 | index, node)
-                continue
-            entry.blob = None if size else blobs[index]
-            if size:
-                runtime.recovery.stored(task, entry)
-                runtime.values.note_stored(entry, node)
-            elif task.attempt:
-                runtime.recovery.small(entry)
-                runtime.values.forget_stored(entry)  # An attempt that died may have left a large value.
-            entry.size = size
-            self._publish(entry)
-        runtime.recovery.ended(task)
+        take_values(runtime, task, entries, result.blob, extra, tag_of(peer.origin.process))
 
-    def _publish(self, entry: Entry) -> None:
+    def publish(self, entry: Entry) -> None:
         """The entry's value is set. If its last reference went while it was pending, it goes now."""
         entry.task = None
         self._runtime.values.ready(entry)
@@ -477,7 +461,7 @@ class Submitter:
                 entry.error = True  # Before the blob: a thread may be reading what was lost (LINEAGE).
                 entry.blob = error
                 entry.seen = entry.seen or given
-                self._publish(entry)
+                self.publish(entry)
         if task.stream is not None:
             task.stream.fail(task, error)
         self._runtime.recovery.failed(task)

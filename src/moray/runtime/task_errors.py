@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from moray.runtime.worker import Worker
 
 
+class ArgumentLostError(exceptions.ObjectLostError):
+    """A task's argument is not where its owner said: it shall look, and run the task then. Never leaves moray."""
+
+    #: The object's id, and the tag of the node where it should be.
+    what = b""
+
+
 def make(runtime: Worker, name: str, error: BaseException, task_id: bytes) -> exceptions.MorayError:
     """A TaskError that carries `error`, its traceback, and where it happened."""
     if isinstance(error, ModuleNotFoundError) and runtime.welcome.shipped:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from moray.runtime.explain_answers import why_pending
 from moray.runtime.places import Places
 from moray.runtime.references import Contains, TaskToken
 from moray.runtime.space import NOTHING_TO_FREE, Space
+from moray.runtime.task_errors import ArgumentLostError
 from moray.runtime.tasks import Life
 from moray.runtime.waits import Wait
 from moray.runtime.writing import Writer, store_error
@@ -37,13 +37,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from moray.runtime.runtime import Runtime, Waiter
-
-
-class ArgumentLostError(exceptions.ObjectLostError):
-    """A task's argument is not where its owner said: it shall look, and run the task then. Never leaves moray."""
-
-    #: The object's id, and the tag of the node where it should be.
-    what = b""
 
 
 class Values:
@@ -121,9 +114,9 @@ class Values:
         deadline = None if timeout_s is None else monotonic() + timeout_s
         if not entry.ready:
             if timeout_s is None:
-                self._wait_for_one(entry)
+                self.wait_for_one(entry)
             else:
-                self._wait_for([entry], timeout_s)
+                self.wait_for([entry], timeout_s)
         if self._runtime.output.pending:
             self._runtime.output.drain()
         return self.load(entry, deadline)
@@ -133,7 +126,7 @@ class Values:
         deadline = None if timeout_s is None else monotonic() + timeout_s
         entries = [ref._entry for ref in refs]
         if not all(entry.ready for entry in entries):
-            self._wait_for(entries, timeout_s)
+            self.wait_for(entries, timeout_s)
             if not all(entry.ready for entry in entries):
                 # None, if one was lost just now: its load waits.
                 entries = [entry for entry in entries if entry.ready and entry.error] or entries
@@ -147,8 +140,8 @@ class Values:
                 ref._entry.seen = True  # One error is raised for all.
             raise
 
-    def _wait_for_one(self, entry: Entry) -> None:
-        """`_wait_for`, for the most frequent case: one entry, without a limit."""
+    def wait_for_one(self, entry: Entry) -> None:
+        """`wait_for`, for the most frequent case: one entry, without a limit."""
         runtime = self._runtime
         runtime.check_usable()
         waiter = runtime.new_waiter()
@@ -171,7 +164,7 @@ class Values:
             if not entry.ready:
                 self._unsubscribe((entry,), notify)
 
-    def _wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
+    def wait_for(self, entries: list[Entry], timeout_s: float | None) -> None:
         """Return when all are ready, or raise the first error among them as soon as it is there."""
         runtime = self._runtime
         runtime.check_usable()
@@ -262,35 +255,13 @@ class Values:
         blob: bytes | memoryview | None = entry.blob
         error = entry.error
         if blob is None:
-            blob, error = self._stored_blob(entry, deadline)
+            blob, error = self._runtime.recovery.read(entry, deadline)
         if error:
             entry.seen = True
             raise load_error(blob, entry if entry.contained is not None else None)
         if entry.contained is not None:
             return loads_covered(blob, entry)
         return loads(blob)
-
-    def _stored_blob(self, entry: Entry, deadline: float | None) -> tuple[bytes | memoryview, bool]:
-        """The bytes of an entry that was in the store, and whether they are an error: it may be lost, and made again
-        (LINEAGE)."""
-        for rounds in count():
-            self.space.tell_of(entry)
-            node = self.places.of(entry)
-            try:
-                return self._map(entry.id, node, entry.size), False
-            except exceptions.ObjectLostError:
-                if not self._runtime.recovery.wait(entry, node or self.places.tag, rounds, deadline):
-                    raise
-            if entry.blob is not None:
-                return entry.blob, entry.error
-        raise AssertionError  # count() does not end.
-
-    def wait_again(self, entry: Entry, deadline: float | None) -> None:
-        """Wait for an entry that was ready, and lost."""
-        if deadline is not None:
-            self._wait_for([entry], max(0.0, deadline - monotonic()))
-        elif not entry.ready:
-            self._wait_for_one(entry)
 
     def load_argument(self, argument: m.Argument, token: TaskToken, waits: bool) -> Any:
         """The value of a task's top-level reference; `token` covers what is inside it. If it is lost: `waits`, or
@@ -299,7 +270,7 @@ class Values:
         if blob is None:
             node = self.places.understood(argument.object, argument.node)
             try:
-                blob = self._map(argument.object, node, argument.size, priority=1)
+                blob = self.map_stored(argument.object, node, argument.size, priority=1)
             except exceptions.ObjectLostError as error:
                 lost = ArgumentLostError(str(error))
                 lost.what = argument.object + (node or self.places.tag)
@@ -308,7 +279,7 @@ class Values:
                 raise lost from error
         return loads_covered(blob, token)
 
-    def _map(self, object_id: bytes, node: bytes, size: int, priority: int = 0) -> memoryview:
+    def map_stored(self, object_id: bytes, node: bytes, size: int, priority: int = 0) -> memoryview:
         """The bytes of a stored object, read-only and in place. One pin serves all views of this process.
 
         `node`: which has it, if not this one; then, who waits: 0 a get, 1 a task."""

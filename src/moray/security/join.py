@@ -30,7 +30,7 @@ from moray.exceptions import AuthenticationError
 from moray.protocol.connection import HEADER, ProtocolError
 from moray.protocol.messages import PROTOCOL_VERSION
 from moray.protocol.reactor import Reactor
-from moray.protocol.tcp import JOIN_TARGET, HalfOpen, connect_tcp, format_address
+from moray.protocol.tcp import JOIN_TARGET, MAGIC, HalfOpen, connect_tcp, format_address
 from moray.protocol.tls import TlsConnection, explain
 from moray.security.authority import Authority, Request, authority_key, check_issued
 from moray.security.identity import Identity, join_client_context
@@ -40,6 +40,8 @@ _NONCE_BYTES: Final = 32
 _MAC_BYTES: Final = 32
 #: No frame of a join is longer; certificates and requests have a few hundred bytes.
 _FRAME_LIMIT: Final = 1 << 13
+#: How long a head may take to say that it speaks another protocol. It does so at once.
+_VERSION_S: Final = 2.0
 _OFFER, _REQUEST, _ANSWER, _REFUSED = b"O", b"R", b"A", b"X"
 
 
@@ -158,12 +160,29 @@ def join(host: str, port: int, token: Token, name: str, timeout_s: float = 10.0)
         try:
             return join_over(sock, token, name)
         except ssl.SSLError as error:
-            raise AuthenticationError(f"joining the cluster at {where} failed: {explain(error)}") from None
+            reason = _other_protocol(host, port) or explain(error)
+            raise AuthenticationError(f"joining the cluster at {where} failed: {reason}") from None
         except AuthenticationError as error:
             raise AuthenticationError(f"joining the cluster at {where} failed: {error}") from None
+        except ConnectionResetError as error:
+            # It may have hung up before we had read why.
+            reason = _other_protocol(host, port) or error.strerror or str(error)
+            raise ConnectionResetError(error.errno, f"joining the cluster at {where} failed: {reason}") from None
         except OSError as error:
             reason = f"joining the cluster at {where} failed: {error.strerror or str(error) or type(error).__name__}"
             raise type(error)(error.errno, reason) from None
+
+
+def _other_protocol(host: str, port: int) -> str:
+    """Both numbers, if the head speaks another protocol: it says so in plain bytes (PROTOCOL). "" if it does not."""
+    try:
+        with connect_tcp(host, port, JOIN_TARGET, _VERSION_S) as sock:
+            said = sock.recv(len(MAGIC) + 1, socket.MSG_WAITALL)
+    except OSError:
+        return ""  # It waits for TLS, as it should; or it is gone.
+    if said[:-1] != MAGIC or said[-1] == PROTOCOL_VERSION:
+        return ""
+    return f"the head speaks protocol {said[-1]}, this process {PROTOCOL_VERSION}"
 
 
 def join_over(sock: socket.socket, token: Token, name: str) -> Identity:

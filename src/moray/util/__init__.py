@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         queue,
     )
     from moray.util.actor_pool import ActorPool
+    from moray.util.client import connect, disconnect
     from moray.util.completion import as_completed, map_unordered
     from moray.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
     from moray.util.placement_group import (
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from moray.util.serialization import deregister_serializer, register_serializer
 
 __all__ = [
-    "ActorPool", "accelerators", "annotations", "as_completed", "cloudpickle", "dask", "deregister_serializer",
-    "disable_log_once_globally", "enable_periodic_logging", "get_current_placement_group", "get_node_instance_id",
-    "get_node_ip_address", "get_placement_group", "inspect_serializability", "joblib", "list_named_actors", "log_once",
-    "map_unordered", "metrics", "multiprocessing", "placement_group", "placement_group_table", "queue",
-    "register_serializer", "remove_placement_group",
+    "ActorPool", "accelerators", "annotations", "as_completed", "cloudpickle", "connect", "dask",
+    "deregister_serializer", "disable_log_once_globally", "disconnect", "enable_periodic_logging",
+    "get_current_placement_group", "get_node_instance_id", "get_node_ip_address", "get_placement_group",
+    "inspect_serializability", "joblib", "list_named_actors", "log_once", "map_unordered", "metrics",
+    "multiprocessing", "placement_group", "placement_group_table", "queue", "register_serializer",
+    "remove_placement_group",
 ]  # fmt: skip
 
 _MODULES: Final = frozenset({
@@ -42,6 +44,7 @@ _MODULES: Final = frozenset({
 _LAZY: Final = {
     "inspect_serializability": "moray.check_serialize",
     "ActorPool": "moray.util.actor_pool",
+    **dict.fromkeys(("connect", "disconnect"), "moray.util.client"),
     **dict.fromkeys(("as_completed", "map_unordered"), "moray.util.completion"),
     **dict.fromkeys(("disable_log_once_globally", "enable_periodic_logging", "log_once"), "moray.util.debug"),
     **dict.fromkeys(("deregister_serializer", "register_serializer"), "moray.util.serialization"),
