@@ -177,12 +177,17 @@ def test_random_faults(seed: int) -> None:
         faults = Faults(cluster, seed)
         counters = [Counter.remote() for _ in range(3)]
         refs: list[tuple[str, Any, Callable[[Any], bool]]] = []
+
+        def expect(what: str, ref: Any, value: int) -> None:
+            refs.append((what, ref, lambda got: got == value))
+
         for _ in range(4):
             value = faults.pick.randrange(100)
-            refs += [("small", small.remote(value), lambda got, value=value: got == value + 1) for _ in range(10)]
-            refs.append(("nested", nested.remote(value), lambda got, value=value: got == 3 * value + 6))
+            for _ in range(10):
+                expect("small", small.remote(value), value + 1)
+            expect("nested", nested.remote(value), 3 * value + 6)
             made = large.options(resources={"b": 0.1}).remote(300_000)
-            refs.append(("argument", size_of.remote(made), lambda got: got == 300_000))
+            expect("argument", size_of.remote(made), 300_000)
             refs += [("call", counter.add.remote(), lambda got: got > 0) for counter in counters for _ in range(3)]
             refs.append(("made", counters[0].make.remote(200_000), lambda got: len(got) == 1))
             del made

@@ -31,7 +31,7 @@ import pytest
 
 from moray.launch.cluster import find_nodes
 from moray.launch.cluster_file import ClusterNode
-from moray.launch.session_directory import remove_tree
+from moray.launch.session_directory import remove_tree, root_directory
 
 PORT: Final = 6379
 #: A command line may take so long.
@@ -98,6 +98,7 @@ class Host:
         self.address = f"{network.prefix}.{number + 10}"
         self.directory = f"{network.directory}/{number}"
         os.mkdir(self.directory)
+        root_directory(self.directory)  # ValueError if it is too long a path: sessions would go elsewhere.
         self._link = f"{network.link}h{number}"
         run("ip", "netns", "add", self.namespace)
         run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
@@ -237,6 +238,10 @@ def sweep() -> None:
         found = re.fullmatch(r"mo([0-9]+)[a-z]", name)
         if found and not os.path.exists(f"/proc/{found[1]}"):
             run("ip", "link", "delete", name)
+    for name in os.listdir(tempfile.gettempdir()):
+        found = re.match(r"mo([0-9]+)-", name)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
+            remove_tree(f"{tempfile.gettempdir()}/{name}")
 
 
 class Network:
@@ -251,7 +256,8 @@ class Network:
         self.prefix = f"10.{64 + pid % 128}.{((pid >> 7) * 26 + number) % 256}"
         #: The address of the tests themselves.
         self.outside = f"{self.prefix}.1"
-        self.directory = tempfile.mkdtemp(prefix="moray-hosts-")
+        # Short: sockets lie in it.
+        self.directory = tempfile.mkdtemp(prefix=f"mo{pid}-")
         self.hosts: list[Host] = []
         try:
             run("ip", "link", "add", self.link, "type", "bridge")

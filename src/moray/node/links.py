@@ -81,7 +81,8 @@ class Link:
         frame = encode_frame(message)
         self.unacked.append(frame)
         if self.wire is None:
-            self._dial()
+            if self._retry_timer is None:  # Otherwise the next attempt is due soon, and takes this along.
+                self._dial()
         elif self.synced:
             self.wire.send_frame(frame)
 
