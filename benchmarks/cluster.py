@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -131,6 +132,17 @@ class Empty:
         """Nothing."""
 
 
+def burst(make: Callable[[], Any]) -> None:
+    """All at once."""
+    moray.get([make() for _ in range(TASKS)])
+
+
+def one_by_one(make: Callable[[], Any]) -> None:
+    """Each after the answer to the one before."""
+    for _ in range(PINGS):
+        moray.get(make())
+
+
 def calls() -> Iterator[Row]:
     """Tasks and calls at another node against local ones, and one at a time against bare TLS."""
     floor = bare_ping_pong()
@@ -145,8 +157,8 @@ def calls() -> Iterator[Row]:
             moray.get([call() for _ in range(2_000)])
         names = ("tasks here", "tasks at another node", "actor calls here", "actor calls at another node")
         makers = (here.remote, there.remote, actors[0].call.remote, actors[1].call.remote)
-        bursts = [median_rate(TASKS, lambda make=make: moray.get([make() for _ in range(TASKS)])) for make in makers]
-        single = [median_rate(PINGS, lambda make=make: [moray.get(make()) for _ in range(PINGS)]) for make in makers]
+        bursts = [median_rate(TASKS, partial(burst, make)) for make in makers]
+        single = [median_rate(PINGS, partial(one_by_one, make)) for make in makers]
         for name, rate in zip(names, bursts, strict=True):
             yield f"{name}, burst", f"{rate:,.0f}/s", ""
         for number, what in ((1, "tasks"), (3, "actor calls")):
@@ -224,7 +236,7 @@ def nodes() -> Iterator[Row]:
         cluster.wait_for_nodes(120)
         yield f"{NODES} nodes joined", f"{time.perf_counter() - began:.1f} s", "≤ 30"
         pids = [node.pid for node in cluster.list_all_nodes()]
-        sizes = [memory({pid}).pss_bytes for pid in pids]
+        sizes = [memory({pid}).pss for pid in pids]
         yield "PSS of a node daemon, median", f"{statistics.median(sizes) / 1e6:.1f} MB", "≤ 25"
         began = time.perf_counter()
         moray.get([empty.options(num_cpus=0, resources={f"n{number}": 1}).remote() for number in range(NODES)])

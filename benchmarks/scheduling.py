@@ -1,6 +1,6 @@
 """What a placement decision costs in clusters of 10 to 10 000 nodes: ``python -m benchmarks.scheduling [--markdown]``.
 
-The scheduler core alone, without processes: a cluster of 16-CPU nodes, every fourth with GPUs, the CPUs taken at random.
+The scheduler core alone, without processes: a cluster of 16-CPU nodes, every fourth with GPUs, CPUs taken at random.
 Each decision is for a task of its own, and is released later, so that the load stays as it is. What making an index
 costs is shown apart, as the first decision of a kind. Times are CPU times of this process.
 """

@@ -198,7 +198,8 @@ def test_random_faults(seed: int) -> None:
             got = outcome(ref)
             assert isinstance(got, CLEAR) or right(got), f"{what}: {got!r} after {faults.log}"
         assert time.monotonic() - begin < SETTLED_S, faults.log
-        del refs, ref, counters, got, right
+        refs.clear()
+        del ref, counters, got, right
         until_all_is_free(str(faults.log))
 
 

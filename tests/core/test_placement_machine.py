@@ -1,7 +1,7 @@
 """A hypothesis machine of the table of placement groups against nodes that only believe its words (PLACEMENT).
 
-Nodes answer late, refuse and die at any step; each keeps its own account of what it was told to reserve, and nothing may
-ever be reserved there twice.
+Nodes answer late, refuse and die at any step; each keeps its own account of what it was told to reserve, and nothing
+may ever be reserved there twice.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def test_selectors_hold_beside_a_strategy_and_fallbacks_in_their_place() -> None
     assert choices(strategy) == (Choice(THERE, EU), Choice(THERE, US))
     reason = refusal(Strategy(selector=EU, fallbacks=(US,)), HERE, {})
     assert reason == (
-        "label 'zone' = 'eu' wanted, the node has no such label; nor: label 'zone' = 'us' wanted, the node has no such label"
+        "label 'zone' = 'eu' wanted, the node has no such label; "
+        "nor: label 'zone' = 'us' wanted, the node has no such label"
     )
     assert refusal(Strategy(selector=EU, fallbacks=(US,)), HERE, {"zone": "us"}) == ""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from math import ceil, log2
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies
@@ -299,14 +301,14 @@ def rounds_of_broadcast(count: int, chunks: int) -> float:
         while steps := control_steps(world):
             for step in steps:
                 step()
-        sending: dict[bytes, list[object]] = {}
+        sending: dict[bytes, list[Any]] = {}
         for line in world.lines.values():
             if line.to_puller:
                 sending.setdefault(line.source.tag, []).append(line)
         for lines in sending.values():
             line = lines[ticks % len(lines)]
-            world.to_puller(line)  # type: ignore[arg-type]
-            world.to_puller(line)  # type: ignore[arg-type]
+            world.to_puller(line)
+            world.to_puller(line)
         ticks += 1
     world.settle()
     world.check_idle()
@@ -314,9 +316,9 @@ def rounds_of_broadcast(count: int, chunks: int) -> float:
     return ticks / chunks
 
 
-def control_steps(world: World) -> list[object]:
+def control_steps(world: World) -> list[Callable[[], Any]]:
     """All but chunks: they take no time."""
-    steps: list[object] = []
+    steps: list[Callable[[], Any]] = []
     for node in world.nodes.values():
         if node.asked:
             steps.append(node.place)

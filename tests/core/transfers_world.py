@@ -152,8 +152,9 @@ class Node:
             region.sealed = True
         elif isinstance(action, t.AbortCopy):
             self.asked = deque(each for each in self.asked if each[0] != action.object)
-            region = self.making.pop(action.object, None)  # type: ignore[assignment]
-            if region is not None:
+            aborted = self.making.pop(action.object) if action.object in self.making else None
+            if aborted is not None:
+                region = aborted
                 region.freed = True
                 if self.store.get(action.object) is region:
                     del self.store[action.object]

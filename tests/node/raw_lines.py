@@ -101,6 +101,11 @@ class RawLine(Connection):
             self._inbox += data[position:]
 
 
+def silence(line: Any) -> None:
+    """Whatever it still says, nobody listens."""
+    line.on_message = line.on_close = lambda *_: None
+
+
 class FakeNode:
     """A node with a real store and real transfers."""
 
@@ -162,10 +167,12 @@ class FakeNode:
             context = client_context(self.cluster.identity)
             line = TlsConnection(ours, reactor, on_message, on_close, context=context, server_side=False)
             context = server_context(self.cluster.identity)
-            accepted = TlsConnection(theirs, reactor, accept, lambda *_: None, context=context, server_side=True)
+            first: Any = accept
+            accepted = TlsConnection(theirs, reactor, first, lambda *_: None, context=context, server_side=True)
         self.dialled.append(line)
         other.accepted.append(accepted)
-        return line
+        made: RawLine = line
+        return made
 
     # --- clients ---
 
@@ -211,7 +218,7 @@ class FakeNode:
         """As a killed process does: its sockets close, and then the others hear of it."""
         self.alive = False
         for line in [*self.dialled, *self.accepted]:
-            line.on_message = line.on_close = lambda *_: None
+            silence(line)
             line.close()
         for other in self.cluster.nodes:
             if other.alive:
@@ -221,7 +228,7 @@ class FakeNode:
     def close(self) -> None:
         self.transfers.close()
         for line in [*self.dialled, *self.accepted]:
-            line.on_message = line.on_close = lambda *_: None
+            silence(line)
             line.close()
         self.client.close()
         self.store.close()

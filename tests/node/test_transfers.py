@@ -12,7 +12,7 @@ import pytest
 
 from moray.ids import new_process
 from moray.protocol import messages as m
-from tests.node.raw_lines import FakeCluster
+from tests.node.raw_lines import FakeCluster, silence
 
 MIB = 1 << 20
 
@@ -127,7 +127,7 @@ def test_a_primary_that_dies_in_the_middle_is_an_error_unless_somebody_has_it(ma
     # The owner is another process than those of the dead node.
     a.alive = False
     for line in [*a.dialled, *a.accepted]:
-        line.on_message = line.on_close = lambda *_: None
+        silence(line)
         line.close()
     for node in (b, c, d):
         node.transfers.node_died(a.node_id)

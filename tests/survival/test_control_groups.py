@@ -29,7 +29,7 @@ import moray
 def control_group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[str]:
     """A group below this process's own, with these settings; yields the file that takes members. Skips if there can be
     none."""
-    paths = {}
+    paths: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _number, controllers, path = line.split(":", 2)
         paths |= dict.fromkeys(controllers.split(","), path.strip("/"))

@@ -29,8 +29,8 @@ They are granted only from what is free and backed, while nobody waits; when som
 are asked back before anything is spilled. An object that is sealed in a place begins its life here as SEALED.
 
 Secondary copies (:mod:`moray.core.transfers`) are made by the node itself, and sealed when they have come whole from
-another node. They are never spilled: what nobody reads of them is dropped, the least recently used first, before anything
-else leaves memory. One that found no room in the arena goes with its last pin.
+another node. They are never spilled: what nobody reads of them is dropped, the least recently used first, before
+anything else leaves memory. One that found no room in the arena goes with its last pin.
 
 LIVENESS. Pins, queued requests, places and unsealed regions belong to the process, and go when its death
 is told (:meth:`ObjectTable.process_died`), not before.

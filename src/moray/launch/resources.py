@@ -71,8 +71,8 @@ def describe_node(
     name: str = "",
     death: str | None = None,
 ) -> dict[str, Any]:
-    """What ``nodes()`` says of a node: twice, as programs for Ray look for other keys. `resources` are in units; `death`:
-    why it is dead, if it is."""
+    """What ``nodes()`` says of a node: twice, as programs for Ray look for other keys. `resources` are in units;
+    `death`: why it is dead, if it is."""
     hostname = hostname or os.uname().nodename
     amounts = {name: amount / RESOURCE_UNIT for name, amount in resources.items() if amount}
     return {

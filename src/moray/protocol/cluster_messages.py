@@ -397,7 +397,7 @@ class PromoteCopies(Message, tag=159):
 
 
 class FindObjects(Message, tag=108):
-    """Owner → node: the node with the primary copies of these is dead. Where else are they? Answered by ObjectsFound."""
+    """Owner → node: the node with the primary copies of these is dead. Where else are they? See ObjectsFound."""
 
     request: int
     objects: list[bytes]

@@ -400,7 +400,7 @@ class PinObject(Message, tag=35):
 
     request: int
     object: bytes
-    #: The tag of the node that has its primary copy, and its size; b"": it is here. A node that has not got it pulls it.
+    #: The tag of the node with its primary copy, and its size; b"": it is here. A node that has not got it pulls it.
     node: bytes = b""
     size: int = 0
     #: Who waits: 0 a get, 1 an argument, 2 nobody yet.

@@ -95,7 +95,7 @@ class RemoteFiles:
         except Exception as error:
             # The libraries behind fsspec have exceptions of their own.
             number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, f"{url}: {error or type(error).__name__}") from error
+            raise OSError(number, f"{url}: {str(error) or type(error).__name__}") from error
 
 
 def _remove(system: Any, path: str) -> None:
