@@ -425,7 +425,7 @@ while True:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_million_items_in_flat_memory() -> None:
     with spawn_driver(PROGRAM) as driver:
         session = driver.wait_line("session")

@@ -23,7 +23,7 @@ def _missing(program: Program) -> list[str]:
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param(each, id=each.script, marks=[] if each.script in ALWAYS else [pytest.mark.long])
+        pytest.param(each, id=each.script, marks=[] if each.script == "sklearn_forest" else [pytest.mark.long])
         for each in PROGRAMS
         if not each.fails
     ],

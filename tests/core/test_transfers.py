@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from math import ceil, log2
 from typing import Any
 
@@ -323,15 +324,15 @@ def control_steps(world: World) -> list[Callable[[], Any]]:
         if node.asked:
             steps.append(node.place)
         missing = {pull.source for pull in node.core._by_number.values()} - node.lines.keys()
-        steps += [lambda node=node, tag=tag: world.line_again(node, tag) for tag in missing]
+        steps += [partial(world.line_again, node, tag) for tag in missing]
     for line in world.lines.values():
         if line.to_source:
-            steps.append(lambda line=line: world.to_source(line))
+            steps.append(partial(world.to_source, line))
         elif line.to_puller and not isinstance(line.to_puller[0], tuple):
-            steps.append(lambda line=line: world.to_puller(line))
+            steps.append(partial(world.to_puller, line))
     for (sender, receiver), queue in world.links.items():
         if queue:
-            steps.append(lambda s=sender, r=receiver: world.by_link(s, r))
+            steps.append(partial(world.by_link, sender, receiver))
     return steps
 
 

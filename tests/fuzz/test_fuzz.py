@@ -69,7 +69,9 @@ def test_hypothesis(target: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, marks=[] if target == "messages" else [pytest.mark.long]) for target in TARGETS]
+)
 def test_atheris(target: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris has no wheel for this Python or machine")

@@ -74,6 +74,7 @@ def beats(path: Path) -> dict[int, list[float]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("leaks")
 def test_cut_off_and_healed(shared_session: Hosts, tmp_path: Path) -> None:
     cluster, host = shared_session, shared_session.hosts[1]

@@ -249,7 +249,7 @@ def test_objects_travel_over_tls(make: Make) -> None:
         assert node.take(request, name) == data
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gibibyte_is_moved_once(make: Make) -> None:
     cluster = make(2, arena_bytes=1200 * MIB)
     a, b = cluster.nodes

@@ -218,7 +218,7 @@ def note_run(path: str) -> None:
     [
         pytest.param(0, 0, marks=pytest.mark.long),
         pytest.param(-1, 0, marks=pytest.mark.long),
-        (-1, -1),
+        pytest.param(-1, -1, marks=pytest.mark.long),
     ],
 )
 def test_at_any_moment(moray_session: ModuleType, tmp_path: Path, restarts: int, retries: int) -> None:

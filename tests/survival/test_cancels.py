@@ -182,7 +182,7 @@ def tables() -> tuple[int, dict[str, int]]:
     return os.getpid(), runtime_tables(state.runtime)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_thousand_random_cancels(moray_session: ModuleType, tmp_path: Path, seed: int) -> None:
     runtime = state.runtime
     assert runtime is not None

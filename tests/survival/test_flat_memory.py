@@ -70,7 +70,7 @@ def test_a_million_tasks_and_puts() -> None:
     assert_flat(PROGRAM, rounds=1000, growth_bytes=10 * MB, timeout_s=1000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_crashes_and_timeouts_leave_nothing() -> None:
     """The paths that fail release what they took, too."""
     program = PROGRAM.replace("def one_round():", "def unused():").replace(
