@@ -289,9 +289,10 @@ print("backed", store()["backed_bytes"])
 @pytest.mark.slow
 def test_puts_without_end_use_the_same_memory() -> None:
     """Freed space is granted again first: the arena stays as small as what is alive and held ahead."""
-    lines = run_driver(FLAT.format(count=10_000), env={"PYTHONPATH": NO_DISK["PYTHONPATH"]}).stdout.splitlines()
+    lines = run_driver(FLAT.format(count=40_000), env={"PYTHONPATH": NO_DISK["PYTHONPATH"]}).stdout.splitlines()
     numbers = {name: int(number) for name, number in (line.split() for line in lines)}
-    assert numbers["growth"] < 3_000_000
+    # Drops that wait to be booked take a few megabytes; 200 bytes that each put left behind would show.
+    assert numbers["growth"] < 8_000_000
     assert numbers["backed"] <= 64 << 20
 
 

@@ -78,7 +78,17 @@ def runs(path: Path) -> int:
     return len(path.read_text().split()) if path.exists() else 0
 
 
-OPTIONS = pytest.mark.parametrize(("restarts", "retries"), [(0, 0), (0, 3), (1, 0), (1, 1), (-1, -1)])
+#: All of them in long runs; those that differ most each time.
+OPTIONS = pytest.mark.parametrize(
+    ("restarts", "retries"),
+    [
+        (0, 0),
+        pytest.param(0, 3, marks=pytest.mark.long),
+        pytest.param(1, 0, marks=pytest.mark.long),
+        (1, 1),
+        pytest.param(-1, -1, marks=pytest.mark.long),
+    ],
+)
 
 
 def check(ref: Any, restarts: int, retries: int, expected: Any) -> None:

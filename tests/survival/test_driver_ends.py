@@ -76,7 +76,9 @@ def assert_nothing_left(driver: Driver, session: tuple[str, Path] | None) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(20))
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=[] if moment % 4 == 0 else [pytest.mark.long]) for moment in range(20)]
+)
 def test_kill_at_a_random_moment(moment: int) -> None:
     """Twenty moments spread over start, work and steady state."""
     delay_s = (moment + random.Random(moment).random()) * 0.075

@@ -193,6 +193,8 @@ class StartActor(Message, tag=82):
     creation: Creation
     creator: bytes = b""
     devices: dict[str, list[int]] = {}
+    #: How often this process was told before; rises with each lost connection, whose answer goes to the new one.
+    told: int = 0
 
 
 class CallerHello(Message, tag=83):

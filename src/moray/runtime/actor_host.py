@@ -8,7 +8,8 @@ threaded     ``max_concurrency`` threads, or some of its concurrency groups' own
 async        coroutines in an event loop in the main thread: :mod:`moray.runtime.actor_loop`
 ===========  ============================================================================================
 
-**Replies** are kept until the caller has said that it has them, and sent on the caller's present connection.
+**Replies** are kept until the caller has said that it has them, and sent on the caller's present connection. With each
+is kept what it says of references, which ends the caller's holds on the arguments in the same step (REF-COVER).
 
 **In a cluster** nothing starts while others may take this machine for dead: the head may have started the actor
 elsewhere by then (FENCE). What is to run waits. It goes on if the head is heard again in time; if this machine is dead
@@ -66,6 +67,8 @@ class ActorHost:
         self.devices = start.devices
         self._start = start
         self._creator_connection = connection
+        #: Its creator as one who gets the constructor's reply, by number 0; None: the node had it made.
+        self._creator_caller = Caller(start.creator, connection) if connection is not None else None
         self.instance: Any = None
         #: What its output is marked with.
         self.label = start.creation.class_name
@@ -111,14 +114,25 @@ class ActorHost:
                 self._dispatch(Called(connection, caller, number, spec))
                 continue
             if (producer := caller.streams.get(number)) is not None:
-                self._worker.references.flush()
                 producer.resume(connection)
-            if (reply := caller.replies.get(number)) is not None:
+            reply = caller.replies.get(number)
+            if isinstance(reply, m.CallResults):
+                connection.send(reply)
+            elif reply is not None:
                 again.append(reply)
         if again:
-            # What replies said of references was lost with the old connection: it goes before them (REF-COVER).
-            self._worker.references.flush()
             connection.send(m.CallResults(again))
+
+    def told_again(self, start: m.StartActor, connection: Connection | None) -> None:
+        """The creator has lost a connection, and with it perhaps the constructor's reply. Loop only."""
+        creator = self._creator_caller
+        if creator is None or connection is None or start.told <= self._start.told:
+            return  # From the node, or late, from a connection that was replaced.
+        self._start.told = start.told
+        creator.connection = connection  # Before the look at what is kept: who keeps it looks in the other order.
+        reply = creator.replies.get(0)
+        if reply is not None:
+            connection.send(reply if isinstance(reply, m.CallResults) else m.CallResults([reply]))
 
     def _dispatch(self, call: Called) -> None:
         if self._early is not None:
@@ -251,14 +265,9 @@ class ActorHost:
             packed = serialize(error if cancelled else worker.constructor_error(name, error, start))
             blob = packed.to_bytes()
         worker.output.pump(last=True)
-        if self._creator_connection is not None and start.seq:
+        if self._creator_caller is not None and start.seq:
             result = m.Result(start.seq, 0, NONE_BLOB, m.ResultExtra(error=True) if error is not None else None)
-            creation_call = Called(
-                self._creator_connection,
-                Caller(self.creator, self._creator_connection),
-                0,
-                m.CallSpec(start.seq, "", b""),
-            )
+            creation_call = Called(self._creator_connection, self._creator_caller, 0, m.CallSpec(start.seq, "", b""))
             self._executor.respond(creation_call, result, token, [])
             self._executor.flush()
         if error is not None:
@@ -465,8 +474,9 @@ class ActorHost:
     def post(self, call: Called, result: m.Result, borrows: Any) -> None:
         """Send a result that has passed the reference protocol. Loop only."""
         caller = call.caller
-        caller.keep(call.number, result)
         message = m.CallResults([result], borrows)
+        # Sent again, it must say again what is still held here: another connection's order means nothing (REF-COVER).
+        caller.keep(call.number, result if borrows is None else message)
         producer = caller.streams.get(call.number)
         if producer is None or producer.sends_on(caller.connection):
             caller.connection.send(message)
@@ -552,7 +562,8 @@ def _ready() -> bool:
 def start_now(worker: Worker, start: m.StartActor, connection: Connection | None) -> None:
     """This worker becomes an actor. Loop only."""
     if worker.executor.host is not None:
-        return  # Told twice, after a reconnect.
+        worker.executor.host.told_again(start, connection)
+        return
     kind = ActorHost
     if start.creation.asynchronous:
         from moray.runtime.actor_loop import AsyncActorHost  # With asyncio, which most workers do not need.

@@ -181,8 +181,8 @@ class Creations:
             self._send_cancel(created)  # The process that was told of it has died.
 
     def connection_closed(self, peer: Peer) -> None:
-        """With the connection to a process that is to be an actor of ours, what it was told may be lost: again. One
-        that is it already does not listen."""
+        """With the connection to a process that is to be an actor of ours, what it was told may be lost, or its answer:
+        again. One that is it already answers again."""
         if peer.dead is not None or self._runtime.closing:
             return
         for created in list(self._created.values()):
@@ -191,7 +191,9 @@ class Creations:
 
     def _start_again(self, created: Created, peer: Peer) -> None:
         if created.placed is not None and created.placed[0] is peer and peer.dead is None:
-            self._runtime.send(peer, created.placed[1])
+            start = msgspec.structs.replace(created.placed[1], told=created.placed[1].told + 1)
+            created.placed = peer, start
+            self._runtime.send(peer, start)
             if created.cancelled:
                 self._send_cancel(created)
 

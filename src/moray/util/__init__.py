@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         queue,
     )
     from moray.util.actor_pool import ActorPool
-    from moray.util.client import connect, disconnect
     from moray.util.completion import as_completed, map_unordered
+    from moray.util.connecting import connect, disconnect
     from moray.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
     from moray.util.placement_group import (
         get_current_placement_group,
@@ -44,7 +44,7 @@ _MODULES: Final = frozenset({
 _LAZY: Final = {
     "inspect_serializability": "moray.check_serialize",
     "ActorPool": "moray.util.actor_pool",
-    **dict.fromkeys(("connect", "disconnect"), "moray.util.client"),
+    **dict.fromkeys(("connect", "disconnect"), "moray.util.connecting"),
     **dict.fromkeys(("as_completed", "map_unordered"), "moray.util.completion"),
     **dict.fromkeys(("disable_log_once_globally", "enable_periodic_logging", "log_once"), "moray.util.debug"),
     **dict.fromkeys(("deregister_serializer", "register_serializer"), "moray.util.serialization"),
