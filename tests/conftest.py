@@ -26,9 +26,9 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 # A shell that runs pytest in the background has it ignore SIGINT, and every driver program that a test starts would
-# inherit that: no Ctrl-C would reach it. A handler is not inherited.
+# inherit that: no Ctrl-C would reach it, nor this process, which tests interrupt too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: CPUs of the sessions that fixtures start.
 SESSION_CPUS = 2

@@ -15,6 +15,7 @@ import pytest
 
 import moray
 from moray.core.leases import Durations
+from moray.core.references_types import Changes
 from moray.protocol import messages as m
 from moray.runtime import actors, state
 from moray.runtime.actor_host import ActorHost
@@ -205,22 +206,23 @@ def test_unfound_cancels_do_not_pile_up(tmp_path: Path) -> None:
 # --- calls ----------------------------------------------------------------------------------------
 
 
-def test_references_are_told_before_replies_that_are_sent_again() -> None:
-    """What a lost reply said of references goes first: the reply ends the caller's holds (REF-COVER)."""
-    sent: list[str] = []
-    connection: Any = SimpleNamespace(send=lambda message: sent.append(type(message).__name__))
+def test_a_reply_that_is_sent_again_says_again_what_is_kept() -> None:
+    """What it said of references is lost with it, and it ends the caller's holds on the arguments (REF-COVER)."""
+    sent: list[m.CallResults] = []
+    ran: list[Called] = []
+    connection: Any = SimpleNamespace(send=sent.append)
     caller = Caller(OWNER, connection)
     connection.peer = SimpleNamespace(caller=caller)
-    host: Any = SimpleNamespace(
-        _worker=SimpleNamespace(references=SimpleNamespace(flush=lambda: sent.append("References"))),
-        _dispatch=lambda call: sent.append("run"),
-    )
-    spec = m.CallSpec(1, "method", b"")
-    ActorHost.on_calls(host, connection, m.Calls(0, [spec]))
-    caller.keep(0, m.Result(1, 0, b""))
+    host: Any = SimpleNamespace(_dispatch=ran.append)
+    calls = m.Calls(0, [m.CallSpec(1, "keep", b""), m.CallSpec(2, "drop", b"")])
+    ActorHost.on_calls(host, connection, calls)
+    borrows = Changes(1, [(7, 1)])
+    ActorHost.post(host, ran[0], m.Result(1, 0, b""), borrows)
+    ActorHost.post(host, ran[1], m.Result(2, 0, b""), None)
+    sent.clear()
     caller.hello(0, 1)
-    ActorHost.on_calls(host, connection, m.Calls(0, [spec]))
-    assert sent == ["run", "References", "CallResults"]
+    ActorHost.on_calls(host, connection, calls)
+    assert [(message.results[0].seq, message.borrows) for message in sent] == [(1, borrows), (2, None)]
 
 
 def test_calls_on_a_connection_that_was_replaced_are_not_heard() -> None:
