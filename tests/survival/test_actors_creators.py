@@ -213,8 +213,9 @@ child = textwrap.dedent('''
     plain = Counter.options(name="plain").remote()
     stays = Counter.options(name="stays", lifetime="detached", max_restarts=1).remote()
     moray.get(stays.add.remote())
-    print("pids", os.getpid(), moray.get(plain.pid.remote()), moray.get(stays.pid.remote()), flush=True)
-    plain.sleep.remote()
+    pids = os.getpid(), moray.get(plain.pid.remote()), moray.get(stays.pid.remote())
+    plain.sleep.remote()  # Before anybody else knows of it: a call of theirs waits behind this one.
+    print("pids", *pids, flush=True)
     time.sleep(60)
 ''')
 address = context.address_info["address"]
