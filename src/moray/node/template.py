@@ -361,5 +361,8 @@ def _entry_ahead(worker_entry: str) -> tuple[str, ...]:
 
 
 def _freeze() -> None:
+    connection = sys.modules.get("moray.protocol.connection")
+    if connection is not None:
+        connection.prepare()
     gc.collect()
     gc.freeze()
