@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## the tour: real jobs, serial against parallel, then actors, generators and more (under a minute)
 	$(BIN)/python -m examples.demo
 
-test: $(STAMP) ## the tests (under ten minutes on two cores)
+test: $(STAMP) ## the tests, but for the long ones
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## all tests with larger numbers, those over a minute among them
