@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moray.launch.cluster import find_nodes
+from tests.support.procs import wait_until
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -67,6 +68,25 @@ def test_start_join_status_stop(cli: Cli, sessions: Path) -> None:
     assert find_nodes(str(sessions)) == []
     assert list(sessions.iterdir()) == []
     assert "no node of a cluster runs here" in cli("stop").stdout
+
+
+def test_a_drained_node_leaves(cli: Cli) -> None:
+    address = start_head(cli)
+    assert cli("start", f"--address={address}", "--num-cpus=2").returncode == 0
+    nodes = json.loads(cli("status", "--json").stdout)["nodes"]
+    head, other = (next(node["id"] for node in nodes if node["head"] is which) for which in (True, False))
+    refused = cli("drain", head[:12])
+    assert refused.returncode == 1
+    assert "has the head" in refused.stderr
+    assert "0 living nodes" in cli("drain", "ffffffffffffffff").stderr
+    drained = cli("drain", other[:12], "--deadline=30s", "--reason=test")
+    assert drained.returncode == 0, drained.stderr
+
+    def alive() -> list[str]:
+        found = json.loads(cli("status", "--json", f"--address={address}").stdout)["nodes"]
+        return [node["id"] for node in found if node["state"] == "alive"]
+
+    wait_until(lambda: alive() == [head], 20)
 
 
 def test_a_program_uses_the_cluster(cli: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ skipped, and say so at the end of the run. What a run leaves that was killed is 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -32,6 +31,7 @@ import pytest
 from moray.launch.cluster import find_nodes
 from moray.launch.cluster_file import ClusterNode
 from moray.launch.session_directory import remove_tree, root_directory
+from tests.support.packages import install
 
 PORT: Final = 6379
 #: A command line may take so long.
@@ -75,19 +75,7 @@ def require_programs(packages: Mapping[str, str]) -> None:
     """Install the packages of programs that are missing; skip the test if they cannot be had."""
     missing = sorted({package for program, package in packages.items() if shutil.which(program) is None})
     if missing:
-        _install(missing)
-
-
-def _install(packages: list[str]) -> None:
-    if shutil.which("apt-get") is None:
-        pytest.skip(f"no {', '.join(packages)} here, and no apt-get to install it with")
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    with open(f"{tempfile.gettempdir()}/moray-tests-apt.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *packages]):
-            done = subprocess.run(["apt-get", *command], env=environ, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"apt-get {command[0]} failed, so there is no {packages}: {done.stderr.strip()[-300:]}")
+        install(missing)
 
 
 class Host:

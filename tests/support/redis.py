@@ -7,18 +7,17 @@ otherwise the tests that need it are skipped, and say so at the end of the run.
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.packages import install
 
 DEADLINE_S = 20.0
 
@@ -28,16 +27,7 @@ def find_server() -> str:
     """The program; skips the test if there is none and none can be had."""
     if (found := shutil.which("redis-server")) is not None:
         return found
-    if os.getuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("no redis-server on the path, and no right to install Debian's package redis-server")
-    # RUNLEVEL 1: the package's scripts do not start a service of the machine. One run of the tests at a time installs.
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    with open(f"{tempfile.gettempdir()}/moray-tests-apt.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", "redis-server"]):
-            done = subprocess.run(["apt-get", *command], env=environ, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"apt-get {command[0]} failed, so there is no redis-server: {done.stderr.strip()[-300:]}")
+    install(["redis-server"])
     return shutil.which("redis-server") or pytest.skip("Debian's package redis-server brought no redis-server")
 
 

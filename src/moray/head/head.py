@@ -23,13 +23,13 @@ from moray.head.groups import HeadGroups
 from moray.head.jobs import Jobs
 from moray.head.listener import Endpoint
 from moray.head.members import Members
-from moray.head.peers import Peer, Peers, body_of
+from moray.head.peers import Peer, Peers
 from moray.head.storage import StaleEpochError, Storage, StorageError
 from moray.head.values import Events, Values
 from moray.ids import tag_of
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.protocol.connection import ProtocolError, decode_body
+from moray.protocol.connection import ProtocolError, body_of, decode_body
 from moray.protocol.reactor import Reactor
 
 #: What a service does with a message: (process, pid, job, message). process b"": the node itself said it.
@@ -61,7 +61,7 @@ class Head:
             m.JobEnded: lambda _process, _pid, _job, message: self.end_job(message.job, message.reason),
             m.GetJob: self._on_get_job,
             m.KvRequest: lambda process, _pid, _job, message: self.send(process, self.values.answer(message)),
-            m.DrainNode: lambda _process, _pid, _job, message: self.members.on_drain(message),
+            m.DrainNode: self._on_drain,
         }
         #: Called with the tag of a node that is dead, and of one of which nothing can start any more.
         self.on_node_died: list[Callable[[bytes, str], None]] = []
@@ -192,6 +192,10 @@ class Head:
         job = self.jobs.begin(started)
         self.events.add("job", f"job {job.number} has started", job=job.number, pid=job.pid)
         self.send(b"", m.JobNumber(started.request, job.number))
+
+    def _on_drain(self, process: bytes, _pid: int, _job: int, message: m.DrainNode) -> None:
+        self.members.on_drain(message)
+        self.send(process, m.StoreDone(message.request))
 
     def _on_get_job(self, _process: bytes, _pid: int, _job: int, asked: m.GetJob) -> None:
         self.send(b"", self.jobs.settings(asked.job))

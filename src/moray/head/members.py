@@ -25,11 +25,11 @@ from moray.core.membership import Membership
 from moray.core.membership_actions import Died, Drain, MemberAction, Refuse, Released, Renewed, StepDown, Welcome
 from moray.head.commits import Commits
 from moray.head.listener import Endpoint
-from moray.head.peers import Peer, Peers, body_of
+from moray.head.peers import Peer, Peers
 from moray.head.storage import Storage
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.protocol.connection import encode_frame
+from moray.protocol.connection import body_of, encode_frame
 from moray.protocol.reactor import WRITE, Reactor, Timer
 
 #: Node id → (NodeInfo, why it is dead; "": it lives).

@@ -21,7 +21,7 @@ from moray.head.commits import Commits
 from moray.head.listener import Endpoint
 from moray.ids import tag_of
 from moray.protocol import messages as m
-from moray.protocol.connection import HEADER, ProtocolError, encode_frame
+from moray.protocol.connection import ProtocolError, body_of, encode_frame
 
 #: Node id → numbers of the last message in each direction.
 _STREAMS: Final = "streams"
@@ -30,11 +30,6 @@ _OUTGOING: Final = "outgoing"
 
 _NUMBERS: Final = struct.Struct(">QQ")
 _NUMBER: Final = struct.Struct(">Q")
-
-
-def body_of(message: m.Message) -> bytes:
-    """A message as something to relay."""
-    return encode_frame(message)[HEADER.size :]
 
 
 class Peer:

@@ -46,7 +46,7 @@ from moray.node.remote_clients import RemoteClient
 from moray.node.transfers import ObjectTransfers
 from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
-from moray.protocol.connection import HEADER, ProtocolError, decode_body, encode_frame
+from moray.protocol.connection import ProtocolError, body_of, decode_body
 from moray.protocol.tls import TlsConnection
 from moray.runtime.marks import read_mark
 from moray.security.identity import Identity, client_context
@@ -72,11 +72,6 @@ _decode_job: Final = msgspec.msgpack.Decoder(m.JobConfig).decode
 def first_lease(node_id: bytes) -> int:
     """Where a node of a cluster begins to number its leases."""
     return int.from_bytes(tag_of(node_id), "big") << LEASE_BITS
-
-
-def body_of(message: m.Message) -> bytes:
-    """A message as something to relay."""
-    return encode_frame(message)[HEADER.size :]
 
 
 class Cluster:

@@ -17,6 +17,7 @@ import msgspec
 from moray.core.scheduler_actions import Grant, Refuse
 from moray.node.actors import LocalWorkers
 from moray.node.clients import Client
+from moray.node.draining import Draining
 from moray.node.jobs import Job
 from moray.protocol import messages as m
 
@@ -50,6 +51,7 @@ class ClusterActors:
             m.PlaceWorker: self._on_place,
             m.StopProcess: self._on_stop,
             m.ReserveBundles: node.bundles.reserve,
+            m.DrainNode: Draining(node).begin,
         }
 
     def _relay(self, client: Client, message: m.Message) -> None:

@@ -67,6 +67,11 @@ def encode_frame(message: Message) -> bytes:
     return HEADER.pack(len(body), PROTOCOL_VERSION) + body
 
 
+def body_of(message: Message) -> bytes:
+    """A message as something to relay."""
+    return _encode(message)
+
+
 def decode_body(body: bytes | memoryview) -> AnyMessage:
     """The message of a frame's body; ProtocolError if it is none."""
     try:

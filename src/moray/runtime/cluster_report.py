@@ -56,12 +56,14 @@ def drain_node(name: str, seconds: float, reason: str) -> str:
     runtime = _runtime()
     nodes = [node for node in runtime.ask(m.ClusterInfo).state["nodes"] if node["alive"]]
     chosen = [node["id"] for node in nodes if node["id"].startswith(name.lower())]
+    if any(node["id"] in chosen and node.get("head") for node in nodes):
+        return f"node {name} has the head, and cannot leave the cluster: `moray stop` there ends it"
     if len(chosen) != 1:
         known = ", ".join(node["id"][:8] for node in nodes)
         return f"{len(chosen)} living nodes have ids that begin with {name!r}; there are {known}"
     deadline = time.time() + seconds
-    answer = runtime.ask(lambda number: m.DrainNode(number, bytes.fromhex(chosen[0]), reason, deadline))
-    return str(getattr(answer, "detail", ""))
+    runtime.ask(lambda number: m.DrainNode(number, bytes.fromhex(chosen[0]), reason, deadline))
+    return ""
 
 
 def _runtime() -> Any:
