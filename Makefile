@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.moray-dev
 # Extra arguments for pytest: make test ARGS="tests/core -x"
 ARGS ?=
+# Processes that share the tests, a file to each; 0 runs them in one, for a debugger.
+TESTERS ?= 2
 
 CODE := src tests benchmarks examples
 
@@ -30,10 +32,10 @@ demo: $(STAMP) ## the tour: real jobs, serial against parallel, then actors, gen
 	$(BIN)/python -m examples.demo
 
 test: $(STAMP) ## the tests, but for the long ones
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## all tests with larger numbers, those over a minute among them
-	MORAY_HYPOTHESIS=long $(BIN)/python -m pytest --timeout=3600 $(ARGS)
+	MORAY_HYPOTHESIS=long $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout=3600 $(ARGS)
 
 bench: $(STAMP) ## the benchmarks beside Ray, stdlib pools and the floor
 	$(BIN)/python -m benchmarks $(ARGS)

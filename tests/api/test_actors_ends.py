@@ -104,7 +104,9 @@ def test_kill_before_it_started() -> None:
     wait_until(lambda: moray.available_resources().get("CPU") == 2, what="the CPUs given back")
 
 
-@pytest.mark.parametrize("what", ["name", None, 5, Fragile, moray.kill], ids=repr)
+@pytest.mark.parametrize(
+    "what", ["name", None, 5, Fragile, moray.kill], ids=["str", "None", "int", "class", "function"]
+)
 def test_kill_takes_handles_only(what: Any) -> None:
     with pytest.raises(ValueError, match=r"kill\(\) takes an actor handle"):
         moray.kill(what)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import moray
 from moray.cluster_utils import Cluster
@@ -30,6 +33,17 @@ def bundle_nodes(group: Any) -> list[str]:
     refs = [where.options(scheduling_strategy=strategy).remote() for strategy in strategies]
     nodes: list[str] = moray.get(refs, timeout=TIMEOUT_S)
     return nodes
+
+
+def test_a_temporary_directory_may_have_a_path_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 200)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        there = cluster.add_node(num_cpus=1, resources={"there": 1})
+        cluster.connect()
+        cluster.wait_for_nodes()
+        assert moray.get(where.options(resources={"there": 1}).remote(), timeout=TIMEOUT_S) == there.node_id
 
 
 def test_bundles_of_a_dead_node_are_placed_anew() -> None:

@@ -13,8 +13,10 @@ count while a process that is not ours names them.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -59,8 +61,31 @@ class Snapshot:
 
 
 def mark_run() -> None:
-    """Puts the mark of this run into the environment that children inherit; once, before any is started."""
-    os.environ.setdefault(RUN_VARIABLE, uuid.uuid4().hex)
+    """Marks what this run starts; once, before anything is started.
+
+    The mark lies in the environment, which children inherit. One of several processes that share the tests has a
+    mark and a temporary folder of its own, so that it does not take what another one starts for its own leaks.
+    """
+    mark = os.environ.setdefault(RUN_VARIABLE, uuid.uuid4().hex)
+    share = os.environ.get("PYTEST_XDIST_WORKER")
+    # A pytest that a test starts inherits both, and goes on with what is there.
+    if share is not None and not mark.endswith(f"-{share}"):
+        os.environ[RUN_VARIABLE] = f"{mark}-{share}"
+        _own_temporary_folder()
+
+
+def _own_temporary_folder() -> None:
+    """Gives this process a temporary folder that goes with it."""
+    # The name is short: sockets lie below it, and their paths have at most 107 bytes.
+    folder = tempfile.mkdtemp(prefix="mt-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    atexit.register(_remove_of, os.getpid(), folder)
+
+
+def _remove_of(owner: int, folder: str) -> None:
+    """Not in a process that was forked from the one which made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_snapshot() -> Snapshot:

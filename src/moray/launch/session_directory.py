@@ -5,8 +5,6 @@ It holds the sockets, logs and spilled objects of one session and belongs to one
 So a session is alive if and only if its lock is taken, and a directory whose lock is free may be removed.
 A new directory gets its lock before its final name, so that nobody takes it for a dead one. The node makes it itself,
 once it watches its driver: so there is no moment at which a driver could die and leave a directory behind.
-
-Unix sockets need paths under 108 bytes; the length is checked before anything is made.
 """
 
 from __future__ import annotations
@@ -36,10 +34,6 @@ _PREFIX: Final = "session_"
 _NEW_PREFIX: Final = ".new_"
 #: How long making a directory may take before it counts as abandoned.
 _ABANDONED_S: Final = 60.0
-#: Bytes of a Unix socket's path, without its final zero.
-_SOCKET_PATH_BYTES: Final = 107
-#: ``/`` + the name of a session + ``/`` + the longest name of a socket in it (a process id in hex and ``.sock``).
-_BELOW_ROOT_BYTES: Final = 1 + 40 + 1 + 29
 
 
 class Session(NamedTuple):
@@ -52,20 +46,9 @@ class Session(NamedTuple):
 
 
 def root_directory(temp_dir: str = "") -> str:
-    """The directory of all sessions of this user; not necessarily there.
-
-    Raises ValueError if sockets in `temp_dir` would have paths that are too long.
-    """
-    below = f"moray-{os.getuid()}"
-    for parent in (temp_dir,) if temp_dir else (os.environ.get("TMPDIR", ""), "/tmp"):  # noqa: S108 - checked, 0700
-        root = os.path.join(os.path.abspath(parent), below) if parent else ""
-        if root and len(os.fsencode(root)) + _BELOW_ROOT_BYTES <= _SOCKET_PATH_BYTES:
-            return root
-    allowed = _SOCKET_PATH_BYTES - _BELOW_ROOT_BYTES - len(below) - 1
-    raise ValueError(
-        f"the directory {temp_dir!r} is too long a path for a session: Unix sockets in it would have paths of over "
-        f"{_SOCKET_PATH_BYTES} bytes; it may have {allowed} bytes"
-    )
+    """The directory of all sessions of this user; not necessarily there."""
+    parent = temp_dir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - checked, 0700
+    return os.path.join(os.path.abspath(parent), f"moray-{os.getuid()}")
 
 
 def new_path(root: str, pid: int) -> str:

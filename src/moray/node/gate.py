@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.protocol.handshake import inbox_path
+from moray.protocol.handshake import inbox_path, short_path
 from moray.protocol.tcp import NODE_TARGET, TcpServer, format_address, parse_address, preface, start_connect
 from moray.protocol.tls import TlsConnection
 from moray.security.identity import Identity, client_context, server_context
@@ -123,7 +123,8 @@ class Gate:
 
 def _send_fd(sender: socket.socket, fd: int, data: bytes, path: str) -> None:
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, byteorder))
-    sender.sendmsg([data or b"?"], [rights], 0, path)
+    with short_path(path) as short:
+        sender.sendmsg([data or b"?"], [rights], 0, short)
 
 
 def _ignore_close(_connection: Any, _reason: str) -> None:

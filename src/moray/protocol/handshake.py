@@ -1,7 +1,7 @@
 """Connecting: a blocking exchange of Hello and Welcome before a socket joins the reactor.
 
 Unix sockets live in the session's 0700 directory, and the accepting side checks with ``SO_PEERCRED``
-that the peer is the same user (or root) before it reads a byte.
+that the peer is the same user (or root) before it reads a byte. The directory's path may have any length.
 """
 
 from __future__ import annotations
@@ -9,18 +9,38 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from moray.protocol.connection import HEADER, ProtocolError, decode_body, encode_frame
 from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage, Message
 
 _UCRED = struct.Struct("3i")
 _MAX_HANDSHAKE = 1 << 22
+#: Bytes of a path that the kernel takes for a Unix socket, without the final zero.
+_SOCKET_PATH_BYTES: Final = 107
+
+
+@contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """A path to `path` that is short enough for a Unix socket: itself, or one by way of its directory's descriptor."""
+    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+        yield path
+        return
+    directory, name = os.path.split(path)
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
 
 
 def listen(path: str) -> socket.socket:
     """A non-blocking Unix socket that accepts at `path`, readable by this user only."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(path)
+    with short_path(path) as short:
+        sock.bind(short)
     os.chmod(path, 0o600)
     sock.listen(512)
     sock.setblocking(False)
@@ -36,7 +56,8 @@ def open_inbox(session_dir: str, process: bytes) -> socket.socket:
     """A non-blocking socket that takes them over, readable by this user only."""
     path = inbox_path(session_dir, process)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    sock.bind(path)
+    with short_path(path) as short:
+        sock.bind(short)
     os.chmod(path, 0o600)
     return sock
 
@@ -46,7 +67,8 @@ def connect(path: str, timeout_s: float = 10.0) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout_s)
-        sock.connect(path)
+        with short_path(path) as short:
+            sock.connect(short)
     except OSError:
         sock.close()
         raise
