@@ -30,7 +30,7 @@ from moray.head.storage import Storage
 from moray.node.logs import log
 from moray.protocol import messages as m
 from moray.protocol.connection import body_of, encode_frame
-from moray.protocol.reactor import WRITE, Reactor, Timer
+from moray.protocol.reactor import WRITE, Alarm, Reactor, Timer
 
 #: Node id → (NodeInfo, why it is dead; "": it lives).
 _NODES: Final = "nodes"
@@ -91,8 +91,7 @@ class Members:
         self._probed: set[bytes] = set()
         #: Hello of a registration that is being decided, and its connection.
         self._asking: tuple[m.NodeHello, Endpoint] | None = None
-        self._due: float | None = None
-        self._timer: Timer | None = None
+        self._alarm = Alarm(reactor, self.table.next_tick, self._tick)
         self._delta_timer: Timer | None = None
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             Welcome: self._welcome,
@@ -103,7 +102,7 @@ class Members:
             Released: self._released,
             StepDown: lambda action: events.step_down(f"there is a head with the epoch {action.epoch}"),
         }
-        reactor.hooks.append(self._arm)
+        reactor.hooks.append(self._alarm.arm)
 
     def load(self, storage: Storage) -> list[bytes]:
         """Restore what the last head knew; the ids of its nodes."""
@@ -289,20 +288,7 @@ class Members:
 
     # --- time -----------------------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        """Once a turn: be called when the table wants to be."""
-        due = self.table.next_tick()
-        if due == self._due:
-            return
-        self._due = due
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        if due is not None:
-            self._timer = self._reactor.call_later(max(0.0, due - monotonic()), self._tick)
-
     def _tick(self) -> None:
-        self._timer = self._due = None
         self._keep_own_node()
         self._perform(self.table.tick(monotonic()))
         self._send_delta()

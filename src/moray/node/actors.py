@@ -15,14 +15,12 @@ reaches clients, finds workers and ends them: :class:`ActorClients`, :class:`Act
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from moray.core.actor_actions import (
-    ActorAction,
     Names,
     Over,
     Place,
@@ -37,6 +35,7 @@ from moray.core.actor_actions import (
     Withdraw,
 )
 from moray.core.actors import ActorTable
+from moray.core.performing import Performer
 from moray.core.scheduler_actions import Grant, Refuse
 from moray.node.clients import Client
 from moray.node.leases import Leases
@@ -164,21 +163,20 @@ class Actors:
         self._events = events
         #: The jobs of detached actors.
         self.detached: dict[bytes, int] = {}
-        #: Decided and not carried out; whether somebody is about it.
-        self._todo: deque[ActorAction] = deque()
-        self._performing = False
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            Place: self._place,
-            Withdraw: lambda action: places.withdraw(action.made, self._job_of(action.made), action.incarnation),
-            Registered: self._registered,
-            Names: lambda action: clients.send(action.process, m.ActorNames(action.request, action.names)),
-            Placed: self._placed,
-            Start: self._start,
-            Tell: self._tell,
-            Stop: lambda action: workers.stop(action.process, action.reason, action.graceful),
-            WarnJob: lambda action: events.warn_job(action.job, action.text),
-            Over: self._over,
-        }
+        self._perform = Performer(
+            {
+                Place: self._place,
+                Withdraw: lambda action: places.withdraw(action.made, self._job_of(action.made), action.incarnation),
+                Registered: self._registered,
+                Names: lambda action: clients.send(action.process, m.ActorNames(action.request, action.names)),
+                Placed: self._placed,
+                Start: self._start,
+                Tell: self._tell,
+                Stop: lambda action: workers.stop(action.process, action.reason, action.graceful),
+                WarnJob: lambda action: events.warn_job(action.job, action.text),
+                Over: self._over,
+            }
+        )
         #: Messages of clients → what becomes of them.
         self.handlers: dict[type[m.Message], Callable[[ActorClient, Any], None]] = {
             m.RegisterActor: self._on_register,
@@ -294,19 +292,6 @@ class Actors:
         self._perform(self.table.watch(client.process, message.actor, message.creator, creator_lives))
 
     # --- carrying out -------------------------------------------------------------------------------
-
-    def _perform(self, actions: Iterable[ActorAction]) -> None:
-        """Carry out; what one step leads to comes after the steps that were decided before."""
-        self._todo.extend(actions)
-        if self._performing:
-            return
-        self._performing = True
-        try:
-            while self._todo:
-                action = self._todo.popleft()
-                self._performers[type(action)](action)
-        finally:
-            self._performing = False
 
     def _place(self, action: Place) -> None:
         made = action.made

@@ -10,12 +10,12 @@ when they are there.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final, Protocol
 
 from moray import config
+from moray.core.performing import Performer
 from moray.core.placement import GroupTable
 from moray.core.placement_types import (
     Commit,
@@ -32,7 +32,7 @@ from moray.core.placement_types import (
 from moray.core.scheduler_actions import BundlesReady
 from moray.node.leases import Leases
 from moray.protocol import messages as m
-from moray.protocol.reactor import Reactor, Timer
+from moray.protocol.reactor import Alarm, Reactor
 
 #: Bytes of a group's id.
 _GROUP_ID: Final = 18
@@ -127,21 +127,18 @@ class Groups:
         self._nodes = nodes
         self._reactor = reactor
         self._events = events
-        #: When the table wants to be called next, and what will do it.
-        self._due: float | None = None
-        self._timer: Timer | None = None
-        #: Decided and not carried out; whether somebody is about it.
-        self._todo: deque[PlacementAction] = deque()
-        self._performing = False
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            Prepare: self._prepare,
-            Commit: lambda action: self._step(action, "commit"),
-            Return: lambda action: self._step(action, "return"),
-            RemoveFrom: self._remove_from,
-            Gone: lambda action: events.group_removed(action.group.hex(), action.reason),
-            TellGroup: self._tell,
-            WarnOwner: lambda action: events.warn_job(action.job, action.text),
-        }
+        self._alarm = Alarm(reactor, self.table.next_tick, self._tick, _TICK_S)
+        self._performer = Performer(
+            {
+                Prepare: self._prepare,
+                Commit: lambda action: self._step(action, "commit"),
+                Return: lambda action: self._step(action, "return"),
+                RemoveFrom: self._remove_from,
+                Gone: lambda action: events.group_removed(action.group.hex(), action.reason),
+                TellGroup: self._tell,
+                WarnOwner: lambda action: events.warn_job(action.job, action.text),
+            }
+        )
         #: Messages of clients → what becomes of them.
         self.handlers: dict[type[m.Message], Callable[[GroupClient, Any], None]] = {
             m.CreateGroup: self._on_create,
@@ -228,18 +225,8 @@ class Groups:
     # --- carrying out -----------------------------------------------------------------------------
 
     def _perform(self, actions: Iterable[PlacementAction]) -> None:
-        """Carry out; what one step leads to comes after the steps that were decided before."""
-        self._todo.extend(actions)
-        if self._performing:
-            return
-        self._performing = True
-        try:
-            while self._todo:
-                action = self._todo.popleft()
-                self._performers[type(action)](action)
-        finally:
-            self._performing = False
-        self._arm()
+        self._performer(actions)
+        self._alarm.arm()
 
     def _prepare(self, action: Prepare) -> None:
         message = m.ReserveBundles(
@@ -269,18 +256,5 @@ class Groups:
 
     # --- time ---------------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        """Be called when the table wants to be."""
-        due = self.table.next_tick()
-        if due == self._due:
-            return
-        self._due = due
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        if due is not None:
-            self._timer = self._reactor.call_later(max(_TICK_S, due - monotonic()), self._tick)
-
     def _tick(self) -> None:
-        self._timer = self._due = None
         self._perform(self.table.tick(monotonic()))

@@ -28,7 +28,7 @@ from moray.core.strategies import Strategy, refusal
 from moray.node.clients import Client, Clients
 from moray.node.impatient import Impatient
 from moray.protocol import messages as m
-from moray.protocol.reactor import Reactor, Timer
+from moray.protocol.reactor import Alarm, Reactor
 
 #: Owners with ids of this length are actors (see :mod:`moray.node.actors`); others are processes.
 _ACTOR_ID: Final = 16
@@ -70,9 +70,7 @@ class Leases:
         self._node_id = node_id
         self._labels = labels or {}
         self._impatient = Impatient(reactor, self.scheduler.explain)
-        #: When the scheduler wants to be called next, and what will do it.
-        self._due: float | None = None
-        self._timer: Timer | None = None
+        self._alarm = Alarm(reactor, self.scheduler.next_tick, self._tick, _TICK_S)
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             Grant: self._grant,
             Revoke: lambda action: clients.send(action.worker, m.RevokeLease(action.lease)),
@@ -92,7 +90,7 @@ class Leases:
             m.Unblocked: self._on_unblocked,
             m.WorkerBusy: self._on_busy,
         }
-        reactor.hooks.append(self._arm)
+        reactor.hooks.append(self._alarm.arm)
 
     def request(
         self,
@@ -195,18 +193,5 @@ class Leases:
 
     # --- time ---------------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        """Once a turn: be called when the scheduler wants to be."""
-        due = self.scheduler.next_tick()
-        if due == self._due:
-            return
-        self._due = due
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        if due is not None:
-            self._timer = self._reactor.call_later(max(_TICK_S, due - monotonic()), self._tick)
-
     def _tick(self) -> None:
-        self._timer = self._due = None
         self.perform(self.scheduler.tick(monotonic()))

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Final, Protocol
 
 from moray.core import transfers_types as t
+from moray.core.performing import Performer
 from moray.core.transfers import Transfers
 from moray.ids import PROCESS_BYTES, TAG_BYTES, tag_of
 from moray.node.logs import log
@@ -111,8 +111,6 @@ class ObjectTransfers:
         self._views: dict[bytes, memoryview] = {}
         self._pins: dict[bytes, int] = {}
         self._making: dict[bytes, int] = {}
-        self._todo: deque[t.Action] = deque()
-        self._performing = False
         self._closed = False
         store.attach_node(self.process, self._on_store)
         store.on_dropped = self._on_dropped
@@ -121,27 +119,29 @@ class ObjectTransfers:
             kind: lambda link, message: self.on_link_message(tag_of(link.node_id), message)
             for kind in (m.CopyMade, m.FreeCopies, m.FindCopies, m.CopiesFound, m.PromoteCopies)
         }
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            t.PinHere: lambda a: store.handle(a.process, m.PinObject(a.request, a.object)),
-            t.FailPin: lambda a: answer(a.process, m.StoreError(a.request, a.code, a.detail)),
-            t.Located: lambda a: answer(a.process, m.ObjectsFound(a.request, a.nodes)),
-            t.MakeCopy: self._make_copy,
-            t.SealCopy: self._seal_copy,
-            t.AbortCopy: self._abort_copy,
-            t.HoldObject: self._hold,
-            t.LetGo: self._let_go,
-            t.Promote: lambda a: store.promote(a.object),
-            t.AskFor: self._ask_for,
-            t.Acknowledge: self._acknowledge,
-            t.Begin: lambda a: self._send_on(a.line, m.PullBegins(a.pull, a.size)),
-            t.SendChunk: self._send_chunk,
-            t.Refuse: lambda a: self._send_on(a.line, m.PullRefused(a.pull, a.code, a.sources)),
-            t.TellCopies: lambda a: self._send(a.node, m.CopyMade(a.objects, a.gone)),
-            t.FreeAt: lambda a: self._send(a.node, m.FreeCopies(a.objects)),
-            t.Find: lambda a: self._send(a.node, m.FindCopies(a.request, a.objects)),
-            t.Found: lambda a: self._send(a.node, m.CopiesFound(a.request, a.objects)),
-            t.PromoteAt: lambda a: self._send(a.node, m.PromoteCopies(a.request, a.objects, a.copies)),
-        }
+        self._perform = Performer(
+            {
+                t.PinHere: lambda a: store.handle(a.process, m.PinObject(a.request, a.object)),
+                t.FailPin: lambda a: answer(a.process, m.StoreError(a.request, a.code, a.detail)),
+                t.Located: lambda a: answer(a.process, m.ObjectsFound(a.request, a.nodes)),
+                t.MakeCopy: self._make_copy,
+                t.SealCopy: self._seal_copy,
+                t.AbortCopy: self._abort_copy,
+                t.HoldObject: self._hold,
+                t.LetGo: self._let_go,
+                t.Promote: lambda a: store.promote(a.object),
+                t.AskFor: self._ask_for,
+                t.Acknowledge: self._acknowledge,
+                t.Begin: lambda a: self._send_on(a.line, m.PullBegins(a.pull, a.size)),
+                t.SendChunk: self._send_chunk,
+                t.Refuse: lambda a: self._send_on(a.line, m.PullRefused(a.pull, a.code, a.sources)),
+                t.TellCopies: lambda a: self._send(a.node, m.CopyMade(a.objects, a.gone)),
+                t.FreeAt: lambda a: self._send(a.node, m.FreeCopies(a.objects)),
+                t.Find: lambda a: self._send(a.node, m.FindCopies(a.request, a.objects)),
+                t.Found: lambda a: self._send(a.node, m.CopiesFound(a.request, a.objects)),
+                t.PromoteAt: lambda a: self._send(a.node, m.PromoteCopies(a.request, a.objects, a.copies)),
+            }
+        )
 
     # --- this node's clients --------------------------------------------------------------------------
 
@@ -410,18 +410,6 @@ class ObjectTransfers:
         return self._arena[offset : offset + size]
 
     # --- the rest ----------------------------------------------------------------------------------------------
-
-    def _perform(self, actions: list[t.Action]) -> None:
-        self._todo.extend(actions)
-        if self._performing:
-            return  # called by something that was called below: it will be its turn
-        self._performing = True
-        try:
-            while self._todo:
-                action = self._todo.popleft()
-                self._performers[type(action)](action)
-        finally:
-            self._performing = False
 
     def _silence(self, line: Line) -> None:
         line.on_message = _ignore

@@ -48,6 +48,36 @@ class Timer:
         self.callback = None
 
 
+class Alarm:
+    """Calls back when a table wants to be called next, as it says each time that :meth:`arm` is called. Loop only."""
+
+    def __init__(
+        self, reactor: Reactor, due: Callable[[], float | None], ring: Callable[[], None], least_s: float = 0.0
+    ) -> None:
+        self._reactor = reactor
+        self._due_next = due
+        self._ring = ring
+        #: No sooner than after so many seconds, however much is due.
+        self._least_s = least_s
+        self._due: float | None = None
+        self._timer: Timer | None = None
+
+    def arm(self) -> None:
+        due = self._due_next()
+        if due == self._due:
+            return
+        self._due = due
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if due is not None:
+            self._timer = self._reactor.call_later(max(self._least_s, due - monotonic()), self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = self._due = None
+        self._ring()
+
+
 class Reactor:
     """epoll, timers, a wake-up, and hooks that run once a turn."""
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -38,6 +37,7 @@ from moray.core.object_table_types import (
     Spill,
     Warn,
 )
+from moray.core.performing import Performer
 from moray.platform import machine
 from moray.protocol.messages import (
     AbortObject,
@@ -112,9 +112,6 @@ class StoreServer:
         self._disk = disk.DiskThread(post)
         #: Numbers of files that may be on disk.
         self._files: set[int] = set()
-        #: Actions not yet carried out, and whether somebody up the stack is at it.
-        self._todo: deque[Action] = deque()
-        self._performing = False
         #: Set when nobody waits for recalls, so that the disk thread goes on.
         self._recalls_over = threading.Event()
         self._closed = False
@@ -128,22 +125,26 @@ class StoreServer:
             FreeObjects: lambda _, m: self._table.free(m.objects),
             AbortObject: self._abort,
         }
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            Created: self._created,
-            Pinned: self._pinned,
-            Done: lambda action: self._send(action.process, StoreDone(action.request)),
-            Failed: lambda action: self._send(action.process, StoreError(action.request, action.code, action.detail)),
-            Extend: self._extend,
-            Spill: self._spill,
-            Restore: self._restore,
-            MakeFile: self._make_file,
-            DeleteFile: self._delete_file,
-            Dropped: lambda action: self.on_dropped(action.object),
-            Warn: lambda action: self._warn(action.text),
-            Granted: lambda action: self._send(action.process, SpaceGranted(action.size, action.places)),
-            Recall: lambda action: self._send(action.process, RecallSpace(action.number, action.keep)),
-            AwaitRecalls: self._await_recalls,
-        }
+        self._perform = Performer(
+            {
+                Created: self._created,
+                Pinned: self._pinned,
+                Done: lambda action: self._send(action.process, StoreDone(action.request)),
+                Failed: lambda action: self._send(
+                    action.process, StoreError(action.request, action.code, action.detail)
+                ),
+                Extend: self._extend,
+                Spill: self._spill,
+                Restore: self._restore,
+                MakeFile: self._make_file,
+                DeleteFile: self._delete_file,
+                Dropped: lambda action: self.on_dropped(action.object),
+                Warn: lambda action: self._warn(action.text),
+                Granted: lambda action: self._send(action.process, SpaceGranted(action.size, action.places)),
+                Recall: lambda action: self._send(action.process, RecallSpace(action.number, action.keep)),
+                AwaitRecalls: self._await_recalls,
+            }
+        )
 
     def handle(self, process: bytes, message: Message) -> None:
         """Act on one of the store's messages from a process of this machine."""
@@ -210,18 +211,6 @@ class StoreServer:
             except OSError:
                 pass  # never made, or shared with others
         os.close(self.fd)
-
-    def _perform(self, actions: list[Action]) -> None:
-        self._todo.extend(actions)
-        if self._performing:
-            return  # called by something that was called below: it will be its turn
-        self._performing = True
-        try:
-            while self._todo:
-                action = self._todo.popleft()
-                self._performers[type(action)](action)
-        finally:
-            self._performing = False
 
     def _seal(self, process: bytes, message: SealObject) -> list[Action]:
         table, request, name = self._table, message.request, message.object
