@@ -266,6 +266,30 @@ def _growth() -> Iterator[Row]:
         )  # fmt: skip
 
 
+def _clusters() -> Iterator[Row]:
+    """Nodes that are processes of one machine. `python -m benchmarks.cluster` compares with bare TLS."""
+    for figure, title, least in (
+        ("tasks_async", "tasks at another node, in bursts", 30),
+        ("tasks_sync", "tasks at another node, one at a time", None),
+        ("calls_async", "actor calls to another node, in bursts", 12),
+        ("calls_sync", "actor calls to another node, one at a time", None),
+    ):
+        targets = () if least is None else (Ratio("ray", least),)
+        yield Row(f"cluster_{figure}", title, "cluster_calls", figure, "/s", targets=targets, gated=False)
+    for figure, title, least in (
+        ("together", "placement groups made and removed, 100 at once", 4),
+        ("single", "placement groups made and removed, one by one", 2),
+        ("thousand", "1 000 placement groups, made and ready", 1),
+    ):
+        yield Row(
+            f"groups_{figure}", title, "cluster_groups", figure, "/s", targets=(Ratio("ray", least),), gated=False
+        )  # fmt: skip
+    yield Row(
+        "cluster_actors", "1 000 actors on 20 nodes (Ray: 60), made and called", "cluster_actors", "rate", "/s",
+        targets=(Ratio("ray", 1),), gated=False,
+    )  # fmt: skip
+
+
 #: Sections of the table, in order.
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "Tasks": tuple(_tasks()),
@@ -277,6 +301,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     "A session": tuple(_session()),
     "Large numbers": tuple(_scale()),
     "Fairness": tuple(_latency()),
+    "Clusters on one machine": tuple(_clusters()),
     "Growth": tuple(_growth()),
 }
 

@@ -29,7 +29,7 @@ from moray.security.authority import Authority
 from moray.security.identity import client_context, server_context
 
 ROUNDS: Final = 5
-PINGS: Final = 2_000
+PINGS: Final = 500
 TASKS: Final = 10_000
 BULK_BYTES: Final = 1 << 30
 PIECE: Final = 1 << 22
@@ -46,6 +46,17 @@ def median_rate(count: int, call: Callable[[], Any]) -> float:
         call()
         rates.append(count / (time.perf_counter() - began))
     return statistics.median(rates)
+
+
+def best_in_turn(count: int, calls: list[Callable[[], Any]]) -> list[float]:
+    """How many per second, the best of some rounds. In turn: what else the machine does is the same for all."""
+    best = [0.0] * len(calls)
+    for _ in range(4 * ROUNDS):
+        for number, call in enumerate(calls):
+            began = time.perf_counter()
+            call()
+            best[number] = max(best[number], count / (time.perf_counter() - began))
+    return best
 
 
 # --- the floor ------------------------------------------------------------------------------------------
@@ -76,8 +87,9 @@ def bare_tls(serve: Callable[[Any], None]) -> Iterator[Any]:
         os.waitpid(child, 0)
 
 
-def bare_ping_pong() -> float:
-    """Round trips per second of 100 bytes."""
+@contextmanager
+def bare_ping_pong() -> Iterator[Callable[[], None]]:
+    """What makes :data:`PINGS` round trips of 100 bytes."""
 
     def serve(tls: Any) -> None:
         while data := tls.recv(4096):
@@ -90,8 +102,7 @@ def bare_ping_pong() -> float:
                 tls.sendall(b"x" * 100)
                 tls.recv(4096)
 
-        pings()
-        return median_rate(PINGS, pings)
+        yield pings
 
 
 def bare_bulk() -> float:
@@ -145,9 +156,8 @@ def one_by_one(make: Callable[[], Any]) -> None:
 
 def calls() -> Iterator[Row]:
     """Tasks and calls at another node against local ones, and one at a time against bare TLS."""
-    floor = bare_ping_pong()
-    yield "bare TLS ping-pong", f"{floor:,.0f}/s", ""
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"here": 1}}) as cluster:
+    head = {"num_cpus": 1, "resources": {"here": 1}}
+    with bare_ping_pong() as pings, Cluster(initialize_head=True, head_node_args=head) as cluster:
         cluster.add_node(num_cpus=1, resources={"there": 1})
         cluster.connect()
         cluster.wait_for_nodes()
@@ -158,15 +168,17 @@ def calls() -> Iterator[Row]:
         names = ("tasks here", "tasks at another node", "actor calls here", "actor calls at another node")
         makers = (here.remote, there.remote, actors[0].call.remote, actors[1].call.remote)
         bursts = [median_rate(TASKS, partial(burst, make)) for make in makers]
-        single = [median_rate(PINGS, partial(one_by_one, make)) for make in makers]
+        floor, *single = best_in_turn(PINGS, [pings, *(partial(one_by_one, make) for make in makers)])
         for name, rate in zip(names, bursts, strict=True):
             yield f"{name}, burst", f"{rate:,.0f}/s", ""
         for number, what in ((1, "tasks"), (3, "actor calls")):
             yield f"{what}: burst at another node / local", f"{bursts[number] / bursts[number - 1]:.2f}", "≥ 0.5"
+        yield "bare TLS ping-pong", f"{floor:,.0f}/s", ""
         for name, rate in zip(names, single, strict=True):
             yield f"{name}, one at a time", f"{rate:,.0f}/s", ""
         for number, what in ((1, "tasks"), (3, "actor calls")):
             yield f"{what}: time at another node / bare TLS", f"{floor / single[number]:.2f}", "≤ 2"
+            yield f"{what}: time at another node / local", f"{single[number - 1] / single[number]:.2f}", ""
 
 
 def objects() -> Iterator[Row]:

@@ -10,7 +10,20 @@ import platform
 from benchmarks.workloads import base
 
 #: Importing them registers their workloads.
-_MODULES = ("actors", "bare", "cancel", "dag", "generators", "latency", "objects", "pools", "scale", "session", "tasks")
+_MODULES = (
+    "actors",
+    "bare",
+    "cancel",
+    "clusters",
+    "dag",
+    "generators",
+    "latency",
+    "objects",
+    "pools",
+    "scale",
+    "session",
+    "tasks",
+)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ method object holds its handle and never the other way round: the last handle's 
 from __future__ import annotations
 
 import os
+from inspect import getattr_static
 from types import GenericAlias, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeAlias, Unpack, cast, overload
 from weakref import WeakValueDictionary
@@ -109,8 +110,8 @@ class ActorClass(Generic[T, Parameters]):
 
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> NoReturn:
         raise ActorClassInheritanceException(
-            f"{self.__name__} is an actor class, which cannot be subclassed: leave the base class undecorated, "
-            "subclass it, and decorate the child with @moray.remote (moray.remote(Base) makes actors of the base)"
+            f"{self.__name__} is an actor class. Inheriting from actor classes is not currently supported. Leave the "
+            "base undecorated, subclass it, and decorate the child with @moray.remote"
         )
 
     if not TYPE_CHECKING:  # A checker says so before the program runs; and `ActorClass[T]` leaves Parameters open.
@@ -119,7 +120,7 @@ class ActorClass(Generic[T, Parameters]):
         def __call__(self, *_args, **_kwargs):
             name = self.__name__
             raise TypeError(
-                f"an actor is made with .remote(): write {name}.remote(...), "
+                f"an actor cannot be instantiated directly: write {name}.remote(...), "
                 f"or {name}.__ray_actor_class__(...) for an ordinary instance right here"
             )
 
@@ -128,12 +129,15 @@ class ActorClass(Generic[T, Parameters]):
         kind = self.__dict__.get("_kind")
         if kind is not None and not name.startswith("__") and hasattr(kind, name):
             value = getattr(kind, name)
-            if not callable(value):
+            if not callable(value) or isinstance(getattr_static(kind, name), (staticmethod, classmethod)):
                 return value
             raise AttributeError(
                 f"{kind.__name__} is an actor class: make an actor with .remote(), then call handle.{name}.remote(...)"
             )
         raise AttributeError(f"actor class {'' if kind is None else kind.__name__} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(self._kind)})
 
     @typed_creation
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
@@ -166,10 +170,19 @@ class ActorClass(Generic[T, Parameters]):
         """This class with other options for the actors made through the result.
 
         Raises:
-            ValueError: an unknown option (the nearest valid one is named) or a value out of range.
+            ValueError: an unknown option (the nearest valid one is named), a value out of range, or
+                `concurrency_groups`, which belong to the class itself.
             TypeError: a value of the wrong type.
         """
+        if "concurrency_groups" in overrides:
+            raise ValueError(
+                "Setting 'concurrency_groups' is not supported in '.options()'. Give them to @moray.remote."
+            )
         return ActorClass(self._kind, self._options.merge(**cast("dict[str, Any]", overrides)), self._exported)
+
+    def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> ActorHandle[T]:
+        """An actor with options, in one step; not documented by Ray either, but used."""
+        return self.options(**options).remote(*args, **(kwargs or {}))
 
     def bind(self, *args: Any, **kwargs: Any) -> ClassNode:
         """A step of a graph (:mod:`moray.dag`) that makes an actor; arguments may be other steps."""
@@ -345,6 +358,9 @@ class ActorHandle(Generic[T]):
             return ActorMethod(self, plan)
         raise AttributeError(shared.no_method(name), name=name, obj=self)
 
+    def __dir__(self) -> list[str]:
+        return ["__init__", *self._moray_shared.plans, *self._moray_shared.special]
+
     def __eq__(self, other: object) -> bool:
         return self._moray_actor == other._moray_actor if isinstance(other, ActorHandle) else NotImplemented
 
@@ -512,6 +528,10 @@ class ActorMethod(Called[P, R]):
         _check_group(method.group, plan.shared.meta.groups, plan.label)
         return ActorMethod(self._handle, CallPlan(plan.shared, method))
 
+    def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
+        """A call with options, in one step; not documented by Ray either, but used."""
+        return self.options(**options).remote(*args, **(kwargs or {}))
+
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """A step of a graph (:mod:`moray.dag`) that calls this method; a tuple of them if it has several results."""
         from moray.dag.nodes import bind_method
@@ -550,12 +570,15 @@ def exit_actor() -> NoReturn:
         TypeError: this is no actor.
     """
     runtime = state.runtime
-    if runtime is None or running_actor(runtime) is None:
+    host = running_actor(runtime) if runtime is not None else None
+    if host is None:
         raise TypeError(
-            "exit_actor() ends the actor that calls it, and this code does not run in one; see moray.kill()"
+            "exit_actor API is called on a non-actor worker: exit_actor() ends the actor that calls it, and this code "
+            "does not run in one; see moray.kill()"
         )
     from moray.runtime.actor_host import ActorExit
 
+    host.leave_after_this()
     raise ActorExit
 
 
@@ -568,7 +591,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
 
     Raises:
         ActorHandleNotFoundError: there is none (also a ValueError).
-        TypeError, ValueError: the name is no string, or empty.
+        TypeError, ValueError: the name is no string; or None, or empty.
 
     Example:
         >>> import moray
@@ -591,10 +614,10 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
 
 
 def _check_text(what: str, value: Any) -> None:
-    if not isinstance(value, str):
+    if not isinstance(value, str) and value is not None:
         raise TypeError(f"get_actor(): the {what} must be a string, not {value!r:.80} ({type(value).__name__})")
     if not value:
-        raise ValueError(f"get_actor(): the {what} is empty; anonymous actors are reached by their handles only")
+        raise ValueError(f"get_actor(): the {what} is {value!r}; anonymous actors are reached by their handles only")
 
 
 def kill(actor: ActorHandle[Any] | type[TypedActor], *, no_restart: bool = True) -> None:

@@ -56,7 +56,8 @@ def init(address: str | None = None, **options: Any) -> Context:  # noqa: D417 -
     Args:
         address: None starts a session that ends with this process (unless MORAY_ADDRESS or RAY_ADDRESS names one);
             "local" always starts one; "auto" connects to the newest session of this user on this machine;
-            otherwise the ``address_info["address"]`` of a session.
+            "HOST:PORT" the cluster whose head is there, and "moray://HOST:PORT" the same through that one port, from
+            where nobody can connect to; otherwise the ``address_info["address"]`` of a session.
         num_cpus: logical CPUs of the session. Default: the CPUs that this process may use (affinity, cgroup).
         num_gpus: logical GPUs. Default: those that are there.
         resources: custom resources, name → amount.
@@ -245,14 +246,15 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         if isinstance(object_refs, compiled.CompiledDAGRef):
             return object_refs.get(timeout)
         if isinstance(object_refs, (list, tuple)) and any(isinstance(r, compiled.CompiledDAGRef) for r in object_refs):
-            return [get(ref, timeout=timeout) for ref in object_refs]
+            return compiled.get_all(object_refs, timeout)
     if isinstance(object_refs, (list, tuple)):
         for ref in object_refs:
             if type(ref) is not ObjectRef:
                 raise TypeError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
         return runtime.values.get_many(object_refs, timeout)
-    hint = ": iterate over it, and get the ObjectRefs that it gives" if type(object_refs) is ObjectRefGenerator else ""
-    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}{hint}")
+    if type(object_refs) is ObjectRefGenerator:
+        return object_refs  # As in Ray: what holds the items is the generator itself.
+    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
 
 
 @overload

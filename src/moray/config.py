@@ -41,6 +41,10 @@ PIPELINE_MAX_DEPTH: Final = 512
 #: waits does not wait for it: the node takes lingering leases back on demand.
 LEASE_LINGER_S: Final = 0.5
 
+#: How long a get of another process's object may take before the CPUs of whoever waits are lent (LEASE): a finished
+#: object's owner answers in a fraction of that, and each loan may start a process.
+ANSWER_S: Final = 0.005
+
 #: When a pending task, actor, group or get warns, once, about what it waits for. Nothing waits in silence, but
 #: ordinary waiting (a cold start, a full machine) should say nothing. MORAY_WARN_AFTER_S overrides it, in drivers,
 #: workers and the node; 0: no such warnings.
@@ -55,6 +59,11 @@ LINEAGE_BYTES: Final = 1_000_000_000
 #: one interval for the interpreter lock: at Python's 5 ms the median reply took 5.1 ms, at 1 ms 1.1 ms. The price
 #: is under 1 % of throughput of the computing thread. Restored at shutdown.
 SWITCH_INTERVAL_S: Final = 0.001
+
+#: How long a driver behind a relay (``moray://``) may be out of reach: its connection is made anew, and everything goes
+#: on. Long enough for a laptop that changes networks; and what its tasks hold in the cluster is not held for much
+#: longer by somebody who is gone. MORAY_RELAY_PATIENCE_S overrides it.
+RELAY_PATIENCE_S: Final = 60.0
 
 #: How often a worker's output is looked at while it runs. Output that belongs to a result is sent before the result
 #: at once; this is only for tasks that print as they go, where a tenth of a second looks live.

@@ -120,7 +120,10 @@ class ObjectRef(Generic[T_co]):
     __slots__ = ("__weakref__", "_entry")
     _entry: Entry
 
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
+    def __new__(cls, binary: object = None, *_args: object, **_kwargs: object) -> ObjectRef[Any]:
+        """`binary`: see :meth:`from_binary`. Those of new objects are made without this: by :data:`new_ref`."""
+        if isinstance(binary, bytes):
+            return _rebuild(binary)
         raise TypeError("an ObjectRef comes from moray.put() or .remote(), it is not made by hand")
 
     def binary(self) -> bytes:
@@ -172,6 +175,15 @@ class ObjectRef(Generic[T_co]):
         import asyncio
 
         return asyncio.wrap_future(self.future())
+
+    def _on_completed(self, py_callback: Callable[[Any], None]) -> None:
+        """Have the thread of callbacks call `py_callback` with the value, or with the error as an object."""
+
+        def completed(future: Future[Any]) -> None:
+            error = future.exception()
+            py_callback(future.result() if error is None else error)
+
+        self.future().add_done_callback(completed)
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self._entry.origin.runtime.await_ref(self)

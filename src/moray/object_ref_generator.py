@@ -125,6 +125,10 @@ class ObjectRefGenerator(Generic[T_co]):
         """A reference that is ready when the task has ended; ``get`` of it gives None or raises the task's error."""
         return self._entry.ref
 
+    @property
+    def _generator_ref(self) -> ObjectRef[Any]:
+        return self._entry.ref
+
     def next_ready(self) -> bool:
         """Whether an item is there to be taken without waiting."""
         return bool(self._entry)

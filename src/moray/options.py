@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from types import NoneType
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
 import msgspec
@@ -42,7 +43,11 @@ def _wrong_type(name: str, expected: str, value: object) -> TypeError:
     return TypeError(f"option {name} must be {expected}, not {value!r:.80} ({type(value).__name__})")
 
 
-def _number(name: str, value: Any) -> float | int:
+def _type_of_keyword(name: str, types: tuple[type, ...], value: object) -> TypeError:
+    return TypeError(f"The type of keyword {name!r} must be {types}, but received type {type(value)}: {value!r:.80}")
+
+
+def _number(name: str, value: Any, resource: str = "") -> float | int:
     """A finite number ≥ 0 that is 0 or at least one resource unit. Accepts numpy's numbers."""
     if isinstance(value, (bool, str, bytes)) or not (hasattr(value, "__index__") or hasattr(value, "__float__")):
         raise _wrong_type(name, "a number", value)
@@ -50,7 +55,10 @@ def _number(name: str, value: Any) -> float | int:
     if not 0 <= number < math.inf:
         raise ValueError(f"option {name} must be a finite number of at least 0, not {number}")
     if 0 < number < 1 / RESOURCE_UNIT:
-        raise ValueError(f"option {name}={number} is too small: the smallest fraction is {1 / RESOURCE_UNIT}")
+        raise ValueError(
+            f"The precision of the fractional quantity of resource {resource or name} "
+            f"cannot go beyond {1 / RESOURCE_UNIT}; option {name} is {number}"
+        )
     return number
 
 
@@ -61,15 +69,29 @@ def _gpus(name: str, value: Any) -> float | int:
     return number
 
 
-def _int(least: int, meaning: str = "") -> _Check:
-    """A whole number of at least `least`; `meaning` explains special values."""
+def _int(least: int, accepts: str, types: tuple[type, ...] = (int, NoneType)) -> _Check:
+    """A whole number of at least `least`; `accepts` says which values there are."""
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise _wrong_type(name, "a whole number", value)
+            raise _type_of_keyword(name, types, value)
         number: int = value.__index__()
         if number < least:
-            raise ValueError(f"option {name} must be at least {least}{meaning}, not {number}")
+            raise ValueError(f"The keyword {name!r} only accepts None, {accepts}: not {number}")
+        return number
+
+    return check
+
+
+def _backpressure(limit: str) -> _Check:
+    """How many items a generator may be ahead: at least 1, or -1 for any number."""
+
+    def check(name: str, value: Any) -> int:
+        number: int = _int(-1, _COUNT_OR_ENDLESS)(name, value)
+        if number == 0:
+            raise ValueError(
+                f"{name}=0 is not allowed, as the generator could make nothing: {name} must be > 0 to {limit}, or -1"
+            )
         return number
 
     return check
@@ -87,6 +109,12 @@ def _of_type(kind: type, expected: str) -> _Check:
 _bool: Final = _of_type(bool, "True or False")
 _str: Final = _of_type(str, "a string")
 _dict: Final = _of_type(dict, "a dict")
+
+
+def _metadata(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _type_of_keyword(name, (dict, NoneType), value)
+    return value
 
 
 def _filled_str(name: str, value: Any) -> str:
@@ -125,7 +153,7 @@ def _resources(name: str, value: Any) -> dict[str, float | int]:
             raise _wrong_type(name, "a dict from names of resources to amounts", value)
         if key in _OWN_KEYWORDS:
             raise ValueError(f"option {name} must not contain {key!r}: use {_OWN_KEYWORDS[key]}=… instead")
-        kept[key] = _number(f"{name}[{key!r}]", amount)
+        kept[key] = _number(f"{name}[{key!r}]", amount, key)
     return kept
 
 
@@ -142,7 +170,7 @@ def _num_returns(name: str, value: Any) -> int | str:
         if value not in ("dynamic", "streaming"):
             raise ValueError(f'option {name} must be a whole number, "dynamic" or "streaming", not {value!r:.80}')
         return value
-    number: int = _int(0)(name, value)
+    number: int = _int(0, _RETURNS, (int, str, NoneType))(name, value)
     return number
 
 
@@ -203,7 +231,7 @@ def _concurrency_groups(name: str, value: Any) -> dict[str, int]:
             raise _wrong_type(name, 'a list of {"name": …, "max_concurrency": …}', value)
         value = {group["name"]: group.get("max_concurrency", 1) for group in value}
     groups = _dict(name, value)
-    return {_filled_str(name, group): _int(1)(f"{name}[{group!r}]", size) for group, size in groups.items()}
+    return {_filled_str(name, group): _int(1, _POSITIVE)(f"{name}[{group!r}]", size) for group, size in groups.items()}
 
 
 def _tasks_have_none(name: str, value: Any) -> None:
@@ -214,7 +242,10 @@ def _tasks_have_none(name: str, value: Any) -> None:
 
 # --- options -------------------------------------------------------------------------------------
 
-_ENDLESS: Final = " (-1: without end)"
+_COUNT: Final = "0 or a positive integer"
+_POSITIVE: Final = "a positive integer"
+_COUNT_OR_ENDLESS: Final = "0, -1 or a positive integer, where -1 represents infinity."
+_RETURNS: Final = "a non-negative integer, 'streaming' (for generators), or 'dynamic'"
 
 _COMMON_CHECKS: Final[dict[str, _Check]] = {
     "infeasible": _infeasible,
@@ -225,14 +256,14 @@ _COMMON_CHECKS: Final[dict[str, _Check]] = {
     "num_cpus": _number,
     "num_gpus": _gpus,
     "placement_group": _placement_group,
-    "placement_group_bundle_index": _int(-1, " (-1: any bundle)"),
+    "placement_group_bundle_index": _int(-(1 << 31), "the index of a bundle, or -1 for any"),
     "placement_group_capture_child_tasks": _bool,
     "resources": _resources,
     "runtime_env": _dict,
     "scheduling_strategy": _strategy,
     "enable_task_events": _bool,
     "_labels": _str_dict,
-    "_metadata": _dict,
+    "_metadata": _metadata,
 }
 
 
@@ -352,12 +383,12 @@ class TaskOptions(_Options, frozen=True, kw_only=True):
         **_COMMON_CHECKS,
         "name": _str,
         "object_store_memory": _tasks_have_none,
-        "max_calls": _int(0, " (0: any number)"),
-        "max_retries": _int(-1, _ENDLESS),
+        "max_calls": _int(0, _COUNT),
+        "max_retries": _int(-1, _COUNT_OR_ENDLESS),
         "num_returns": _num_returns,
         "retry_exceptions": _retry_exceptions,
-        "_generator_backpressure_num_objects": _int(-1, " (-1: no limit)"),
-        "_num_objects_per_yield": _int(1),
+        "_generator_backpressure_num_objects": _backpressure("limit how far it may be ahead"),
+        "_num_objects_per_yield": _int(1, _POSITIVE),
     }
 
     def calls_per_worker(self) -> int:
@@ -394,18 +425,20 @@ class ActorOptions(_Options, frozen=True, kw_only=True):
     _checks: ClassVar[dict[str, _Check]] = {
         **_COMMON_CHECKS,
         "name": _filled_str,
-        "object_store_memory": _int(0),
+        "object_store_memory": _int(0, _COUNT),
         "concurrency_groups": _concurrency_groups,
         "enable_tensor_transport": _bool,
         "lifetime": _lifetime,
-        "max_concurrency": _int(1),
-        "max_restarts": _int(-1, _ENDLESS),
-        "max_task_retries": _int(-1, _ENDLESS),
-        "max_pending_calls": _int(-1, " (-1: no limit)"),
+        "max_concurrency": _int(1, _POSITIVE),
+        "max_restarts": _int(-1, _COUNT_OR_ENDLESS),
+        "max_task_retries": _int(-1, _COUNT_OR_ENDLESS),
+        "max_pending_calls": _int(-1, _COUNT_OR_ENDLESS),
         "namespace": _filled_str,
         "get_if_exists": _bool,
         "allow_out_of_order_execution": _bool,
-        "_actor_generator_backpressure_num_objects": _int(-1, " (-1: no limit)"),
+        "_actor_generator_backpressure_num_objects": _backpressure(
+            "limit how far its generators may be ahead together"
+        ),
     }
 
     def _check_together(self) -> None:

@@ -121,10 +121,21 @@ class RemoteFunction(Called[P, R]):
         """This function with other options for the calls made through the result.
 
         Raises:
-            ValueError: an unknown option (the nearest valid one is named) or a value out of range.
+            ValueError: an unknown option (the nearest valid one is named), a value out of range, or `max_calls`, which
+                belongs to the function itself.
             TypeError: a value of the wrong type.
         """
+        if "max_calls" in overrides:
+            raise ValueError("Setting 'max_calls' is not supported in '.options()'. Give it to @moray.remote.")
         return RemoteFunction(self._function, self._options.merge(**overrides), self._exported)
+
+    def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
+        """A call with options, in one step; not documented by Ray either, but used."""
+        return self.options(**options).remote(*args, **(kwargs or {}))
+
+    @property
+    def _default_options(self) -> dict[str, Any]:
+        return {name: getattr(self._options, name) for name in self._options.given}
 
     def bind(self, *args: Any, **kwargs: Any) -> FunctionNode:
         """A step of a graph (:mod:`moray.dag`) that calls this function; arguments may be other steps."""
@@ -143,7 +154,8 @@ class RemoteFunction(Called[P, R]):
             num_returns = "streaming" if _is_generator(self._function) else 1
         stream = None
         if isinstance(num_returns, str):
-            limit = stream_limit(options._generator_backpressure_num_objects)
+            ahead = options._generator_backpressure_num_objects
+            limit = -1 if ahead is None else ahead
             stream = m.StreamSpec(0, limit, num_returns == "dynamic")
             num_returns = 1
         function = self._exported.export(runtime, options.calls_per_worker())
@@ -182,7 +194,7 @@ class RemoteFunction(Called[P, R]):
         ordinary = (
             num_returns == 1 and retry is None and name == self._function_name and resources == {"CPU": m.RESOURCE_UNIT}
         )
-        if ordinary and stream is None and placement is None:
+        if ordinary and stream is None and placement is None and not _is_generator(self._function):
             return None
         return m.TaskExtra(
             num_returns=num_returns,
@@ -274,13 +286,3 @@ def dump_code(runtime: Runtime, source: Any, modules: set[str], what: str) -> tu
 
 def _is_generator(function: Callable[..., Any]) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-
-
-def stream_limit(option: int | None) -> int:
-    """How many items may be ahead of the consumer, from ``_generator_backpressure_num_objects``; -1: any number."""
-    if option == 0:
-        raise ValueError(
-            "option _generator_backpressure_num_objects=0 would let the generator make nothing: "
-            "give at least 1, or -1 for no limit"
-        )
-    return -1 if option is None else option

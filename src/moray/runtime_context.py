@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moray.api import connected, nodes
+from moray.api import connected, is_initialized, nodes
 from moray.protocol import messages as m
 
 if TYPE_CHECKING:
     from moray.actor import ActorHandle
+    from moray.runtime.actor_host import ActorHost
     from moray.runtime.runtime import Runtime
 
 
-class RuntimeContext:
-    """Ids and names of the job, node, worker, task and actor that the calling code belongs to."""
+class NoSessionError(RuntimeError, AssertionError):
+    """There is nothing to tell about. What Ray raises was an AssertionError before it was a RuntimeError."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+
+class RuntimeContext:
+    """Ids and names of the job, node, worker, task and actor that the calling code belongs to. RuntimeError as long as
+    there is no session: asking starts none."""
+
+    _runtime: Runtime
+    _host: ActorHost | None
+
+    def __getattr__(self, name: str) -> Any:
+        # Looked up when they are first needed, by when there may be a session.
+        if name not in {"_runtime", "_host"}:
+            raise AttributeError(f"the runtime context has no attribute {name!r}")
+        if not is_initialized():
+            raise NoSessionError("there is no session to ask: call init() first (Ray has not been initialized)")
         from moray.actor import running_actor
 
-        self._host = running_actor(runtime)
+        self._runtime = connected()
+        self._host = running_actor(self._runtime)
+        return self.__dict__[name]
 
     def get_job_id(self) -> str:
         """The job's id, hexadecimal."""
@@ -176,16 +191,18 @@ class RuntimeContext:
 
     def get(self) -> dict[str, Any]:
         """The ids as a dict; those of a task or actor only where there is one."""
-        ids = {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace, "task_id": self.task_id}
-        return ids if self._host is None else {**ids, "actor_id": self.actor_id}
+        ids = {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace}
+        more = {"task_id": self.task_id, "actor_id": self.actor_id}
+        return ids | {name: found for name, found in more.items() if found is not None}
 
 
 def get_runtime_context() -> RuntimeContext:
-    """The context of the calling code.
+    """The context of the calling code. It starts no session.
 
     Example:
         >>> import moray
+        >>> _ = moray.put("a session, if there was none")
         >>> len(moray.get_runtime_context().get_job_id())
         8
     """
-    return RuntimeContext(connected())
+    return RuntimeContext()

@@ -353,6 +353,82 @@ def test_groups_of_async_actors() -> None:
     assert moray.get(actor.most_at_once.remote()) == 2
 
 
+def test_groups_of_async_actors_do_not_block_each_other() -> None:
+    """Each has an event loop and a thread of its own, for ordinary methods too; the rest stays in the main thread."""
+
+    @moray.remote(concurrency_groups={"io": 2, "compute": 1})
+    class Loops:
+        def __init__(self) -> None:
+            self.made_in = asyncio.get_running_loop()
+            self.go = threading.Event()
+
+        async def block(self) -> bool:
+            return self.go.wait(20)
+
+        @moray.method(concurrency_group="io")
+        async def where(self) -> tuple[int, int]:
+            return threading.get_ident(), id(asyncio.get_running_loop())
+
+        @moray.method(concurrency_group="io")
+        def here(self) -> tuple[int, int]:
+            return threading.get_ident(), id(asyncio.get_running_loop())
+
+        @moray.method(concurrency_group="compute")
+        async def block_too(self) -> bool:
+            return self.go.wait(20)
+
+        @moray.method(concurrency_group="io")
+        def release(self) -> None:
+            self.go.set()
+
+        def main(self) -> bool:
+            in_main = threading.current_thread() is threading.main_thread()
+            return in_main and asyncio.get_running_loop() is self.made_in
+
+    actor: Any = Loops.remote()
+    blocked = [actor.block.remote(), actor.block_too.remote()]
+    coroutine, function = moray.get([actor.where.remote(), actor.here.remote()], timeout=20)
+    assert coroutine == function
+    moray.get(actor.release.remote(), timeout=20)
+    assert moray.get(blocked, timeout=20) == [True, True]
+    assert moray.get(actor.main.remote(), timeout=20)
+    assert moray.get(actor.where.options(concurrency_group="compute").remote(), timeout=20) != coroutine
+
+
+def test_calls_in_a_group_of_an_async_actor_are_cancelled_and_fail_like_others() -> None:
+    @moray.remote(concurrency_groups={"io": 1})
+    class Waits:
+        @moray.method(concurrency_group="io")
+        async def forever(self) -> None:
+            await asyncio.sleep(600)
+
+        @moray.method(concurrency_group="io")
+        async def items(self, count: int) -> Any:
+            for number in range(count):
+                yield [moray.put(number)]
+
+        @moray.method(concurrency_group="io")
+        async def fail(self) -> None:
+            raise KeyError("no")
+
+        @moray.method(concurrency_group="io")
+        def leave(self) -> None:
+            moray.actor.exit_actor()
+
+    actor: Any = Waits.remote()
+    running, queued = actor.forever.remote(), actor.forever.remote()
+    moray.wait([running], timeout=0.2)
+    for ref in (queued, running):
+        moray.cancel(ref)
+        with pytest.raises(moray.exceptions.TaskCancelledError):
+            moray.get(ref, timeout=20)
+    with pytest.raises(KeyError):
+        moray.get(actor.fail.remote(), timeout=20)
+    assert [moray.get(moray.get(item)[0]) for item in actor.items.remote(50)] == list(range(50))
+    with pytest.raises(moray.exceptions.ActorDiedError, match="exit_actor"):
+        moray.get(actor.leave.remote(), timeout=20)
+
+
 def test_concurrent_actors_end_with_their_last_handle_too() -> None:
     kinds: list[Any] = [Threaded, Async, Groups]
     for kind in kinds:

@@ -245,7 +245,7 @@ def test_a_thread_asks_whether_it_is_cancelled(tmp_path: Path) -> None:
     other = actor.hold.remote(str(tmp_path / "go"))
     begun(tmp_path / "begun")
     moray.cancel(ref)
-    assert moray.get(ref, timeout=20) == "left"
+    assert "had been asked to" in str(cancelled(ref))  # What it returned then is nobody's.
     (tmp_path / "go").touch()
     assert moray.get(other, timeout=20) == "not canceled"
 

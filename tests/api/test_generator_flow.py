@@ -153,8 +153,8 @@ def test_a_paused_generator_is_replayed(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        count.options(_generator_backpressure_num_objects=0).remote(3)
+    with pytest.raises(ValueError, match="=0 is not allowed"):
+        count.options(_generator_backpressure_num_objects=0)
 
 
 def test_paused_generators_lend_their_cpus() -> None:

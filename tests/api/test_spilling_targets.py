@@ -33,6 +33,15 @@ def test_objects_go_where_init_says_and_come_back(tmp_path: Path) -> None:
     assert not any(any(files) for place in places for _, _, files in os.walk(place))
 
 
-def test_a_config_that_means_nothing_is_an_error_at_init() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        "nonsense",
+        {"type": "nowhere"},
+        {"type": "filesystem", "params": {"directory_path": "/tmp", "no_such": 1}},
+        {"type": "filesystem", "params": {"directory_path": "/tmp", "buffer_size": "large"}},
+    ],
+)
+def test_a_config_that_means_nothing_is_an_error_at_init(config: object) -> None:
     with pytest.raises(ValueError, match="object_spilling_config"):
-        moray.init(num_cpus=1, _system_config={"object_spilling_config": "nonsense"})
+        moray.init(num_cpus=1, _system_config={"object_spilling_config": config})

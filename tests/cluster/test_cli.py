@@ -53,9 +53,11 @@ def start_head(cli: Cli, *more: str) -> str:
 
 
 def test_start_join_status_stop(cli: Cli, sessions: Path) -> None:
-    address = start_head(cli, "--labels=zone=a")
-    joined = cli("start", f"--address={address}", "--num-cpus=2", "--resources", '{"disk": 3}')
+    # Options of `ray start` without meaning here, as its scripts give them.
+    address = start_head(cli, "--labels=zone=a", "--min-worker-port=0", "--include-dashboard", "false", "--no-monitor")
+    joined = cli("start", "--address=auto", "--num-cpus=2", "--resources", '{"disk": 3}')
     assert joined.returncode == 0, joined.stderr
+    assert len(json.loads(cli("status", "--json", f"--address={address}").stdout)["nodes"]) == 2
     status = json.loads(cli("status", "--json").stdout)
     assert [node["resources"]["CPU"] for node in status["nodes"]] == [[0, 1], [0, 2]]
     assert status["nodes"][0]["head"]

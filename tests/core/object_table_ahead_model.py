@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moray.core.arena import rounded
-from moray.core.object_table_types import AwaitRecalls, Done, Granted, Recall
+from moray.core.object_table_types import Done, Granted, Recall
 from tests.core.object_table_model import CAPACITY, LINE, Attempt, Machine
 
 
@@ -32,8 +32,6 @@ class AheadMachine(Machine):
         self.held: dict[bytes, dict[int, tuple[int, int]]] = {}
         #: Process → what it has said and the node has not heard.
         self.outbox: dict[bytes, deque[Callable[[], None]]] = {}
-        #: Questions that processes have not answered.
-        self.recalls: list[Recall] = []
         #: What was written to places: its seal is on its way or known.
         self.in_places: set[Attempt] = set()
 
@@ -118,18 +116,8 @@ class AheadMachine(Machine):
                     assert offset + rounded(action.size) <= self.backed
                     self.held.setdefault(action.process, {})[number] = offset, action.size
                     self.write(0, offset, action.size, -number)
-            elif isinstance(action, Recall):
-                self.recalls.append(action)
-            elif isinstance(action, AwaitRecalls):
-                self.work.append(action)
             else:
                 super().run([action])
-
-    def step(self, fails: bool = False) -> None:
-        if isinstance(self.work[0], AwaitRecalls):
-            self.run(self.table.recalls_overdue(self.work.popleft().last))
-        else:
-            super().step(fails)
 
     def check(self) -> None:
         for held in self.held.values():

@@ -15,6 +15,7 @@ from typing import Any
 from moray.core.arena import rounded
 from moray.core.object_table import ObjectTable
 from moray.core.object_table_types import (
+    AwaitRecalls,
     Created,
     DeleteFile,
     Done,
@@ -22,6 +23,7 @@ from moray.core.object_table_types import (
     Failed,
     MakeFile,
     Pinned,
+    Recall,
     Restore,
     Spill,
     Warn,
@@ -66,6 +68,8 @@ class Machine:
         #: Every attempt there ever was, by tag.
         self.known: dict[int, Attempt] = {}
         self.warnings: list[str] = []
+        #: Questions that processes have not answered.
+        self.recalls: list[Recall] = []
         self.requests = 0
         #: Spills asked for so far.
         self.spills = 0
@@ -172,8 +176,10 @@ class Machine:
                 del self.files[action.file]
             elif isinstance(action, Warn):
                 self.warnings.append(action.text)
+            elif isinstance(action, Recall):
+                self.recalls.append(action)
             else:
-                assert isinstance(action, Restore | MakeFile)
+                assert isinstance(action, Restore | MakeFile | AwaitRecalls)
                 self.work.append(action)
 
     def answer(self, action: Any) -> None:
@@ -217,6 +223,8 @@ class Machine:
         if isinstance(action, Extend):
             self.backed += 0 if fails else action.size
             self.run(self.table.extended(0 if fails else action.size))
+        elif isinstance(action, AwaitRecalls):
+            self.run(self.table.recalls_overdue(action.last))
         elif isinstance(action, MakeFile):
             if not fails:
                 self.files[action.file] = {}

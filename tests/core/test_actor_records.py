@@ -118,7 +118,14 @@ class World:
         assert not any(isinstance(action, Stop) and not action.process for action in actions)
 
     def rare(self, actor: bytes, at: bytes, incarnation: int) -> list[ActorAction]:
-        match self.pick.randrange(5):
+        match self.pick.randrange(8):
+            case 5:
+                self.table.drained(at, "its node leaves")
+                return []
+            case 6 if any(made.actor == actor for made in self.table.movable(at[:4])):
+                return self.table.move(actor, "its node leaves", 1.0)
+            case 7:
+                return self.table.moved(at, actor, incarnation, {at: [self.pick.randrange(9)]})
             case 0:
                 return self.table.kill(actor, self.pick.random() < 0.5)
             case 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -32,6 +32,15 @@ class Info:
     demand: list[tuple[dict[str, int], int]] = field(default_factory=list)
     address: str = ""
     hostname: str = "host"
+
+
+@dataclass
+class Load:
+    """All that the head says of a node that is otherwise as it was."""
+
+    node_id: bytes
+    available: dict[str, int]
+    demand: list[tuple[dict[str, int], int]] = field(default_factory=list)
 
 
 def node_id(number: int) -> bytes:
@@ -168,6 +177,41 @@ def test_spread_takes_turns_and_leaves_out_the_full() -> None:
     assert numbers(decide(scheduler, "many", 3, strategy=strategy)) == {1: 1, 3: 1, 4: 1}
 
 
+def waits(choice: Choice, count: int) -> dict[int, int]:
+    """Where what has no room waits, of so many in all."""
+    waiting = Counter(dict(choice.waiting))
+    waiting[choice.rest] += count - sum(waiting.values()) - sum(some for _node, some in choice.now)
+    return {int.from_bytes(node[:4], "big"): some for node, some in waiting.items() if some}
+
+
+def test_spread_waits_where_nothing_of_it_runs_first() -> None:
+    """Full nodes may be full of idle workers, and give them up for those who wait: what waits at the one with room
+    would run there twice as often as elsewhere."""
+    _view, scheduler = make(info(1, 1), info(2, 1, free=0))
+    strategy = Strategy(SPREAD)
+    for chance in range(2):
+        choice = decide(scheduler, "two", 2, strategy=strategy, pick=lambda n, chance=chance: chance % n)
+        assert (numbers(choice), waits(choice, 2)) == ({1: 1}, {2: 1})
+    choice = decide(scheduler, "many", 11, strategy=strategy)
+    assert sum(waits(choice, 11).values()) == 11
+    assert sorted(waits(choice, 11).values()) == [5, 6]
+    view, scheduler = make(info(1, 3), info(2, 1, free=0), info(3, 1, free=0))
+    choice = decide(scheduler, "seven", 7, strategy=strategy)
+    assert (numbers(choice), waits(choice, 7)) == ({1: 3}, {1: 1, 2: 2, 3: 1})
+    assert view.held("seven") == {node_id(1): 4, node_id(2): 2, node_id(3): 1}
+
+
+def test_what_waits_by_spread_stays_where_it_waits() -> None:
+    view, scheduler = make(*(info(number, 1, free=0) for number in range(1, 7)))
+    strategy = Strategy(SPREAD)
+    began = waits(decide(scheduler, "a", 3, strategy=strategy, pick=lambda _n: 4), 3)
+    assert sorted(began.values()) == [1, 1, 1]
+    for chance in range(6):
+        view.apply(view.version + 1, [], [], [Load(node_id(chance + 1), {"CPU": -UNIT})])
+        choice = decide(scheduler, "a", 3, strategy=strategy, pick=lambda n, chance=chance: chance % n)
+        assert waits(choice, 3) == began
+
+
 def test_affinity() -> None:
     view, scheduler = make(info(1), info(2, free=0), info(3))
     hard = Strategy(NODE, node_id(2))
@@ -249,6 +293,52 @@ def test_deltas_apply_in_order_only() -> None:
     assert view.reset(9, [info(3)]) == [node_id(2)]
 
 
+def test_a_load_is_a_report() -> None:
+    view, scheduler = make(info(1, 1), info(2, 1, free=0))
+    assert numbers(decide(scheduler, "a")) == {1: 1}
+    layout = view.layout
+    assert view.apply(2, [], [], [Load(node_id(1), {"CPU": 0}), Load(node_id(2), {"CPU": UNIT}, [(CPU, 3)])])
+    assert numbers(decide(scheduler, "a")) == {2: 1}
+    assert view.layout == layout
+    told = view.nodes[node_id(2)].info
+    assert told is not None
+    assert (told.available, told.demand, told.resources) == ({"CPU": UNIT}, [(CPU, 3)], {"CPU": UNIT})
+    assert view.nodes[node_id(2)].waiting == {"CPU": 3 * UNIT}
+    assert view.apply(3, [], [(node_id(1), "gone")], [Load(node_id(9), {"CPU": UNIT})])
+    assert set(view.nodes) == {node_id(2)}, "a node that nobody has described"
+
+
+def test_nothing_is_held_at_a_dead_node() -> None:
+    view, scheduler = make(info(1, 1), info(2, 1))
+    decide(scheduler, "a", 2)
+    view.apply(2, [], [(node_id(1), "gone")])
+    assert view.held("a") == {node_id(2): 1}
+    view.apply(3, [], [(node_id(2), "gone")])
+    assert view.held("a") == {}
+
+
+def test_a_grant_counts_until_loads_show_it() -> None:
+    view, scheduler = make(info(1, 1))
+    decide(scheduler, "a")
+    view.granted("a", node_id(1), 10.0)
+    view.apply(2, [], [], [Load(node_id(1), {"CPU": UNIT})])
+    assert decide(scheduler, "b", now=10.0).now == []
+    view.apply(3, [], [], [Load(node_id(1), {"CPU": UNIT})])
+    assert numbers(decide(scheduler, "b", now=10.0)) == {1: 1}
+
+
+def test_a_report_costs_nothing_where_the_node_could_never_serve() -> None:
+    view, scheduler = make(*(info(number, also={f"own{number}": UNIT}) for number in range(20)))
+    for number in range(20):
+        decide(scheduler, number, need={f"own{number}": UNIT})
+    view.apply(2, [], [], [Load(node_id(number), {"CPU": 0}) for number in range(20)])
+    assert [len(index.marked) for index in scheduler._indexes.values()] == [1] * 20
+    view.apply(3, [info(7, also={"own3": UNIT})], [])
+    assert all(node_id(7) in index.marked for index in scheduler._indexes.values())
+    view.granted(3, node_id(3), 0.0)
+    assert numbers(decide(scheduler, "b", need={"own3": UNIT})) == {7: 1}
+
+
 def test_a_grant_counts_until_reports_show_it() -> None:
     view, scheduler = make(info(1, 1))
     decide(scheduler, "a")
@@ -321,7 +411,15 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def apply(self, changed: list[Info], dead: list[bytes]) -> None:
         self.version += 1
-        assert self.view.apply(self.version, changed, [(each, "dead") for each in dead])
+        # As the head does: of those that are as they were told last but for their loads, only these.
+        loads = [each for each in changed if self.is_as_before(each)]
+        told = [replace(each) for each in changed if each not in loads]
+        assert self.view.apply(
+            self.version,
+            told,
+            [(each, "dead") for each in dead],
+            [Load(each.node_id, each.available, each.demand) for each in loads],
+        )
         for each in changed:
             self.nodes[each.node_id] = each
             self.reports[each.node_id] += 1
@@ -331,6 +429,10 @@ class ClusterMachine(RuleBasedStateMachine):
             for _need, asked in self.asked.values():
                 asked.pop(victim, None)
         self.flights = [f for f in self.flights if f[3] + 2 > self.reports[f[1]]]
+
+    def is_as_before(self, info: Info) -> bool:
+        before = self.nodes.get(info.node_id)
+        return before is not None and replace(info, available=before.available, demand=before.demand) == before
 
     def booked(self, node: bytes, name: str) -> int:
         """What the model has booked at a node."""

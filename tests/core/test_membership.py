@@ -38,6 +38,7 @@ class Info:
     available: dict[str, int] = field(default_factory=dict)
     demand: list[tuple[dict[str, int], int]] = field(default_factory=list)
     drain_deadline: float = 0.0
+    lease_s: float = 0.0
     resources: dict[str, int] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     address: str = ""

@@ -330,8 +330,8 @@ def test_a_full_disk_is_an_error_that_says_who_holds_what_and_passes() -> None:
     m = filled()
     m.pin(B, X)
     request = m.create(A, OBJECTS[5], CAPACITY // 4)
-    m.step(fails=True)
-    m.step(fails=True)
+    while request not in m.answers:
+        m.step(fails=True)
     failed = m.answers[request]
     assert isinstance(failed, Failed)
     assert failed.code == "full"
@@ -342,6 +342,41 @@ def test_a_full_disk_is_an_error_that_says_who_holds_what_and_passes() -> None:
     again = m.create(A, OBJECTS[5], CAPACITY // 4)
     m.finish()
     assert isinstance(m.answers[again], Created)
+
+
+def test_who_may_have_dropped_something_is_asked_before_a_creation_is_refused() -> None:
+    """STORE-SPACE: once for each creation; it waits for the answers, or until they are overdue."""
+    m = filled()
+    for name in OBJECTS[:4]:
+        m.pin(B, name)
+    m.table.node = C
+    m.pin(C, X)
+    request = m.create(A, OBJECTS[5], CAPACITY // 4)
+    m.step(fails=True)  # A file of its own.
+    assert request not in m.answers
+    assert [(recall.process, recall.keep) for recall in m.recalls] == [(A, True), (B, True)]
+    m.check()
+    m.unpin(C, X)
+    m.unpin(B, X)
+    m.free(X)
+    created = m.answers[request]
+    assert isinstance(created, Created)
+    assert created.file == 0
+    assert not m.warnings
+
+    request = m.create(A, OBJECTS[6], CAPACITY // 4)
+    first, second = (recall.number for recall in m.recalls)
+    m.run(m.table.give_back(A, [], first))
+    m.run(m.table.give_back(B, [], second))
+    m.step()  # That nobody is waited for any longer: all have answered.
+    m.step(fails=True)
+    for recall in m.recalls[2:]:
+        m.run(m.table.give_back(recall.process, [], recall.number))
+    while request not in m.answers:
+        m.step(fails=True)
+    assert isinstance(m.answers[request], Failed)
+    assert len(m.recalls) == 4
+    m.check()
 
 
 def test_memory_that_the_machine_refuses_is_asked_for_again_later() -> None:

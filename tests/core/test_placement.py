@@ -50,10 +50,10 @@ class Head:
         self.table.validate()
         self.log += actions
         for action in actions:
-            if self.answer and isinstance(action, Prepare):
-                self.do(self.table.prepared(action.node, action.group, action.number, "", self.now))
-            elif self.answer and isinstance(action, Commit):
+            if self.answer and (isinstance(action, Commit) or (isinstance(action, Prepare) and action.alone)):
                 self.do(self.table.committed(action.node, action.group, action.number, self.now))
+            elif self.answer and isinstance(action, Prepare):
+                self.do(self.table.prepared(action.node, action.group, action.number, "", self.now))
         return actions
 
     def create(self, *bundles: dict[str, int], strategy: str = "PACK", job: int = 1, **more: Any) -> bytes:
@@ -215,6 +215,43 @@ def test_on_one_node_it_waits_there() -> None:
     head.create(CPU, CPU)
     head.after(100)
     assert not head.of(Return)
+
+
+def test_one_node_alone_needs_one_word() -> None:
+    head = Head(answer=False, a=2, b=1)
+    group = head.create(CPU, CPU)
+    (only,) = head.of(Prepare)
+    assert only.alone
+    head.do(head.table.committed(A, group, only.number, head.now))
+    assert head.table.state(group) == "created"
+    assert not head.of(Commit)
+
+
+def test_one_node_alone_may_refuse() -> None:
+    head = Head(answer=False, a=2)
+    group = head.create(CPU, CPU)
+    head.do(head.table.prepared(A, group, head.of(Prepare)[0].number, "no room", head.now))
+    assert head.table.state(group) == "pending"
+    head.after(1)
+    assert len(head.of(Prepare)) == 2
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_one_node_alone_goes_before_it_answers(draining: bool) -> None:
+    head = Head(answer=False, a=2)
+    group = head.create(CPU, CPU)
+    first = head.of(Prepare)[0]
+    if draining:
+        head.node(A, cpus(2), draining=True)
+    else:
+        head.do(head.table.node_died(A, head.now))
+    head.node(B, cpus(2))
+    head.do(head.table.committed(A, group, first.number, head.now))
+    assert head.table.state(group) == "pending", "an old word"
+    head.do(head.table.committed(B, group, head.of(Prepare)[1].number, head.now))
+    assert head.where(group) == [b"b", b"b"]
+    head.remove(group)
+    assert {action.node for action in head.of(RemoveFrom)} == ({A, B} if draining else {B})
 
 
 def test_removed_between_prepare_and_commit() -> None:

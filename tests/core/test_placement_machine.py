@@ -12,9 +12,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from msgspec.msgpack import encode
 
 from moray.core.bundles import total_of
-from moray.core.placement import GroupTable
+from moray.core.group_records import RecordedGroupTable
 from moray.core.placement_types import (
     Commit,
     Gone,
@@ -49,6 +50,8 @@ class Site:
     total: dict[str, int]
     #: (group, attempt) → (bundles, prepared, committed).
     held: dict[tuple[bytes, int], tuple[dict[int, dict[str, int]], list[str]]] = field(default_factory=dict)
+    #: It is to leave: bundles that it still has were placed anew elsewhere.
+    leaving: bool = False
 
 
 @dataclass
@@ -62,7 +65,9 @@ class PlacementMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = GroupTable()
+        self.core = RecordedGroupTable()
+        #: What the storage has, by what the table says that has changed.
+        self.stored: dict[bytes, bytes] = {}
         self.now = 1000.0
         self.sites: dict[bytes, Site] = {}
         self.groups: dict[bytes, Known] = {}
@@ -97,6 +102,12 @@ class PlacementMachine(RuleBasedStateMachine):
     def _call(self, method: str, *args: Any) -> None:
         self._do(getattr(self.core, method)(*args))
         self.core.validate()
+        for name, record in self.core.changes().items():
+            if record is None:
+                self.stored.pop(name, None)
+            else:
+                self.stored[name] = encode(record)
+        assert self.stored == {name: encode(record) for name, record in self.core.records().items()}
 
     # --- nodes ----------------------------------------------------------------------------------
 
@@ -126,7 +137,10 @@ class PlacementMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.sites)))
         total = self.sites[name].total
         available = {key: amount * share // 2 for key, amount in total.items()}
-        node = PlacementNode(name, total, available, {}, frozenset({"GPU"}), draining and len(self.sites) > 2)
+        site = self.sites[name]
+        # A node that is to leave does not stay after all.
+        site.leaving = site.leaving or (draining and len(self.sites) > 2)
+        node = PlacementNode(name, total, available, {}, frozenset({"GPU"}), site.leaving)
         self._call("node_changed", node, self.now)
 
     @precondition(lambda self: any(self.mail.values()))
@@ -145,8 +159,12 @@ class PlacementMachine(RuleBasedStateMachine):
                 if refuse:
                     self._call("prepared", name, action.group, action.number, "no", self.now)
                     return
-                site.held[action.group, action.number] = action.bundles, ["prepared"]
+                steps = ["prepared", "committed"] if action.alone else ["prepared"]
+                site.held[action.group, action.number] = action.bundles, steps
                 self._fits(site)
+                if action.alone:
+                    self._call("committed", name, action.group, action.number, self.now)
+                    return
                 self._call("prepared", name, action.group, action.number, "", self.now)
             case Commit():
                 held = site.held[action.group, action.number]
@@ -237,7 +255,7 @@ class PlacementMachine(RuleBasedStateMachine):
             nodes: list[bytes] = []
             for name, site in self.sites.items():
                 for (of, _), (bundles, steps) in site.held.items():
-                    if of == group and "committed" in steps:
+                    if of == group and "committed" in steps and not site.leaving:
                         committed.update(list(bundles))
                         nodes += [name] * len(bundles)
             assert committed == Counter(range(len(known.spec.bundles))), f"{committed} of {known.spec}"
@@ -259,10 +277,11 @@ class PlacementMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let all words arrive: what can be created is, and what was removed is nowhere."""
-        while len(self.sites) < 3:
+        while len([site for site in self.sites.values() if not site.leaving]) < 3:
             self._new_node(3)
         for name, site in self.sites.items():
-            self._call("node_changed", PlacementNode(name, site.total, site.total, {}, frozenset({"GPU"})), self.now)
+            node = PlacementNode(name, site.total, site.total, {}, frozenset({"GPU"}), site.leaving)
+            self._call("node_changed", node, self.now)
         self._settle()
         for group in sorted(self.groups):
             if self.groups[group].removed:

@@ -14,6 +14,10 @@ NODES = [b"n1", b"n2", b"n3"]
 OWNERS = [b"o1", b"o2"]
 
 
+def detail_of(owner: bytes, key: int) -> str:
+    return f"{owner!r} asks {key}"
+
+
 class Granter:
     """A node: it owes ``count - (granted - seen)``, as the local scheduler does."""
 
@@ -59,7 +63,9 @@ class WishMachine(RuleBasedStateMachine):
         for step in steps:
             if isinstance(step, Refusal):
                 self.refused.add((step.wish.owner, step.wish.key))
-            elif step.node in self.granters:
+                continue
+            assert step.detail == detail_of(step.wish.owner, step.wish.key), "what is asked says what it is about"
+            if step.node in self.granters:
                 # What the wish says now may change before the message is read: it is written down here.
                 self.to_node[step.node].append(step)
 
@@ -69,7 +75,7 @@ class WishMachine(RuleBasedStateMachine):
             return
         seen = self.received.get((owner, key), 0)
         self.wanted[owner, key] = (count, seen)
-        self.carry_out(self.wishes.request(owner, 1, key, count, seen, {}, None))
+        self.carry_out(self.wishes.request(owner, 1, key, count, seen, {}, detail_of(owner, key)))
 
     @rule(node=st.sampled_from(NODES), room=st.integers(0, 5))
     def view(self, node: bytes, room: int) -> None:
@@ -114,6 +120,11 @@ class WishMachine(RuleBasedStateMachine):
     def leave(self, owner: bytes) -> None:
         self.left.add(owner)
         self.carry_out(self.wishes.owner_left(owner))
+
+    @invariant()
+    def of_what_nobody_wants_only_numbers_are_kept(self) -> None:
+        for wish in self.wishes._wishes.values():
+            assert (wish.detail is None) == (wish.count == 0)
 
     @invariant()
     def nothing_is_asked_twice(self) -> None:

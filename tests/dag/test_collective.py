@@ -80,6 +80,7 @@ def test_errors(shared_session: ModuleType) -> None:
             allreduce.bind([first.scale.bind(x), first.scale.bind(x)])
         with pytest.raises(ValueError, match="methods of actors"):
             allreduce.bind([x])
+    with InputNode() as x:
         graph = MultiOutputNode(reducescatter.bind([first.scale.bind(x), second.scale.bind(x)]))
         failing = MultiOutputNode(allreduce.bind([first.scale.bind(x), second.fail.bind(x)]))
     with graph.experimental_compile() as compiled:

@@ -370,7 +370,8 @@ def test_teardown_ends_what_is_under_way(steps: list[Any]) -> None:
     compiled.teardown()
     waiter.join(10)
     assert time.monotonic() - begin < 5  # The second step ended; the third never began.
-    assert [str(error) for error in got] == ["the compiled graph was torn down; what was under way has no result"]
+    told = "the compiled graph was torn down; what was under way has no result. Channel closed."
+    assert [str(error) for error in got] == [told]
     with pytest.raises(ChannelError, match="torn down"):
         compiled.execute(0.0)
     assert moray.get(steps[0].count.remote()) == 0

@@ -27,7 +27,7 @@ def step(node: FakeNode, name: str) -> m.ReserveBundles:
 
 
 def answer(node: FakeNode, asked: m.ReserveBundles, reason: str = "") -> None:
-    committed = asked.step == "commit"
+    committed = not reason and (asked.alone or asked.step == "commit")
     node.link.report(m.BundlesReserved(asked.request, asked.group, reason, committed))
 
 
@@ -37,9 +37,12 @@ def state(node: FakeNode, group: bytes, name: str) -> m.GroupState:
 
 def reserve(world: World, nodes: list[FakeNode], *, kill: bool = False) -> None:
     """Both steps, with the head killed after each word."""
-    for name in ("prepare", "commit"):
+    alone = len(nodes) == 1
+    for name in ("prepare",) if alone else ("prepare", "commit"):
         for node in nodes:
-            answer(node, step(node, name))
+            asked = step(node, name)
+            assert asked.alone == alone
+            answer(node, asked)
             if kill and name == "commit":
                 world.pass_time(0.2)
                 world.kill_head()

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from moray.exceptions import AuthenticationError
 from moray.security import token as tokens
-from moray.security.authority import Authority, Request, check_issued, renew_at
-from moray.security.identity import Identity, client_context, server_context
+from moray.security.authority import Authority, Request, check_issued, renew_at, show_skew
+from moray.security.identity import Identity, client_context, server_context, validity
 from tests.security.harness import HOST
 from tests.support.procs import run_driver
 
@@ -140,6 +141,46 @@ def test_a_certificate_is_good_for_thirty_days_and_renewed_at_half(authority: Au
     assert abs((now - certificate.not_valid_before_utc).total_seconds() - DAY_S) < 60
     assert abs((certificate.not_valid_after_utc - now).total_seconds() - 30 * DAY_S) < 60
     assert abs(renew_at(identity.certificate) - time.time() - 15 * DAY_S) < 60
+
+
+def test_a_renewed_certificate_is_for_the_same_key(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the old one, shown on a connection that stands, has ended meanwhile; not of another authority."""
+    old = authority.issue("node", days=-0.5)
+    renewed = x509.load_der_x509_certificate(authority.renew(ssl.PEM_cert_to_DER_cert(old.certificate.decode())))
+    before = x509.load_pem_x509_certificate(old.certificate)
+    assert (renewed.public_key(), renewed.subject) == (before.public_key(), before.subject)
+    assert renewed.serial_number != before.serial_number
+    ours = old._replace(certificate=ssl.DER_cert_to_PEM_cert(renewed.public_bytes(Encoding.DER)).encode())
+    shake(server_context(ours), client_context(ours))
+    stranger = Authority.create().issue("node")
+    with pytest.raises(AuthenticationError, match="has not issued"):
+        authority.renew(ssl.PEM_cert_to_DER_cert(stranger.certificate.decode()))
+    with pytest.raises(AuthenticationError):
+        authority.renew(b"")
+    monkeypatch.setenv("MORAY_CERTIFICATE_LIFETIME_S", "100")
+    assert abs(validity(authority.issue("short").certificate)[1] - time.time() - 100) < 5
+
+
+def test_no_certificate_outlasts_its_authority(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORAY_AUTHORITY_LIFETIME_S", "1000")
+    brief = Authority.create()
+    identity = brief.issue("node")
+    assert validity(identity.certificate)[1] <= validity(identity.authority)[1] < time.time() + 1001
+
+
+@pytest.mark.parametrize("days", [-1, 0.5, 30, 30_000])
+def test_the_times_of_a_certificate_are_read_without_its_library(authority: Authority, days: float) -> None:
+    """Both forms of a time: the year 2050 is where they change."""
+    identity = authority.issue("n" * 64, days=days)
+    certificate = x509.load_pem_x509_certificate(identity.certificate)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    assert validity(identity.certificate) == (begins.timestamp(), ends.timestamp())
+
+
+def test_a_skewed_clock_is_told_in_words() -> None:
+    assert show_skew(-3 * DAY_S) == "this machine's clock is 3.0 days behind the head's"
+    assert show_skew(100) == "this machine's clock is 100.0 seconds ahead of the head's"
+    assert show_skew(7_300) == "this machine's clock is 2.0 hours ahead of the head's"
 
 
 def test_a_certificate_signs_no_other(authority: Authority) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from moray.protocol.messages import (
+    AbortObject,
     CreateObject,
     FreeObjects,
     Message,
     ObjectCreated,
     ObjectPinned,
     PinObject,
+    RecallSpace,
     SealObject,
     StoreDone,
     UnpinObjects,
@@ -56,6 +58,9 @@ class Loop:
         self.server.close()
 
     def _send(self, process: bytes, message: Message) -> None:
+        if isinstance(message, RecallSpace):  # Its processes have told all that they have dropped.
+            self.posted.put(lambda: self.server.handle(process, AbortObject(b"", [], message.recall)))
+            return
         self.replies[process, message.request] = message  # type: ignore[attr-defined]
 
     def until(self, condition: Callable[[], Any]) -> None:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import TimeoutError as PoolTimeoutError
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from moray.exceptions import ActorError
-from moray.util.multiprocessing import Pool
+from moray.util.multiprocessing import AsyncResult, Pool
 
 
 @pytest.fixture
@@ -144,9 +146,8 @@ def test_close_waits_for_calls(shared_session: ModuleType, tmp_path: Path) -> No
     assert len(got) == 1
 
 
-@pytest.mark.slow
-def test_interrupted_calls_lose_no_process(pool: Pool) -> None:
-    """INTERRUPT: Ctrl-C at any moment of `apply`; all processes are there afterwards."""
+def interrupt_often(call: Callable[[int], bool]) -> int:
+    """Ctrl-C at any moment of calls that must be right; how many were interrupted."""
     main = threading.main_thread().ident
     assert main is not None
     ended = threading.Event()
@@ -176,7 +177,7 @@ def test_interrupted_calls_lose_no_process(pool: Pool) -> None:
                 try:
                     calls += 1
                     armed = True
-                    assert pool.apply(double, (calls,)) == 2 * calls
+                    assert call(calls)
                     armed = False
                 except KeyboardInterrupt as error:
                     interrupted += 1
@@ -187,8 +188,140 @@ def test_interrupted_calls_lose_no_process(pool: Pool) -> None:
             thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert interrupted > 20
     assert kept
+    return interrupted
+
+
+@pytest.mark.slow
+def test_interrupted_calls_lose_no_process(pool: Pool) -> None:
+    """INTERRUPT: Ctrl-C at any moment of `apply`; all processes are there afterwards."""
+    assert interrupt_often(lambda number: bool(pool.apply(double, (number,)) == 2 * number)) > 20
     assert pool.apply(double, (1,)) == 2
     eventually(lambda: len(pool._dispatcher._spare) == 2)
+    assert pool.map(double, range(100)) == list(range(0, 200, 2))
+
+
+def lent(pool: Pool) -> None:
+    """Wait until both processes are to be had."""
+    eventually(lambda: len(pool._dispatcher._spare) == 2)
+
+
+def test_apply_async_begins_in_an_idle_process(pool: Pool, tmp_path: Path) -> None:
+    """Results come to whoever waits, or looks, or to nobody; processes that are wanted by others come back."""
+    lent(pool)
+    first = pool.apply_async(double, (1,))
+    assert len(pool._dispatcher._spare) == 1
+    assert first.get() == 2
+    lent(pool)
+    seen = pool.apply_async(double, (2,))
+    eventually(seen.ready)
+    assert seen.successful()
+    lent(pool)
+    pool.apply_async(double, (3,))
+    lent(pool)
+    waiting = pool.apply_async(wait_for, (str(tmp_path / "a"),))
+    with pytest.raises(PoolTimeoutError, match="not ready within"):
+        waiting.get(0.05)
+    # The other process, and then the queue.
+    assert [pool.apply_async(double, (x,)).get(20) for x in range(5)] == [0, 2, 4, 6, 8]
+    assert pool.map(double, range(4)) == [0, 2, 4, 6]
+    (tmp_path / "a").touch()
+    assert isinstance(waiting.get(20), int)
+    lent(pool)
+    with pytest.raises(TypeError, match="positional"):
+        pool.apply_async(double).get()
+    with pytest.raises(TypeError, match="lock"):
+        pool.apply_async(double, (threading.Lock(),)).get()
+    with pytest.raises(Exception, match="lock"):
+        pool.apply_async(threading.Lock).get()
+    for _ in range(2):
+        with pytest.raises(ActorError):
+            pool.apply_async(die).get()
+    assert pool.apply_async(double, (2,)).get(20) == 4
+
+
+def get_into(result: AsyncResult, got: list[int]) -> None:
+    got.append(result.get(20))
+
+
+def test_many_wait_for_one_result(pool: Pool, tmp_path: Path) -> None:
+    for number in range(30):
+        lent(pool)
+        result = pool.apply_async(double, (number,))
+        got: list[int] = []
+        threads = [threading.Thread(target=partial(get_into, result, got)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        later = pool.map_async(double, range(3)) if number % 2 else None  # Which wants the processes.
+        for thread in threads:
+            thread.join()
+        assert got == [2 * number] * 3
+        assert later is None or later.get(20) == [0, 2, 4]
+
+
+def test_the_end_of_the_pool_ends_what_was_begun(shared_session: ModuleType, tmp_path: Path) -> None:
+    pool = Pool(1)
+    for _ in range(2):
+        pool.apply(abs, (-1,))
+    eventually(lambda: len(pool._dispatcher._spare) == 1)
+    result = pool.apply_async(wait_for, (str(tmp_path / "never"),))
+    assert not pool._dispatcher._spare
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            result.get()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    pool.terminate()
+    thread.join(20)
+    assert [type(error) for error in errors] == [RuntimeError]
+    with pytest.raises(RuntimeError, match="terminated"):
+        result.get()
+
+
+def test_a_dropped_pool_first_ends_what_was_begun(shared_session: ModuleType, tmp_path: Path) -> None:
+    pool = Pool(1)
+    for _ in range(2):
+        pool.apply(abs, (-1,))
+    dispatcher = pool._dispatcher
+    eventually(lambda: len(dispatcher._spare) == 1)
+    pool.apply_async(Path.touch, (tmp_path / "there",))
+    assert not dispatcher._spare
+    del pool
+    eventually((tmp_path / "there").exists)
+    dispatcher.join()
+
+
+def slow_from(name: str, x: int) -> int:
+    if os.path.exists(name):
+        time.sleep(0.3)
+    return x
+
+
+def test_a_small_map_that_takes_long_is_divided_after_all(pool: Pool, tmp_path: Path) -> None:
+    name = str(tmp_path / "slow")
+    for _ in range(20):
+        assert pool.starmap(slow_from, [(name, x) for x in range(4)]) == [0, 1, 2, 3]
+    Path(name).touch()
+    lent(pool)
+    begin = time.monotonic()
+    assert pool.starmap(slow_from, [(name, x) for x in range(4)]) == [0, 1, 2, 3]
+    assert time.monotonic() - begin < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["async", "map"])
+def test_interrupted_waits_lose_no_process(pool: Pool, call: str) -> None:
+    calls: dict[str, Callable[[int], Any]] = {
+        "async": lambda number: pool.apply_async(double, (number,)).get(),
+        "map": lambda number: pool.map(double, [number, number])[0],
+    }
+    interrupted = interrupt_often(lambda number: calls[call](number) == 2 * number)
+    assert interrupted > 20
+    assert pool.apply(double, (1,)) == 2
+    lent(pool)
     assert pool.map(double, range(100)) == list(range(0, 200, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import subprocess
@@ -34,6 +35,31 @@ def test_as_completed(shared_session: ModuleType) -> None:
     assert sorted(util.as_completed(refs)) == list(range(25))
     assert set(util.as_completed(refs, chunk_size=3, yield_obj_refs=True)) == set(refs)
     assert list(util.as_completed([])) == []
+
+
+def test_a_chunk_size_is_waited_for(shared_session: ModuleType) -> None:
+    """Those of one chunk come in the order of the references, whichever was first."""
+
+    class Gate:
+        def __init__(self) -> None:
+            self.events = [asyncio.Event() for _ in range(5)]
+
+        async def wait(self, number: int) -> int:
+            await self.events[number].wait()
+            return number
+
+        async def release(self, number: int) -> None:
+            self.events[number].set()
+
+    gate: Any = shared_session.remote(num_cpus=0)(Gate).remote()
+    refs = [gate.wait.remote(number) for number in range(5)]
+    found = util.as_completed(refs, chunk_size=2)
+    order = []
+    for opened in ((4, 3), (2, 1), (0,)):
+        for number in opened:
+            shared_session.get(gate.release.remote(number))
+        order += [next(found) for _ in opened]
+    assert order == [3, 4, 1, 2, 0]
 
 
 def test_as_completed_says_what_is_wrong(shared_session: ModuleType) -> None:

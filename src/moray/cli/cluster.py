@@ -17,7 +17,7 @@ import click
 from moray.config import RESOURCE_UNIT
 from moray.exceptions import AuthenticationError
 from moray.launch import session_directory
-from moray.launch.cluster import Found, find_nodes, start_head, start_joined
+from moray.launch.cluster import Found, find_driver_node, find_nodes, start_head, start_joined
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle, NodeStartError
 from moray.platform import process_control
@@ -44,6 +44,11 @@ def start(
     block: bool,
 ) -> int:
     """The command; its exit code."""
+    if address == "auto":
+        found = find_driver_node(temp_dir=temp_dir)
+        if found is None:
+            raise click.ClickException("--address=auto: no node of a cluster runs on this machine")
+        address = found.node.head
     if head == bool(address):
         raise click.ClickException("say --head to start a cluster, or --address=HOST:PORT to join one")
     if not head and (storage or durability):
@@ -145,7 +150,7 @@ def _say_started(handle: NodeHandle, token: str, seconds: float, temp_dir: str) 
     click.echo(f"node {node.node_id[:8]} runs at {node.address}, process {handle.pid} ({seconds:.2f} s)")
     if token:
         click.echo("\nJoin from another machine:")
-        click.echo(f"  MORAY_TOKEN={token} moray start --address={node.head}")
+        click.echo(f"  MORAY_TOKEN={token} moray start --address='{node.head}'")
         click.echo("\nUse it here, or there with the same MORAY_TOKEN:")
         click.echo(f'  moray.init("{node.head}")')
         click.echo("\nEnd it:\n  moray stop")
@@ -207,22 +212,23 @@ def _connect(address: str, temp_dir: str) -> Found | None:
     """Become a driver of the cluster; the node of this machine, if it has one."""
     import moray
 
-    nodes = [found for found in find_nodes(temp_dir) if not address or found.node.head == address]
+    node = find_driver_node(address, temp_dir)
     try:
         moray.init(
-            address or (f"unix://{nodes[0].session.address}" if nodes else "auto"),
+            address or (f"unix://{node.session.address}" if node is not None else "auto"),
             log_to_driver=False,
             configure_logging=False,
         )
     except (ConnectionError, AuthenticationError, NodeStartError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    return nodes[0] if nodes else None
+    return node
 
 
 def status(address: str, temp_dir: str, as_json: bool) -> int:
     """Nodes, resources, demand, and what waits and why."""
     import moray
     from moray.cli.output import print_table
+    from moray.node.certificate import AUTHORITY_ENDS_S, authority_warning
 
     _connect(address, temp_dir)
     try:
@@ -245,12 +251,25 @@ def status(address: str, temp_dir: str, as_json: bool) -> int:
         for node in report["nodes"]
     ]
     print_table("Nodes", ["node", "state", "address", "used of total", "labels"], rows)
+    if report["authority_ends"] and report["authority_ends"] - time.time() < AUTHORITY_ENDS_S:
+        click.echo(authority_warning(report["authority_ends"]) + "\n")
+    for node in report["nodes"]:
+        if node["leaving"]:
+            click.echo(_leaving(node["id"][:8], node["leaving"]))
     if report["pending"]:
         rows = [[str(item["count"]), item["name"], item["reason"]] for item in report["pending"]]
         print_table("Waiting", ["how many", "what", "why"], rows, right=[0])
     else:
         click.echo("nothing waits")
     return 0
+
+
+def _leaving(node: str, leaving: dict[str, Any]) -> str:
+    """When a node leaves, why, and what keeps it."""
+    left_s = leaving["deadline"] - time.time()
+    when = f"within {left_s:.0f} s" if left_s > 0 else "now: its deadline has come"
+    lines = [f"node {node} leaves {when} ({leaving['reason']}); it has", *(leaving["holds"] or ["nothing more"])]
+    return "\n  ".join(lines) + "\n"
 
 
 def drain(node: str, deadline: str, reason: str, temp_dir: str) -> int:

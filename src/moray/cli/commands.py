@@ -8,6 +8,24 @@ import click
 
 from moray.cli.run import Program, RunCommand
 
+#: Options that scripts written for `ray start` give, without meaning here: ports of what moray has no process for, and
+#: a dashboard. A node has one port.
+_VALUES_OF_RAY = (
+    "--min-worker-port", "--max-worker-port", "--worker-port-list", "--node-manager-port", "--object-manager-port",
+    "--ray-client-server-port", "--metrics-export-port", "--runtime-env-agent-port", "--gcs-server-port",
+    "--dashboard-host", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
+    "--dashboard-grpc-port", "--include-dashboard", "--redis-password", "--redis-shard-ports", "--memory",
+    "--log-style", "--log-color", "--system-config", "--plasma-directory", "--autoscaling-config",
+    "--plasma-store-socket-name", "--raylet-socket-name",
+)  # fmt: skip
+_FLAGS_OF_RAY = (
+    "--disable-usage-stats",
+    "--enable-usage-stats",
+    "--no-monitor",
+    "--no-redirect-output",
+    "--ray-debugger-external",
+)
+
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -122,6 +140,14 @@ def doctor(sweep: bool, temp_dir: str, as_json: bool) -> int:
     return examine_and_print(sweep, temp_dir, as_json)
 
 
+def _with_options_of_ray(function: Any) -> Any:
+    for name in _VALUES_OF_RAY:
+        function = click.option(name, hidden=True, expose_value=False)(function)
+    for name in _FLAGS_OF_RAY:
+        function = click.option(name, hidden=True, expose_value=False, is_flag=True)(function)
+    return function
+
+
 @moray.command(
     epilog="""\b
 Examples:
@@ -145,6 +171,7 @@ Examples:
 @click.option("--storage", default="", metavar="URL", help="Of the head: sqlite:PATH (default), redis://…, memory:.")
 @click.option("--durability", type=click.Choice(["", "full"]), default="", help="Of the head: full waits for the disk.")
 @click.option("--block", is_flag=True, help="Do not return until the node ends: for supervisors.")
+@_with_options_of_ray
 def start(**options: Any) -> int:
     """Start a node of a cluster on this machine.
 

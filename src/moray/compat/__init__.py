@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from moray.compat.finder import RayFinder, is_stand_in
+from moray.exceptions import tasks
 
 __all__ = ["RAY_VERSION", "install", "is_installed"]
 
@@ -56,6 +57,7 @@ def install() -> None:
                 raise _too_late(found)
         if _FINDER not in sys.meta_path:
             sys.meta_path.insert(0, _FINDER)
+            tasks.dual_prefix = "RayTaskError"
     # After the finder: a driver that connects at this moment looks for the finder after it has set its runtime.
     state = sys.modules.get("moray.runtime.state")
     runtime = state.runtime if state is not None else None

@@ -134,6 +134,22 @@ class Tell(msgspec.Struct, frozen=True):
     error: bytes
     #: -1: without end.
     restarts_left: int
+    #: It moves (:class:`Move`): by caller, the numbers of the calls that the last incarnation may have begun, and no
+    #: others; None: nothing is known of that.
+    begun: dict[bytes, list[int]] | None = None
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Have a process end that is an actor, which lives elsewhere then; answer with `moved` and `worker_died`.
+
+    It finishes the calls that it has begun, and begins no others. `deadline`: seconds of the epoch.
+    """
+
+    process: bytes
+    actor: bytes
+    incarnation: int
+    reason: str
+    deadline: float
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -157,4 +173,4 @@ class Over(msgspec.Struct, frozen=True):
     actor: bytes
 
 
-ActorAction: TypeAlias = Place | Withdraw | Registered | Names | Placed | Start | Tell | Stop | WarnJob | Over
+ActorAction: TypeAlias = Place | Withdraw | Registered | Names | Placed | Start | Tell | Move | Stop | WarnJob | Over

@@ -148,6 +148,15 @@ class Incoming:
             replies.pop(number, None)
         self._forgotten = max(self._forgotten, answered)
 
+    @property
+    def forgotten(self) -> int:
+        """The caller has the replies of all calls with lower numbers."""
+        return self._forgotten
+
+    def unheard(self) -> range:
+        """The numbers of the calls that were accepted and whose replies the caller may not have."""
+        return range(self._forgotten, self.accepted)
+
     def keep(self, number: int, reply: Any) -> None:
         """The reply of a call, to be sent now and perhaps again. Any thread."""
         self.replies[number] = reply

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from moray.core.actor_actions import ActorAction, Registration, Site
+from moray.core.actor_actions import ActorAction, Move, Registration, Site
 from moray.core.actor_tombstones import Tombstone
 from moray.core.actors import Actor, ActorTable, Phase
 from moray.ids import TAG_BYTES, tag_of
@@ -36,6 +36,8 @@ class ActorRecord(msgspec.Struct, array_like=True):
     refused: str
     orphaned: bool
     watchers: list[bytes]
+    moving: str = ""
+    moved: dict[bytes, list[int]] | None = None
 
 
 class EarlyRecord(msgspec.Struct, array_like=True):
@@ -75,6 +77,7 @@ class RecordedActorTable(ActorTable):
         return ActorRecord(
             living.phase.value, living.incarnation, living.restarts, living.site, living.failures, living.ending,
             living.killed, living.stopped, living.why, living.refused, living.orphaned, list(living.watchers),
+            living.moving, living.moved,
         )  # fmt: skip
 
     def tombstone(self, actor: bytes) -> Tombstone | None:
@@ -112,6 +115,7 @@ class RecordedActorTable(ActorTable):
         actor.incarnation, actor.restarts, actor.failures = record.incarnation, record.restarts, record.failures
         actor.ending, actor.killed, actor.stopped = record.ending, record.killed, record.stopped
         actor.why, actor.refused, actor.orphaned = record.why, record.refused, record.orphaned
+        actor.moving, actor.moved = record.moving, record.moved
         if actor.phase in _PLACED:
             actor.site = record.site
             self._by_process[actor.site.process] = actor
@@ -145,6 +149,48 @@ class RecordedActorTable(ActorTable):
         """The present one; None: it is not among the living."""
         living = self._actors.get(actor)
         return None if living is None else living.incarnation
+
+    # --- nodes that leave -------------------------------------------------------------------------------
+
+    def movable(self, tag: bytes) -> list[Registration]:
+        """Actors on a node that could live elsewhere, and have not been told to."""
+        return [
+            actor.made
+            for process, actor in self._by_process.items()
+            if tag_of(process) == tag
+            and actor.phase is Phase.ALIVE
+            and actor.made.max_restarts
+            and not actor.ending
+            and not actor.moving
+        ]
+
+    def is_moving(self, actor: bytes) -> bool:
+        """Whether it was told to move, and its process is not dead yet."""
+        living = self._actors.get(actor)
+        return living is not None and bool(living.moving)
+
+    def move(self, actor: bytes, reason: str, deadline: float) -> list[ActorAction]:
+        """Its node leaves: have a `movable` one end there and live elsewhere, which is no restart that counts."""
+        moving = self._actors[actor]
+        moving.moving = reason
+        self._changed.add(actor)
+        self._actions.append(Move(moving.site.process, actor, moving.incarnation, reason, deadline))
+        return self._done()
+
+    def moved(self, process: bytes, actor: bytes, incarnation: int, begun: dict[bytes, list[int]]) -> list[ActorAction]:
+        """The process of an actor that moves begins no more calls; `begun`: those that it may have, by caller."""
+        moving = self._present(process, actor, incarnation)
+        if moving is not None and moving.moving:
+            self._changed.add(actor)
+            moving.moved = begun
+        return self._done()
+
+    def drained(self, process: bytes, reason: str) -> None:
+        """A process that may be an actor is about to be known as dead, because its node leaves or died leaving."""
+        actor = self._by_process.get(process)
+        if actor is not None and actor.made.max_restarts and not actor.moving:
+            self._changed.add(actor.made.actor)
+            actor.moving = reason
 
     # --- events: what each may change -------------------------------------------------------------------
 

@@ -86,8 +86,8 @@ class Actor:
     """One actor that is not dead."""
 
     __slots__ = (
-        "ending", "failures", "incarnation", "killed", "made", "orphaned", "phase", "refused", "restarts", "site",
-        "stopped", "watchers", "why",
+        "ending", "failures", "incarnation", "killed", "made", "moved", "moving", "orphaned", "phase", "refused",
+        "restarts", "site", "stopped", "watchers", "why",
     )  # fmt: skip
 
     def __init__(self, made: Registration) -> None:
@@ -105,6 +105,10 @@ class Actor:
         self.killed = False
         #: 0: its process was not told to end; 1: asked; 2: killed.
         self.stopped = 0
+        #: Why it is to live elsewhere, which is no restart that counts; "": it is not.
+        self.moving = ""
+        #: Its process begins no more calls. Of each caller, the numbers of those that it may have begun.
+        self.moved: dict[bytes, list[int]] | None = None
         #: What became of the last incarnation.
         self.why = ""
         #: Why it gets no worker.
@@ -270,15 +274,16 @@ class ActorTable:
         words = f"\nthe end of its stderr:\n{stderr}" if stderr and not actor.killed else ""
         if actor.ending:
             self._finish(actor, actor.ending)
-        elif not restarts_left:
+        elif not restarts_left and not actor.moving:
             self._finish(actor, why + _no_restart(actor) + words)
         else:
-            actor.restarts += 1
+            actor.restarts += not actor.moving
             actor.incarnation += 1
             actor.failures += actor.phase is Phase.PLACED
             actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
-            actor.phase, actor.why = Phase.WAITING, why + words
+            actor.phase, actor.why = Phase.WAITING, actor.moving or why + words
             self._tell(actor)
+            actor.moving, actor.moved = "", None
             self._place(actor)
         return self._done()
 
@@ -542,6 +547,7 @@ class ActorTable:
             "" if alive else actor.refused or actor.why,
             b"",
             actor.restarts_left,
+            actor.moved,
         )
 
     def _tell_unknown(self, actor: bytes, processes: tuple[bytes, ...], why: str) -> None:

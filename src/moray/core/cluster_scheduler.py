@@ -20,7 +20,7 @@ not used lately are dropped (:data:`INDEXED_NODES`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from math import ceil
 from typing import Final, TypeAlias
 
@@ -110,7 +110,7 @@ class ClusterScheduler:
         rest = b""
         if left:
             if strategy is not None and strategy.kind == SPREAD:
-                queued = self._queue_everywhere(options[0], demand, left, pick)
+                queued = self._queue_everywhere(options[0], demand, left, held, placed, pick)
                 return Choice(list(placed.items()), queued[0][0], waiting=queued[1:])
             rest = self._queue_at(options[0], held, pick)
             view.book(demand.holder, demand.need, rest, left)
@@ -182,18 +182,40 @@ class ClusterScheduler:
         index.refresh()
         return index.least_waiting(pick)
 
-    def _queue_everywhere(self, index: _Index, demand: Demand, left: int, pick: Pick) -> list[tuple[bytes, int]]:
+    def _queue_everywhere(
+        self,
+        index: _Index,
+        demand: Demand,
+        left: int,
+        held: Mapping[bytes, int],
+        placed: Mapping[bytes, int],
+        pick: Pick,
+    ) -> list[tuple[bytes, int]]:
         """What has no room waits at all nodes in turn: a full node may be full of what is idle, and gives it up
-        for those who wait there. (node, how many) each."""
-        nodes = len(index.feasible)
-        first, whole, more = pick(nodes), left // nodes, left % nodes
-        queued = []
-        for number in range(min(left, nodes)):
-            node_id = index.feasible[(first + number) % nodes]
-            count = whole + (number < more)
+        for those who wait there. (node, how many) each.
+
+        Nodes that have room for some of it have had their first turn; nodes where it waits already come before others,
+        so that deciding anew moves nothing in vain.
+        """
+        nodes, first = len(index.feasible), pick(len(index.feasible))
+        waiting: dict[bytes, int] = {}
+        for node_id in _in_turn(index, held, first):
+            if not left:
+                break
+            if node_id not in placed:
+                waiting[node_id] = 1
+                left -= 1
+        while left:
+            rounds = max(1, left // nodes)
+            for node_id in _in_turn(index, held, first):
+                count = min(rounds, left)
+                if not count:
+                    break
+                waiting[node_id] = waiting.get(node_id, 0) + count
+                left -= count
+        for node_id, count in waiting.items():
             self.view.book(demand.holder, demand.need, node_id, count)
-            queued.append((node_id, count))
-        return queued
+        return list(waiting.items())
 
     # --- indexes ------------------------------------------------------------------------------------------
 
@@ -209,9 +231,12 @@ class ClusterScheduler:
             index.refresh()
         return index
 
-    def _changed(self, node_id: bytes) -> None:
+    def _changed(self, node_id: bytes, reshaped: bool) -> None:
         for index in self._indexes.values():
-            index.marked[node_id] = None
+            # What could never serve cannot by having more free. With many kinds of demand, each for few nodes, that
+            # is almost all.
+            if reshaped or node_id in index.position:
+                index.marked[node_id] = None
 
     def _infeasible(self, demand: Demand) -> str:
         """Why no node can ever serve. It looks at all nodes, once for each change of what they have in all."""
@@ -250,7 +275,8 @@ class _Index:
         #: What has changed since the last refresh.
         self.marked: dict[bytes, None] = {}
         for node in view.nodes.values():
-            self._update(node.node_id)
+            if self._could_serve(node):
+                self._update(node.node_id)
 
     def refresh(self) -> None:
         """Look at what has changed."""
@@ -297,13 +323,16 @@ class _Index:
 
     def _could_serve(self, node: Node) -> bool:
         """Whether the node could ever serve, as far as its totals say."""
-        total = node.total
-        return (
-            not node.draining
-            and all(total.get(name, 0) >= amount for name, amount in self._need.items())
-            and all(total.get(name, 0) >= amount for name, amount in self._placement.items())
-            and not self.where.mismatch(node.node_id, node.labels)
-        )
+        if node.draining:
+            return False
+        total = node.total  # Loops: every new index asks this of every node.
+        for name, amount in self._need.items():
+            if total.get(name, 0) < amount:
+                return False
+        for name, amount in self._placement.items():
+            if total.get(name, 0) < amount:
+                return False
+        return not self.where.mismatch(node.node_id, node.labels)
 
     def _update(self, node_id: bytes) -> None:
         node = self._view.nodes.get(node_id)
@@ -356,6 +385,15 @@ class _Index:
 
     def _bucket(self, level: int) -> list[bytes]:
         return self._roomy[level] if level >= 0 else self._full[~level]
+
+
+def _in_turn(index: _Index, before: Collection[bytes], first: int) -> Iterator[bytes]:
+    """The feasible nodes, once each: those of `before`, then the others from the one with the number `first` on."""
+    yield from (node_id for node_id in before if node_id in index.position)
+    for number in range(len(index.feasible)):
+        node_id = index.feasible[(first + number) % len(index.feasible)]
+        if node_id not in before:
+            yield node_id
 
 
 def _at(buckets: list[list[bytes]], rank: int) -> bytes:

@@ -1,7 +1,8 @@
 """What one process knows of all nodes: the head's table as of the last delta, and what it has sent there since.
 
 The head publishes the table in versions (:mod:`moray.core.membership`): the whole of it on joining, then deltas, each
-of which is applied to the version before it and to no other.
+of which is applied to the version before it and to no other. Of a node that is as it was but for what it has free and
+what waits there, which is what changes all the time, a delta has only that.
 
 **Bookings.** Reports are old when they arrive. So what is asked of a node is booked here, and counts as taken: of two
 decisions in a row the second sees the first. A booking belongs to a *holder* (a wish for workers), which has it as long
@@ -9,8 +10,9 @@ as it asks; it is exact, since each holder's next decision replaces it. What was
 show it: until the second report after the grant (the first may have been on its way), or for :data:`IN_FLIGHT_S`.
 What this process's own node has is told at first hand, before each decision, so that grants need no booking there.
 
-Whoever keeps an index over the nodes is told of each change by `listeners`. What changes one node costs nothing that
-grows with the number of nodes; a node's death looks at all holders.
+Whoever keeps an index over the nodes is told of each change by `listeners`, and whether it can change for whom the node
+is good at all. What changes one node costs nothing that grows with the number of nodes; a node's death looks at all
+holders.
 """
 
 from __future__ import annotations
@@ -41,11 +43,22 @@ class NodeLike(Protocol):
     @property
     def resources(self) -> dict[str, int]: ...
     @property
-    def available(self) -> dict[str, int]: ...
-    @property
     def labels(self) -> dict[str, str]: ...
     @property
     def drain_deadline(self) -> float: ...
+
+    #: As of its last report.
+    available: dict[str, int]
+    demand: list[tuple[dict[str, int], int]]
+
+
+class LoadLike(Protocol):
+    """What a node has free and what waits there (:class:`~moray.protocol.cluster_messages.NodeLoad`)."""
+
+    @property
+    def node_id(self) -> bytes: ...
+    @property
+    def available(self) -> dict[str, int]: ...
     @property
     def demand(self) -> list[tuple[dict[str, int], int]]: ...
 
@@ -128,8 +141,8 @@ class ClusterView:
         #: The living nodes.
         self.nodes: dict[bytes, Node] = {}
         self._by_tag: dict[bytes, Node] = {}
-        #: Told the id of each node that is new, different, or gone.
-        self.listeners: list[Callable[[bytes], None]] = []
+        #: Told the id of each node that is new, different, or gone; False: it only has more or less free than before.
+        self.listeners: list[Callable[[bytes, bool], None]] = []
         #: Holder → (need, node → how many are asked there).
         self._held: dict[Hashable, tuple[Amounts, dict[bytes, int]]] = {}
         #: (until when, flight), oldest first.
@@ -152,7 +165,13 @@ class ClusterView:
             self._put(info)
         return gone
 
-    def apply(self, version: int, changed: Sequence[NodeLike], dead: Sequence[tuple[bytes, str]]) -> bool:
+    def apply(
+        self,
+        version: int,
+        changed: Sequence[NodeLike],
+        dead: Sequence[tuple[bytes, str]],
+        loads: Sequence[LoadLike] = (),
+    ) -> bool:
         """A delta. False: it does not follow on the version here, and nothing was done; the whole table is needed."""
         if version != self.version + 1:
             return False
@@ -161,6 +180,12 @@ class ClusterView:
             self._remove(node_id)
         for info in changed:
             self._put(info)
+        for load in loads:
+            node = self.nodes.get(load.node_id)
+            if node is not None and node.info is not None:
+                node.info.available, node.info.demand = load.available, load.demand
+                self._take_report(node, node.info)
+                self._tell(node.node_id, reshaped=False)
         return True
 
     def report(self, node_id: bytes, available: Mapping[str, int], waiting: Mapping[str, int] | None = None) -> None:
@@ -169,7 +194,7 @@ class ClusterView:
         if node is None or (node.available == available and node.waiting == (waiting or {})):
             return
         node.available, node.waiting = dict(available), dict(waiting or {})
-        self._tell(node_id)
+        self._tell(node_id, reshaped=False)
 
     # --- bookings ------------------------------------------------------------------------------------
 
@@ -246,21 +271,26 @@ class ClusterView:
             node = self.nodes[info.node_id] = self._by_tag[tag_of(info.node_id)] = Node(info.node_id)
         draining = info.drain_deadline > 0
         relabelled = node.info is None or node.info.labels != info.labels
-        if relabelled or node.total != info.resources or node.draining != draining:
+        reshaped = relabelled or node.total != info.resources or node.draining != draining
+        if reshaped:
             self.layout += 1
         if relabelled:
             node.labels = {NODE_ID_LABEL: info.node_id.hex(), **info.labels}
         node.info = info
         node.address = info.address
-        node.total, node.available = dict(info.resources), dict(info.available)
+        node.total = dict(info.resources)
         node.draining = draining
-        node.waiting = {}
+        self._take_report(node, info)
+        self._tell(node.node_id, reshaped=reshaped)
+
+    def _take_report(self, node: Node, info: NodeLike) -> None:
+        """What is free there, and what waits; with it come grants that were not in the last report."""
+        node.available, node.waiting = dict(info.available), {}
         for need, count in info.demand:
             _add(node.waiting, need, count)
         node.reports += 1
         while node.flights and node.flights[0].reports + _REPORTS <= node.reports:
             self._land(node, node.flights.popleft())
-        self._tell(node.node_id)
 
     def _remove(self, node_id: bytes) -> None:
         node = self.nodes.pop(node_id, None)
@@ -273,7 +303,7 @@ class ClusterView:
         for holder, (_need, asked) in list(self._held.items()):
             if asked.pop(node_id, 0) and not asked:
                 del self._held[holder]
-        self._tell(node_id)
+        self._tell(node_id, reshaped=True)
 
     def _land(self, node: Node, flight: _Flight) -> None:
         flight.gone = True
@@ -281,11 +311,11 @@ class ClusterView:
 
     def _charge(self, node: Node, need: Mapping[str, int], count: int) -> None:
         _add(node.booked, need, count)
-        self._tell(node.node_id)
+        self._tell(node.node_id, reshaped=False)
 
-    def _tell(self, node_id: bytes) -> None:
+    def _tell(self, node_id: bytes, *, reshaped: bool) -> None:
         for listener in self.listeners:
-            listener(node_id)
+            listener(node_id, reshaped)
 
 
 def _add(amounts: Amounts, need: Mapping[str, int], count: int) -> None:

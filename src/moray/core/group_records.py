@@ -7,7 +7,6 @@ given back is given back by `restore`, and begins anew; one that is being commit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 import msgspec
 
@@ -15,9 +14,6 @@ from moray.core.placement import HOLD_FIRST_S, GroupTable
 from moray.core.placement_records import NEVER, Attempt, Group
 from moray.core.placement_types import GroupSpec, PlacementAction, Return
 from moray.core.resources import Amounts
-
-#: Removed groups that are stored; older ones are unknown to the next head.
-_REMOVED: Final = 200
 
 
 class AttemptRecord(msgspec.Struct, array_like=True):
@@ -49,8 +45,6 @@ class GroupsRecord(msgspec.Struct, array_like=True):
 
     #: Number of the last attempt.
     number: int = 0
-    #: Removed groups and why, oldest first.
-    removed: list[tuple[bytes, str]] = []
     #: (group, watchers) whose creations are on their way.
     early: list[tuple[bytes, list[bytes]]] = []
 
@@ -58,21 +52,40 @@ class GroupsRecord(msgspec.Struct, array_like=True):
 class RecordedGroupTable(GroupTable):
     """A table that can be stored."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Groups that have changed since `changes` was called.
+        self._touched: set[bytes] = set()
+
+    def changes(self) -> dict[bytes, GroupRecord | None]:
+        """What is to be stored since the last call; None: it is removed."""
+        touched, self._touched = self._touched, set()
+        found = {name: self._groups.get(name) for name in touched}
+        return {name: None if group is None else _record(group) for name, group in found.items()}
+
+    def removals(self) -> list[tuple[bytes, str]]:
+        """Groups that were removed since the last call, and why; the oldest first. Not all, if there are very many."""
+        found = [(group, self._tombs.reason(group) or "") for group in self._tombs.added]
+        self._tombs.added.clear()
+        return found
+
     def records(self) -> dict[bytes, GroupRecord]:
         """All groups that are not removed."""
         return {name: _record(group) for name, group in self._groups.items()}
 
     def rest(self) -> GroupsRecord:
         """What is not of one group."""
-        early = [(group, list(watchers)) for group, watchers in self._early.items()]
-        return GroupsRecord(self._number, self._tombs.all()[-_REMOVED:], early)
+        return GroupsRecord(self._number, [(group, list(watchers)) for group, watchers in self._early.items()])
 
-    def restore(self, groups: Iterable[GroupRecord], rest: GroupsRecord, now: float) -> list[PlacementAction]:
+    def restore(
+        self, groups: Iterable[GroupRecord], removed: Iterable[tuple[bytes, str]], rest: GroupsRecord, now: float
+    ) -> list[PlacementAction]:
         """Be the table that was stored; the nodes that its groups are on are known (`node_changed`)."""
         self._advance(now)
         self._number = rest.number
-        for removed, reason in rest.removed:
-            self._tombs.add(removed, reason)
+        for group, reason in removed:
+            self._tombs.add(group, reason)
+        self._tombs.added.clear()
         for record in sorted(groups, key=lambda record: record.turn):
             self._restore(record)
         for name, watchers in rest.early:
@@ -107,6 +120,9 @@ class RecordedGroupTable(GroupTable):
                 self._unbook(group, stored.number)
         if group.attempt is None and group.missing():
             self._await(group)
+
+    def _touch(self, group: bytes) -> None:
+        self._touched.add(group)
 
 
 def _record(group: Group) -> GroupRecord:

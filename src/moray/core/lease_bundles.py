@@ -53,6 +53,8 @@ class Reservation:
     #: Who is told if it waits for long.
     job: int
     request: Request
+    #: It is committed as soon as it is prepared.
+    alone: bool = False
     state: BundleState = BundleState.WAITING
     #: What it holds.
     lease: Lease | None = None
@@ -91,13 +93,22 @@ class Reservations:
     # --- the two steps ----------------------------------------------------------------------------
 
     def prepare(
-        self, group: str, number: int, bundles: dict[int, Amounts], job: int, label: str, now: float
+        self,
+        group: str,
+        number: int,
+        bundles: dict[int, Amounts],
+        job: int,
+        label: str,
+        now: float,
+        *,
+        alone: bool = False,
     ) -> list[Action]:
         """Wait for the resources of these bundles; BundlesReady says when they are here, or that they never will be."""
         known = self._groups.get(group)
         if known is not None and number in known.reservations:
             state = known.reservations[number].state
-            return [] if state is BundleState.WAITING else [BundlesReady(group, number, "")]
+            ready = BundlesReady(group, number, "", committed=state is BundleState.COMMITTED)
+            return [] if state is BundleState.WAITING else [ready]
         need = total_of(bundles.values(), self._ledger.devices)
         problem = self._removed.get(group) or self._ledger.impossible(need)
         if problem:
@@ -106,13 +117,13 @@ class Reservations:
         owner = Owner(bytes.fromhex(group), self._job, turn=turn)
         line = self._queue.line(self._job, self._pool, need)
         request = Request(owner, number, label, line, now, count=1, turn=turn, permanent=True)
-        reservation = Reservation(group, number, bundles, job, request)
+        reservation = Reservation(group, number, bundles, job, request, alone)
         request.reservation = reservation
         self._groups.setdefault(group, _Group()).reservations[number] = reservation
         self._queue.update(request, now)
         return []
 
-    def granted(self, lease: Lease, now: float) -> Action:
+    def granted(self, lease: Lease, now: float) -> Reservation:
         """The resources are here."""
         request = lease.request
         reservation: Reservation = request.reservation
@@ -121,7 +132,7 @@ class Reservations:
         request.claims -= 1
         request.count = 0
         self._queue.update(request, now)
-        return BundlesReady(reservation.group, reservation.number, "")
+        return reservation
 
     def commit(self, group: str, number: int) -> tuple[list[Action], list[Request]]:
         """The bundles may be used: by whom it waits for them, among others."""

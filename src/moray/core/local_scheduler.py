@@ -92,6 +92,8 @@ class LocalScheduler(GroupScheduling):
         self._blocked: dict[Lease, None] = {}
         self._alarms = Alarms(warn_after_s, self._explain)
         self._bundles = Reservations(self._ledger, self._queue)
+        #: Nothing is granted any more.
+        self._draining = False
         #: The latest time told.
         self._now = 0.0
         #: What the running call has decided.
@@ -278,6 +280,18 @@ class LocalScheduler(GroupScheduling):
                 self._stop(known, "its objects are no longer needed")
         return self._decide()
 
+    def drain(self, now: float) -> list[Action]:
+        """The machine is to be left: nothing more is granted, and what runs for owners ends with its present tasks."""
+        self._advance(now)
+        self._draining = True
+        for claim in list(self._claims):
+            self._unclaim(claim)
+            self._queue.update(claim.request, self._now)
+        for lease in list(self._leases.values()):
+            if lease.state is LeaseState.LIVE and not lease.request.permanent:
+                self._revoke(lease)
+        return self._decide()
+
     # --- time ---------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Action]:
@@ -321,6 +335,14 @@ class LocalScheduler(GroupScheduling):
         """What is free of that: the account itself, not to be changed."""
         return self._ledger.available
 
+    def holders(self) -> list[tuple[str, bool]]:
+        """Whose leases there are, by label, and whether each is an actor's."""
+        return [(lease.request.label, lease.request.permanent) for lease in self._leases.values()]
+
+    def idle_owners(self) -> int:
+        """How many workers without a lease are needed for their objects (OWNER-STAYS)."""
+        return sum(worker.owns_objects and worker.lease is None for worker in self._pools.workers.values())
+
     def explain(self, now: float) -> list[dict[str, Any]]:
         """Every waiting request: what it wants, how long it waits, why ("cause", "reason"), who has it."""
         leases = self._all_leases()
@@ -344,7 +366,7 @@ class LocalScheduler(GroupScheduling):
 
     def _decide(self) -> list[Action]:
         """Grant what can be granted, then take back for those who still wait."""
-        if self._queue.shapes:
+        if self._queue.shapes and not self._draining:
             self._queue.reserve(self._now)
             while (request := self._queue.next(self._now)) is not None:
                 self._grant(request)
@@ -364,7 +386,7 @@ class LocalScheduler(GroupScheduling):
         self._queue.served(request, self._now)
         self._balance.granted(request, self._now)
         if request.reservation is not None:
-            self._actions.append(self._bundles.granted(lease, self._now))
+            self._reserved(lease)
             return
         if shape.group:
             self._bundles.users[shape.group] += 1

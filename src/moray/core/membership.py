@@ -68,6 +68,8 @@ class Described(Protocol):
     available: dict[str, int]
     demand: list[tuple[dict[str, int], int]]
     drain_deadline: float
+    #: The least that its lease lasts: of one on which nothing is started, and that may be out of reach for longer.
+    lease_s: float
 
 
 I = TypeVar("I", bound=Described)  # noqa: E741 - I is for "info".
@@ -126,6 +128,10 @@ class Membership(Generic[I]):
 
     # --- what shells ask ------------------------------------------------------------------------------
 
+    def lease_of(self, info: I) -> float:
+        """How long this node may live without a word."""
+        return max(self.lease_s, info.lease_s)
+
     def nodes(self) -> list[I]:
         """The living ones, as of the last delta and later: what a joining node is sent."""
         return [member.info for member in self._members.values() if member.state is not State.DEAD]
@@ -155,9 +161,9 @@ class Membership(Generic[I]):
     def restore(self, infos: Iterable[I], now: float) -> None:
         """Members of this head's predecessor, before anything else is told."""
         for info in infos:
-            member = Member(info, State.AWAITED, now + self.lease_s)
+            member = Member(info, State.AWAITED, now + self.lease_of(info))
             self._members[info.node_id] = self._by_tag[tag_of(info.node_id)] = member
-            self._schedule(member, now + REJOIN_LEASES * self.lease_s)
+            self._schedule(member, max(now + REJOIN_LEASES * self.lease_s, member.lease_end))
             self._changed[info.node_id] = None
 
     def register(self, info: I, epoch: int, now: float) -> list[MemberAction]:
@@ -174,7 +180,7 @@ class Membership(Generic[I]):
             self._refuse(info.node_id, "tag", f"another node has, or had, the tag {tag.hex()}: {other.hex()}")
             return self._done()
         if known is None:
-            known = Member(info, State.MEMBER, now + self.lease_s)
+            known = Member(info, State.MEMBER, now + self.lease_of(info))
             self._members[info.node_id] = self._by_tag[tag] = known
             self._schedule(known, known.lease_end)
             self._actions.append(Welcome(info.node_id, again=False))
@@ -227,6 +233,11 @@ class Membership(Generic[I]):
                 self._release(member)
         return self._done()
 
+    def described_anew(self, node_id: bytes) -> None:
+        """The shell has changed what it keeps in a node's description: it is told with the next delta."""
+        if self.get(node_id) is not None:
+            self._changed[node_id] = None
+
     # --- what the shell sees --------------------------------------------------------------------------
 
     def refused(self, node_id: bytes, reason: str) -> list[MemberAction]:
@@ -266,7 +277,7 @@ class Membership(Generic[I]):
                 self._release(member)
             else:
                 awaited = " since the head was started anew" if member.state is State.AWAITED else ""
-                silence = now - member.lease_end + self.lease_s
+                silence = now - member.lease_end + self.lease_of(member.info)
                 self._kill(member, f"nothing was heard of it for {silence:.1f} s{awaited}")
         return self._done()
 
@@ -303,7 +314,7 @@ class Membership(Generic[I]):
 
     def _extend(self, member: Member[I], now: float) -> None:
         # A clock that steps back must not shorten what the node was promised.
-        member.lease_end = max(member.lease_end, now + self.lease_s)
+        member.lease_end = max(member.lease_end, now + self.lease_of(member.info))
         self._schedule(member, member.lease_end)
 
     def _kill(self, member: Member[I], reason: str) -> None:

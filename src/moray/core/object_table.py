@@ -5,7 +5,7 @@ work); it returns the actions that the shell carries out in the given order. Eac
 :class:`State`; :data:`TRANSITIONS` is the whole diagram::
 
     create ─ QUEUED ─ CREATING ─ SEALED ⇄ SPILLING ─ SPILLED ─ WANTED ─ RESTORING ─ SEALED
-                 └─ MAKING ─┘ (own file) ──────────────┘
+                 └⇄ MAKING ─┘ (own file) ──────────────┘
 
 STORE-SEAL. An object exists for others when it is sealed. A pin that comes earlier waits while the
 creator lives, and fails with "lost" when it dies or gives up.
@@ -22,7 +22,8 @@ first served, while room is made: the arena grows, objects that are on disk alre
 region, then the least recently used unpinned ones are spilled, many to a file. Sealed bytes never
 change, so a copy on disk stays good after a restore, and such an object leaves memory for nothing
 the next time. If nothing more can be moved, a new object gets a file of its own and a spilled one is
-served from where it lies on disk. Only if the disk refuses that, too, does creation fail, saying who holds what.
+served from where it lies on disk. If the disk refuses that, too, everybody who owns or reads objects is asked once to
+say what was dropped already; only after that does creation fail, saying who holds what.
 
 Space ahead (:mod:`moray.core.object_table_ahead`). A process that makes many objects holds places for the next ones.
 They are granted only from what is free and backed, while nobody waits; when somebody does, those that are unused
@@ -66,6 +67,7 @@ from moray.core.object_table_types import (
     State,
     Warn,
 )  # fmt: skip
+from moray.ids import TAG_BYTES
 
 #: At least so much of the arena is spilled at a time, so that a full store does not write a file per object.
 _SPILL_SHARE: Final = 16
@@ -251,8 +253,8 @@ class ObjectTable(ObjectTableState):
         return self._take()
 
     def awaits_recalls(self) -> bool:
-        """Whether answers to recalls are waited for."""
-        return self._ahead.awaited
+        """Whether somebody waits for answers to recalls."""
+        return self._ahead.awaited and bool(self._queue)
 
     # --- events: the shell's work is done --------------------------------------------------------
 
@@ -310,10 +312,18 @@ class ObjectTable(ObjectTableState):
         entry = self._makes.pop(file)
         if failure:
             entry.file = None
-            self._fail_creation(entry, "full", self._full(entry.size, failure))
+            if not entry.freed and not entry.asked and self._ask_for_drops():
+                entry.asked = True
+                self._move(entry, State.QUEUED)
+                self._queue.appendleft(entry)
+            else:
+                self._fail_creation(entry, "full", self._full(entry.size, failure))
         elif entry.freed:
             self._fail_creation(entry, "lost", "it was given up before there was room for it")
         else:
+            if not self._warned:
+                self._warned = True
+                self._do(Warn(self._warning(entry.size)))
             self._move(entry, State.CREATING)
             self._do(Created(entry.creator, entry.request, 0, file))
         return self._take()
@@ -344,9 +354,6 @@ class ObjectTable(ObjectTableState):
         entry.file.live = 1
         self._makes[self._last_file] = entry
         self._move(entry, State.MAKING)
-        if not self._warned:
-            self._warned = True
-            self._do(Warn(self._warning(entry.size)))
         self._do(MakeFile(self._last_file, entry.size))
 
     def _settle(self, entry: Entry, oldest: bool = False) -> None:
@@ -575,6 +582,20 @@ class ObjectTable(ObjectTableState):
         if questions:
             self._do(AwaitRecalls(questions[-1][1]))
         return self._ahead.awaited
+
+    def _ask_for_drops(self) -> bool:
+        """Ask everybody for what they have dropped and not told yet; False: there is nobody to ask."""
+        entries = self._all_entries()
+        creators = {entry.creator for entry in entries if not entry.secondary}
+        # Of the owners only those of this node (whose ids begin alike): others have connections of their own.
+        tags = {creator[:TAG_BYTES] for creator in creators}
+        owners = {owner_of(entry.object) for entry in entries if owner_of(entry.object)[:TAG_BYTES] in tags}
+        questions = self._ahead.ask_each(sorted((owners | creators | self._holds.keys()) - {self.node}))
+        for process, number in questions:
+            self._do(Recall(process, number, keep=True))
+        if questions:
+            self._do(AwaitRecalls(questions[-1][1], refusing=True))
+        return bool(questions)
 
     def _evict(self, size: int) -> _Room:
         """Take the least recently used out of memory, copies first."""

@@ -5,10 +5,11 @@ the object when it is sealed there. Until then the place is the process's, and o
 seal, its own word that it gives the place back, its death (LIVENESS).
 
 A *recall* is a question to a process that holds places. Messages of one process arrive in their order, so its answer
-also says that every object which it had sealed by then is known. That serves two purposes:
+also says that every object which it had sealed by then is known. That serves three purposes:
 
 - The queue needs room (STORE-SPACE): places that nobody writes to come back. The queue waits for the answers, but only
   for so long as the shell says: a process that computes in C code cannot answer, and others must not fail for it.
+- A creation would be refused: processes that own or read objects may have dropped some, and not said so yet.
 - A borrower pins an object that the node does not know (STORE-SEAL): the owner may have sealed it in a place and
   told the borrower, whose question was quicker. Such an *early* pin waits for the seal, the answer or the death.
 """
@@ -125,6 +126,12 @@ class SpaceAhead:
         """Ask everybody who has not been asked since the last grant, for the queue: (process, number)."""
         questions = [(process, self.ask(process)) for process in self._places if process not in self._recalled]
         self._recalled.update(process for process, _ in questions)
+        self._awaited.update(number for _, number in questions)
+        return questions
+
+    def ask_each(self, processes: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """Ask these, for the queue: (process, number)."""
+        questions = [(process, self.ask(process)) for process in processes]
         self._awaited.update(number for _, number in questions)
         return questions
 

@@ -57,6 +57,8 @@ class ObjectTableState:
         #: Own files under way by number.
         self._makes: dict[int, Entry] = {}
         self._last_file = 0
+        #: The node itself, if it reads and writes objects: it is not asked for anything.
+        self.node = b""
         #: The one warning of STORE-SPACE was given.
         self._warned = False
         #: Sums over entries, for stats().
@@ -110,6 +112,10 @@ class ObjectTableState:
         """Where the present attempt at an object stands; None if there is none."""
         entry = self._objects.get(object)
         return entry.state if entry else None
+
+    def size_of(self, object: bytes) -> int:
+        """The bytes of an object that is here, complete or not."""
+        return self._objects[object].size
 
     def is_whole(self, object: bytes) -> bool:
         """Whether all of an object is here, in memory or on disk."""

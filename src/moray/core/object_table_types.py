@@ -38,7 +38,7 @@ class State(enum.IntEnum):
 _S = State
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     _S.QUEUED: frozenset({_S.CREATING, _S.MAKING, _S.GONE}),
-    _S.MAKING: frozenset({_S.CREATING, _S.GONE}),
+    _S.MAKING: frozenset({_S.CREATING, _S.QUEUED, _S.GONE}),
     _S.CREATING: frozenset({_S.SEALED, _S.SPILLED, _S.GONE}),
     _S.SEALED: frozenset({_S.SPILLING, _S.SPILLED, _S.GONE}),
     _S.SPILLING: frozenset({_S.SEALED, _S.SPILLED}),
@@ -163,9 +163,12 @@ class Recall(msgspec.Struct, gc=False, frozen=True):
 
 
 class AwaitRecalls(msgspec.Struct, gc=False, frozen=True):
-    """Give processes a little time to answer, while the table ``awaits_recalls``; then ``recalls_overdue(last)``."""
+    """Give processes a little time to answer, while the table ``awaits_recalls``; then ``recalls_overdue(last)``.
+
+    `refusing`: more time, as a creation is refused if nobody gives anything up."""
 
     last: int
+    refusing: bool = False
 
 
 Action: TypeAlias = (
@@ -194,8 +197,8 @@ class File:
 class Entry:
     """One attempt at an object."""
 
-    __slots__ = ("creator", "file", "freed", "object", "offset", "pins", "position", "request", "secondary", "size",
-                 "state", "waiters")  # fmt: skip
+    __slots__ = ("asked", "creator", "file", "freed", "object", "offset", "pins", "position", "request", "secondary",
+                 "size", "state", "waiters")  # fmt: skip
 
     def __init__(self, object: bytes, size: int, creator: bytes, request: int) -> None:
         self.object = object
@@ -215,6 +218,8 @@ class Entry:
         self.freed = False
         #: A copy of what another node has: dropped, not spilled, when room is needed.
         self.secondary = False
+        #: Everybody was asked what they have dropped, for the sake of this.
+        self.asked = False
         #: (process, request) of pins that wait for it to be sealed or restored.
         self.waiters: list[tuple[bytes, int]] = []
 

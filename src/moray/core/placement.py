@@ -9,8 +9,8 @@ A group's life, as others see it (PLACEMENT)::
 
 **All or nothing.** An *attempt* puts the bundles that have no node on nodes in two steps: each node is told to
 *prepare* its part; when all have, each is told to *commit* it. If one refuses, or dies, before that, all give back what
-they prepared. The group is created when every node has committed. Bundles of a dead node are placed anew; the others
-stay where they are.
+they prepared. The group is created when every node has committed. On one node alone there is nobody to agree with: both
+steps are one. Bundles of a dead node are placed anew; the others stay where they are.
 
 **Waiting.** The table counts what groups have been given of each node (*booked*), so that two groups never wait for the
 same room. What tasks and actors use beside that, the node collects while it prepares. An attempt over several nodes
@@ -74,6 +74,8 @@ class GroupTable:
         self._early: dict[bytes, dict[bytes, None]] = {}
         #: Process → groups that it watches, known or not.
         self._watched: dict[bytes, dict[bytes, None]] = {}
+        #: Node that leaves → groups that had bundles there, in which something may run on.
+        self._left: dict[bytes, set[bytes]] = {}
         #: Number of the last attempt; of the last turn; job → its last turn.
         self._number = 0
         self._turn = 0
@@ -170,6 +172,7 @@ class GroupTable:
             group = self._groups.get(name)
             if group is not None:
                 group.watchers.pop(process, None)
+                self._touch(name)
             early = self._early.get(name)
             if early is not None:
                 early.pop(process, None)
@@ -185,6 +188,8 @@ class GroupTable:
         before = self._nodes.get(node.node)
         self._nodes[node.node] = node
         self._booked.setdefault(node.node, Counter())
+        if before is not None and node.draining and not before.draining:
+            self._leave(node.node)
         if before is None or (before.total, before.labels, before.draining) != (node.total, node.labels, node.draining):
             self._dirty = True
             self._schedule()
@@ -196,11 +201,20 @@ class GroupTable:
         if self._nodes.pop(node, None) is None:
             return self._done()
         del self._booked[node]
+        self._left.pop(node, None)
         self._dirty = True
         for group in self._groups.values():
-            self._lose(group, node)
+            self._lose(group, node, "is dead")
         self._schedule()
         return self._done()
+
+    def _leave(self, node: bytes) -> None:
+        """A node is to leave: the bundles that are there are placed anew. What runs in them there may finish."""
+        for name, group in self._groups.items():
+            if any(where == node for where, _amounts, _number in group.booked):
+                self._left.setdefault(node, set()).add(name)
+                self._lose(group, node, "leaves the cluster")
+        self._booked[node] = Counter()
 
     def prepared(self, node: bytes, group: bytes, number: int, reason: str, now: float) -> list[PlacementAction]:
         """A node has reserved its part of an attempt, or (with a reason) cannot."""
@@ -209,7 +223,7 @@ class GroupTable:
         attempt = found.attempt if found is not None else None
         if found is None or attempt is None or attempt.number != number or node not in attempt.parts:
             return self._done()  # It crossed the attempt's end.
-        if attempt.committing:
+        if attempt.committing and (not reason or node in attempt.prepared):
             return self._done()
         if reason:
             found.reason = f"a node refused: {reason}"
@@ -220,6 +234,7 @@ class GroupTable:
         attempt.prepared.add(node)
         if attempt.prepared == set(attempt.parts):
             attempt.committing = True
+            self._touch(group)
             for where in attempt.parts:
                 self._actions.append(Commit(where, group, number))
         return self._done()
@@ -233,6 +248,7 @@ class GroupTable:
             return self._done()
         if node in attempt.parts:
             attempt.committed.add(node)
+            self._touch(group)
             self._look_whether_committed(found)
             self._schedule()
         return self._done()
@@ -276,6 +292,11 @@ class GroupTable:
         if found is not None:
             return found.state
         return "removed" if self._tombs.reason(group) is not None else "unknown"
+
+    def nodes(self, group: bytes) -> tuple[bytes, ...]:
+        """Where its bundles are, by index; b"": nowhere yet."""
+        found = self._groups.get(group)
+        return tuple(found.nodes) if found is not None else ()
 
     def describe(self) -> list[dict[str, Any]]:
         """All groups, and the last that were removed; JSON-like."""
@@ -332,6 +353,7 @@ class GroupTable:
         """Begin an attempt, if there is room and the group's time has come."""
         if group.again_at > self._now:
             return False
+        self._touch(group.spec.group)
         missing = group.missing()
         spec = group.spec
         key = repr((spec.bundles, spec.strategy, spec.selectors, spec.target_node, group.nodes))
@@ -408,9 +430,10 @@ class GroupTable:
         for index, node in sorted(place.items()):
             parts.setdefault(node, []).append(index)
         self._number += 1
-        # On one node nothing is held while it waits: it may take its time there.
-        impatient_at = self._now + PATIENCE_S if len(parts) > 1 else NEVER
-        group.attempt = Attempt(self._number, parts, impatient_at)
+        # On one node nothing is held while it waits: it may take its time there, and uses what it gets at once.
+        alone = len(parts) == 1
+        group.attempt = Attempt(self._number, parts, NEVER if alone else self._now + PATIENCE_S)
+        group.attempt.committing = alone
         group.infeasible, group.unfit_since, group.hold, group.rest_until = False, NEVER, HOLD_FIRST_S, 0.0
         group.reason = f"its bundles are being reserved on {len(parts)} node{'s' if len(parts) > 1 else ''}"
         group.overtaken = False
@@ -425,7 +448,7 @@ class GroupTable:
             group.booked.append((node, amounts, self._number))
             self._booked[node].update(amounts)
             label, job = group.spec.label, group.spec.job
-            self._actions.append(Prepare(node, group.spec.group, self._number, bundles, job, label))
+            self._actions.append(Prepare(node, group.spec.group, self._number, bundles, job, label, alone))
         self._tell(group)
 
     def _look_whether_committed(self, group: Group) -> None:
@@ -443,17 +466,18 @@ class GroupTable:
             group.created_once, group.reason = True, ""
         self._tell(group)
 
-    def _lose(self, group: Group, node: bytes) -> None:
-        """A node is dead: what the group had there has no place."""
+    def _lose(self, group: Group, node: bytes, why: str) -> None:
+        """A node is dead, or leaves: what the group had there has no place."""
+        self._touch(group.spec.group)
         attempt = group.attempt
         if attempt is not None and node in attempt.parts and not attempt.committing:
-            self._abandon(group, pause=False, dead=node)
+            self._abandon(group, pause=False, dead=b"" if node in self._booked else node)
         lost = [index for index, where in enumerate(group.nodes) if where == node]
         for index in lost:
             group.nodes[index] = b""
         if lost:
             group.since, group.warned, group.pause, group.again_at = self._now, False, 0.0, 0.0
-            group.reason = f"node {node.hex()[:8]}, where bundles {lost} were, is dead"
+            group.reason = f"node {node.hex()[:8]}, where bundles {lost} were, {why}"
         group.booked = [entry for entry in group.booked if entry[0] != node]
         if attempt is not None and attempt.committing and attempt.parts.pop(node, []):
             attempt.committed.discard(node)
@@ -466,6 +490,7 @@ class GroupTable:
 
     def _await(self, group: Group) -> None:
         """It has bundles to be placed."""
+        self._touch(group.spec.group)
         self._waiting[group.spec.group] = group
         self._dirty = True
 
@@ -485,6 +510,7 @@ class GroupTable:
 
     def _unbook(self, group: Group, number: int | None = None) -> None:
         """What it was given (by one attempt) is others'."""
+        self._touch(group.spec.group)
         for node, amounts, given_by in group.booked:
             if number in (None, given_by) and node in self._booked:
                 self._booked[node].subtract(amounts)
@@ -493,10 +519,12 @@ class GroupTable:
 
     def _remove(self, group: Group, reason: str) -> None:
         """It is gone; who uses it hears so before anything ends."""
+        self._touch(group.spec.group)
         spec, attempt = group.spec, group.attempt
         places = {node: None for node in group.nodes if node}
         if attempt is not None:
             places |= dict.fromkeys(attempt.parts)
+        places |= {node: None for node, groups in self._left.items() if spec.group in groups}
         del self._groups[spec.group]
         self._waiting.pop(spec.group, None)
         if self._holder is group:
@@ -520,6 +548,7 @@ class GroupTable:
         news = group.state, tuple(group.nodes)
         if news != group.told:
             group.told = news
+            self._touch(group.spec.group)
             if group.watchers:
                 self._actions.append(group.news(tuple(group.watchers)))
 
@@ -539,6 +568,7 @@ class GroupTable:
         found = self._groups.get(group)
         if found is not None:
             found.watchers[process] = None
+            self._touch(group)
         elif self._tombs.reason(group) is None:
             self._early.setdefault(group, {})[process] = None
         else:
@@ -560,6 +590,9 @@ class GroupTable:
             self._actions.append(TellGroup(tuple(early), 0, group, state, reason))
 
     # --- small helpers ----------------------------------------------------------------------------------------
+
+    def _touch(self, group: bytes) -> None:
+        """Something of a group has changed that is stored, where groups are stored."""
 
     def _advance(self, now: float) -> None:
         self._now = max(self._now, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
@@ -13,7 +14,7 @@ from moray.core.resources import Amounts, show_amount, show_amounts
 
 #: A time that does not come.
 NEVER: Final = float("inf")
-#: Removed groups whose ids are remembered, and those that are listed.
+#: Removed groups whose ids are remembered, and those that are listed and stored.
 _REMEMBERED: Final = 10_000
 _LISTED: Final = 200
 
@@ -160,15 +161,18 @@ class Names:
 class Tombs:
     """Removed groups, the oldest first."""
 
-    __slots__ = ("_reasons", "_specs")
+    __slots__ = ("_reasons", "_specs", "added")
 
     def __init__(self) -> None:
+        #: Those that nobody has stored yet, as far as they are worth it.
+        self.added: deque[bytes] = deque(maxlen=_LISTED)
         self._reasons: dict[bytes, str] = {}
         self._specs: dict[bytes, GroupSpec] = {}
 
     def add(self, group: bytes, reason: str, spec: GroupSpec | None = None) -> None:
         """It is removed; `spec` None: it was never here."""
         self._reasons[group] = reason
+        self.added.append(group)
         if spec is not None:
             self._specs[group] = spec
         if len(self._reasons) > _REMEMBERED:
@@ -179,10 +183,6 @@ class Tombs:
     def reason(self, group: bytes) -> str | None:
         """Why it was removed; None: it was not."""
         return self._reasons.get(group)
-
-    def all(self) -> list[tuple[bytes, str]]:
-        """Groups, and why they were removed; the oldest first."""
-        return list(self._reasons.items())
 
     def describe(self) -> list[dict[str, Any]]:
         """The last ones; JSON-like."""

@@ -59,6 +59,8 @@ class Prepare(msgspec.Struct, frozen=True):
     bundles: dict[int, Amounts]
     job: int
     label: str
+    #: The attempt has no other part: use them as soon as they are reserved, and answer with `committed`.
+    alone: bool = False
 
 
 class Commit(msgspec.Struct, frozen=True):

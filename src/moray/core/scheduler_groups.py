@@ -8,7 +8,7 @@ from moray.core.lease_bundles import Reservations
 from moray.core.lease_model import NEVER, Lease, LeaseState, Owner, Request, Worker
 from moray.core.lease_queue import LeaseQueue
 from moray.core.resources import Amounts
-from moray.core.scheduler_actions import Action
+from moray.core.scheduler_actions import Action, BundlesReady
 
 
 class GroupScheduling:
@@ -23,11 +23,20 @@ class GroupScheduling:
     _now: float
 
     def prepare_bundles(
-        self, group: str, number: int, bundles: dict[int, Amounts], job: int, label: str, now: float
+        self,
+        group: str,
+        number: int,
+        bundles: dict[int, Amounts],
+        job: int,
+        label: str,
+        now: float,
+        *,
+        alone: bool = False,
     ) -> list[Action]:
-        """Reserve these bundles of a group (hexadecimal), all or none; answered by BundlesReady, now or later."""
+        """Reserve these bundles of a group (hexadecimal), all or none; answered by BundlesReady, now or later.
+        `alone`: no other node has to agree, so they are committed as soon as they are reserved."""
         self._advance(now)
-        self._actions += self._bundles.prepare(group, number, bundles, job, label, self._now)
+        self._actions += self._bundles.prepare(group, number, bundles, job, label, self._now, alone=alone)
         for request in self._bundles.requests():
             self._alarms.set(request, self._now)
         return self._decide()
@@ -35,6 +44,18 @@ class GroupScheduling:
     def commit_bundles(self, group: str, number: int, now: float) -> list[Action]:
         """They may be used."""
         self._advance(now)
+        self._commit(group, number)
+        return self._decide()
+
+    def _reserved(self, lease: Lease) -> None:
+        """The resources of a reservation are here."""
+        reservation = self._bundles.granted(lease, self._now)
+        if reservation.alone:
+            self._commit(reservation.group, reservation.number)
+        else:
+            self._actions.append(BundlesReady(reservation.group, reservation.number, ""))
+
+    def _commit(self, group: str, number: int) -> None:
         done, waiting = self._bundles.commit(group, number)
         self._actions += done
         for request in waiting:
@@ -42,7 +63,6 @@ class GroupScheduling:
             self._refuse_if_hopeless(request)
             self._queue.update(request, self._now)
             self._alarms.set(request, self._now)
-        return self._decide()
 
     def return_bundles(self, group: str, number: int, now: float) -> list[Action]:
         """A reservation that is not committed is not wanted any more."""

@@ -51,6 +51,7 @@ from moray.core.transfers_types import (
     MakeCopy,
     PinHere,
     Promote,
+    PromoteAt,
     Pull,
     Refuse,
     SealCopy,
@@ -357,6 +358,26 @@ class Transfers:
         done = [name for name, others in zip(objects, copies, strict=True) if self._promoted(name, others)]
         self._do(Found(node, request, done))
         return self._take()
+
+    # --- events: nodes that leave -----------------------------------------------------------------------------
+
+    def take_over(self, object: bytes, node: bytes) -> list[Action]:
+        """The copy here, fetched from a node that leaves, becomes the primary one; that node's is one of its copies."""
+        self._promoted(object, [node])
+        return self._take()
+
+    def given(self, object: bytes, node: bytes) -> list[Action]:
+        """The primary copy is at `node` from now on; what is here is a copy of it. It is told of the others."""
+        others = [tag for tag in self.holders(object) if tag != node]
+        self.copies[object] = node
+        if others:
+            self._do(PromoteAt(node, 0, [object], [others]))
+        return self._take()
+
+    def holders(self, object: bytes) -> list[bytes]:
+        """Other nodes that have got a whole copy from here."""
+        copies = self._serving.copies.get(object)
+        return [tag for tag, holder in copies.holders.items() if holder.complete] if copies is not None else []
 
     # --- a pull's life --------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ What was asked of a node and not granted yet may be moved to another one, whenev
 a grant crosses such a move, less is asked of the other; if that, too, has granted, the owner hands one worker back.
 
 The choice itself is the cluster scheduler's, and comes in as a function. Everything here is bookkeeping, linear in the
-number of nodes that a wish uses.
+number of nodes that a wish uses. Of a wish for nothing only these numbers are kept: as long as its owner lives, both
+sides count on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Wish:
         self.key = key
         self.job = 0
         self.need: dict[str, int] = {}
-        #: What the shell adds to a request (environment, label, strategy), opaque here but for the choice.
+        #: What the shell adds to a request (environment, label, strategy), opaque here but for the choice; None while
+        #: nothing is wanted.
         self.detail: Any = None
         self.count = 0
         #: Grants that the owner had seen when it said `count`.
@@ -66,6 +68,8 @@ class Ask(NamedTuple):
     wish: Wish
     more: int
     seen: int
+    #: The wish's, as of now.
+    detail: Any
 
 
 class Refusal(NamedTuple):
@@ -109,7 +113,10 @@ class Wishes:
             self._by_owner.setdefault(owner, {})[key] = wish
         wish.job, wish.need, wish.detail = job, need, detail
         wish.count, wish.seen = count, min(seen, sum(wish.granted.values()))
-        return self._divide(wish)
+        steps = self._divide(wish)
+        if not count:
+            wish.detail = None
+        return steps
 
     def granted(self, owner: bytes, key: int, node: bytes) -> list[Step]:
         """A grant of `node` is passed on to the owner."""
@@ -156,7 +163,7 @@ class Wishes:
             del self._wishes[owner, key]
             self._waiting.pop((owner, key), None)
             self._choose(wish, 0)
-            steps += [Ask(node, wish, 0, wish.granted.get(node, 0)) for node in wish.asked]
+            steps += [Ask(node, wish, 0, wish.granted.get(node, 0), wish.detail) for node in wish.asked]
         return steps
 
     def _divide(self, wish: Wish) -> list[Step]:
@@ -190,4 +197,4 @@ class Wishes:
         less = [node for node, count in wish.asked.items() if wanted.get(node, 0) < count]
         more = [node for node, count in wanted.items() if count > wish.asked.get(node, 0)]
         wish.asked = wanted
-        return [Ask(node, wish, wanted.get(node, 0), seen.get(node, 0)) for node in (*less, *more)]
+        return [Ask(node, wish, wanted.get(node, 0), seen.get(node, 0), wish.detail) for node in (*less, *more)]

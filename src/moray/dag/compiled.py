@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from moray import exceptions
 from moray.dag import loop as actor_loop, pictures
 from moray.dag.context import DAGContext
-from moray.dag.nodes import DAGNode, input_value
-from moray.dag.plan import DRIVER, INPUT_PLACE, GraphPlan
+from moray.dag.nodes import DAGNode, GraphError
+from moray.dag.plan import DRIVER, INPUT_PLACE, GraphPlan, input_of
 from moray.runtime import state
-from moray.runtime.channels import SLOT_BYTES, Channel, ChannelClosed, Reader, Writer, check_supported
+from moray.runtime.channels import SLOT_BYTES, Channel, ChannelClosed, Reader, Writer, check_supported, refuse_inside
 from moray.runtime.interrupts import TaskInterrupt
 from moray.runtime.values import load_error
 from moray.serialization import Serialized, loads_covered, serialize
@@ -77,8 +77,7 @@ class Pipeline:
         #: Which reader brings a result.
         self._reader_of = [self._readers[places.index(place)] for place in plan.results]
         #: Held by who writes; by who takes out results.
-        self._write_lock = threading.Lock()
-        self._read_lock = threading.Lock()
+        self._write_lock, self._read_lock = threading.RLock(), threading.RLock()
         #: Executions that somebody may ask for, by number; and some more, until there are many.
         self._open: dict[int, weakref.ref[Execution]] = {}
 
@@ -99,6 +98,7 @@ class Pipeline:
         if blob is None or len(blob) > SLOT_BYTES:
             serialized = serialize_input(value) if blob is None else Serialized(blob, [], [])
         deadline = None if timeout_s < 0 else monotonic() + timeout_s
+        refuse_inside(self._write_lock)
         with self._write_lock:
             number = self._writer.channel.published + 1
             if number - self.completed > most and not self.wait_for_room(most, deadline):
@@ -127,6 +127,7 @@ class Pipeline:
 
     def collect(self) -> None:
         """Take out all results that are there."""
+        refuse_inside(self._read_lock)
         with self._read_lock:
             for reader, brings in zip(self._readers, self._brings, strict=True):
                 while (message := reader.peek()) is not None:
@@ -146,9 +147,8 @@ class Pipeline:
     def unfetched(self, most: int) -> int:
         """How many executions may still be asked for; exact if it is `most` or more."""
         if len(self._open) >= most:
-            for number, known in list(self._open.items()):
-                if known() is None:
-                    self._open.pop(number, None)
+            for number in [number for number, known in list(self._open.items()) if known() is None]:
+                self._open.pop(number, None)
         return len(self._open)
 
     def wait_for(self, execution: Execution, index: int, deadline: float | None) -> bool:
@@ -221,6 +221,7 @@ class CompiledDAG:
         plan = GraphPlan(root, self._id)
         self._root = root
         self._several = plan.several
+        self._parts = plan.parts
         self._results = len(plan.results)
         self._pipeline = Pipeline(runtime, plan, self._most, extent_bytes)
         self._handles = [part.handle for part in plan.actors.values() if part.handle is not None]
@@ -228,7 +229,7 @@ class CompiledDAG:
         self._loops: list[ObjectRef[Any]] = []
         self._watched: SimpleQueue[Watched | None] = SimpleQueue()
         self._watcher: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._torn_down = False
         channels = list(self._pipeline.channels.values())
         self._finalizer = weakref.finalize(self, _abandon, channels, self._watched, os.getpid())
@@ -333,16 +334,15 @@ class CompiledDAG:
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         self._check_usable()
-        if not args and not kwargs:
-            raise TypeError("execute() of a compiled graph needs an argument: the value of its InputNode")
+        value = input_of(self._parts, args, kwargs)
         most = self._most_buffered + self._most
         if self._pipeline.unfetched(most) >= most:
-            raise exceptions.ChannelError(
+            raise exceptions.GraphCapacityExceededError(
                 f"{self._most_buffered} executions have results that were not fetched: get() some of them, drop what "
                 "is not needed, or give experimental_compile() a larger _max_buffered_results"
             )
         try:
-            return self._pipeline.submit(input_value(args, kwargs), self._most, self._submit_timeout_s)
+            return self._pipeline.submit(value, self._most, self._submit_timeout_s)
         except ChannelClosed:
             raise self._why_ended() from None
 
@@ -379,7 +379,7 @@ class CompiledDAG:
         """Why the channels are closed."""
         self._check_usable()
         if self._torn_down:
-            return exceptions.ChannelError("the compiled graph was torn down; what was under way has no result")
+            return exceptions.ChannelError(_TORN_DOWN)
         for ref in self._loops:
             if ref._entry.ready and ref._entry.error:
                 try:
@@ -500,8 +500,16 @@ class CompiledDAG:
         return f"CompiledDAG({self._id}, {len(self._handles)} actors)"
 
 
-#: In place of a result that was fetched: its memory may be used again.
+_TORN_DOWN = "the compiled graph was torn down; what was under way has no result. Channel closed."
+#: In place of a fetched result, whose memory may be used again.
 _FETCHED = (actor_loop.VALUE, b"N")
+
+
+def _refuses(what: str) -> Callable[..., Any]:
+    def refuse(self: _Result, *_args: Any) -> Any:
+        raise GraphError(f"{type(self).__name__} cannot be {what}. get() it, and use the value")
+
+    return refuse
 
 
 class _Result:
@@ -517,7 +525,10 @@ class _Result:
 
     def _fetch(self, timeout_s: float | None) -> Any:
         if self._fetched:
-            raise ValueError(f"{self!r} was fetched already: a result of a compiled graph can be fetched once")
+            raise ValueError(
+                f"{self!r} was fetched already: ray.get() can only be called once on a CompiledDAGRef, and it was "
+                "already called."
+            )
         try:
             return self._dag.fetch(self._execution, self._index, timeout_s)
         finally:
@@ -526,11 +537,14 @@ class _Result:
                 self._execution.blobs[self._index] = _FETCHED
                 self._dag._pipeline.forget(self._execution)
 
-    def __reduce__(self) -> Any:
-        raise TypeError("a result of a compiled graph cannot be passed on: get() it, and pass the value")
+    __reduce__ = _refuses("pickled")
+    __copy__ = _refuses("copied")
+    __deepcopy__ = _refuses("deep copied")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(execution {self._execution.number}, result {self._index})"
+        index = self._index if self._dag._several else None
+        number = self._execution.number - 1
+        return f"{type(self).__name__}({self._dag._id}, execution_index={number}, channel_index={index})"
 
 
 class CompiledDAGRef(_Result):
@@ -552,6 +566,16 @@ class CompiledDAGRef(_Result):
             ValueError: it was fetched already.
         """
         return self._fetch(timeout)
+
+
+def get_all(refs: list[Any] | tuple[Any, ...], timeout: float | None) -> list[Any]:
+    """The values of several results. See CompiledDAGRef.get."""
+    if not all(isinstance(ref, CompiledDAGRef) for ref in refs):
+        raise GraphError(f"{refs!r:.200} must be a list of CompiledDAGRefs if there is any CompiledDAGRef within it")
+    if timeout is None or timeout < 0:
+        return [ref.get(timeout) for ref in refs]
+    deadline = monotonic() + timeout
+    return [ref.get(max(0.0, deadline - monotonic())) for ref in refs]
 
 
 class CompiledDAGFuture(_Result):

@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 _numbers: Final = itertools.count(1)
 
 
+class GraphError(AssertionError, ValueError, TypeError):
+    """A graph was put together wrongly. Programs for Ray expect one of its bases, now this one, now that one."""
+
+
+class Trace:
+    """What is remembered of a step by those that it needs, so that steps which a graph leaves out can be found.
+
+    It does not refer to the step: a cycle would keep actors until the next collection of garbage.
+    """
+
+    __slots__ = ("step", "used_by")
+
+    def __init__(self) -> None:
+        #: What a call of an actor's method is called; "" for other steps.
+        self.step = ""
+        self.used_by: list[Trace] = []
+
+
 class DAGNode:
     """A step of a graph. Made by ``.bind()``, not by hand."""
 
@@ -31,6 +49,9 @@ class DAGNode:
         #: Nodes bound earlier have lower numbers.
         self._number = next(_numbers)
         self._stable_uuid = uuid.uuid4().hex
+        self._trace = Trace()
+        for needed in dict.fromkeys((*found_in(args), *found_in(self._bound_kwargs))):
+            needed._trace.used_by.append(self._trace)
 
     def execute(self, *args: Any, _ray_cache_refs: bool = False, **kwargs: Any) -> Any:
         """Submit the whole graph and return what stands for its result.
@@ -129,6 +150,10 @@ class DAGNode:
         """Accepted; tensors travel as other values do."""
         return self
 
+    def with_type_hint(self, typ: Any) -> DAGNode:  # noqa: ARG002 - Ray's
+        """The same, as it was called before."""
+        return self
+
     def traverse_and_apply(self, fn: Callable[[DAGNode], Any]) -> None:
         """Call `fn` with each node that this one needs, and this one, each after those that it needs."""
         for node in ordered(self):
@@ -155,6 +180,13 @@ class FunctionNode(DAGNode):
         super().__init__(args, kwargs)
         self._function = function
 
+    def get_options(self) -> dict[str, Any]:
+        """See DAGNode.get_options."""
+        return _given_options(self._function._options)
+
+    def __getattr__(self, name: str) -> Any:
+        raise _no_attribute(self, name, "FunctionNode")
+
     def _run(self, results: dict[DAGNode, Any]) -> Any:
         args, kwargs = self._filled_in(results)
         return self._function.remote(*args, **kwargs)
@@ -169,12 +201,27 @@ class ClassNode(DAGNode):
     def __init__(self, kind: ActorClass[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(args, kwargs)
         self._class = kind
+        #: The step that the next one bound to it comes after.
+        self._last_call: ClassMethodNode | None = None
+        if any(isinstance(node, (InputNode, InputAttributeNode)) for node in self._needs()):
+            raise GraphError(
+                f"{self!r}: InputNode cannot be an argument of a class's constructor, as the actor is made before "
+                "execute() gets its input: bind it to a method"
+            )
+
+    def get_options(self) -> dict[str, Any]:
+        """See DAGNode.get_options."""
+        return _given_options(self._class._options)
 
     def __getattr__(self, name: str) -> UnboundMethod:
         kind = self.__dict__.get("_class")
         if kind is None or name.startswith("__") or not callable(getattr(kind._kind, name, None)):
             called = "it" if kind is None else kind.__name__
-            raise AttributeError(f"actor class {called} has no method {name!r}", name=name, obj=self)
+            if name == "bind":
+                problem = f".bind() cannot be used again on actor class {called}, which is bound already"
+            else:
+                problem = f"actor class {called!r} has no attribute {name!r}, and no method {name!r} to bind"
+            raise AttributeError(problem, name=name, obj=self)
         return UnboundMethod(self, name, {})
 
     def _run(self, results: dict[DAGNode, Any]) -> Any:
@@ -198,9 +245,17 @@ class UnboundMethod:
         return UnboundMethod(self._parent, self._name, {**self._options, **options})
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """A step that calls the method; a tuple of them, one per value, if it was given num_returns over 1."""
-        node = ClassMethodNode(self._parent, self._name, None, args, kwargs, self._options)
+        """A step that calls the method; a tuple of them, one per value, if it was given num_returns over 1.
+
+        The actor runs its steps in the order in which they were bound, also those whose results nobody needs.
+        """
+        parent = self._parent
+        node = ClassMethodNode(parent, self._name, None, args, kwargs, self._options, previous=parent._last_call)
+        parent._last_call = node
         return outputs_of(node, self._options.get("num_returns"))
+
+    def __getattr__(self, name: str) -> Any:
+        raise _no_attribute(self, name, "ClassMethodNodes")
 
 
 class ClassMethodNode(DAGNode):
@@ -212,6 +267,7 @@ class ClassMethodNode(DAGNode):
         method: the method, if there is a handle.
         options: of the step, if there is none.
         output: (the step, which of its values), if it is not a call itself.
+        previous: the step of the same new actor that was bound before.
     """
 
     def __init__(
@@ -223,15 +279,20 @@ class ClassMethodNode(DAGNode):
         kwargs: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         output: tuple[ClassMethodNode, int] | None = None,
+        previous: ClassMethodNode | None = None,
     ) -> None:
         super().__init__(args, kwargs)
         self._actor = actor
+        self._previous = previous
         self._name = name
         self._method = method
         self._options = options or {}
         self._output = output
         #: How many values the method gives.
         self._num_returns = 1
+        self._trace.step = f"{_class_name(actor)}.{name}"
+        if output is not None:
+            output[0]._trace.used_by.append(self._trace)
 
     @property
     def is_class_method_output(self) -> bool:
@@ -250,6 +311,7 @@ class ClassMethodNode(DAGNode):
         """See DAGNode.get_other_args_to_resolve."""
         return {
             "parent_class_node": self._actor,
+            "prev_class_method_call": self._previous,
             "bind_index": self._number,
             "is_class_method_output": self.is_class_method_output,
         }
@@ -259,6 +321,8 @@ class ClassMethodNode(DAGNode):
             yield self._actor
         if self._output is not None:
             yield self._output[0]
+        if self._previous is not None:
+            yield self._previous
         yield from super()._needs()
 
     def _run(self, results: dict[DAGNode, Any]) -> Any:
@@ -340,11 +404,20 @@ class InputNode(DAGNode):
         3
     """
 
-    def __init__(self, *, input_type: Any = None) -> None:
+    def __init__(self, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
+        if args or kwargs:
+            raise GraphError(
+                f"InputNode should not take any args or kwargs, it got {[*args, *kwargs]!r:.80}: execute() gets them"
+            )
         super().__init__()
         self._input_type = input_type
+        #: Whether it stood in a `with` statement.
+        self._entered = False
+        #: Keys of the parts that were asked for.
+        self._keys: dict[Any, None] = {}
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
@@ -353,11 +426,15 @@ class InputNode(DAGNode):
         pass
 
     def __getitem__(self, key: Any) -> InputAttributeNode:
+        if not isinstance(key, (int, str)):
+            raise GraphError(f"Please only use int index or str as first-level key of an input, not {key!r:.80}")
+        self._keys[key] = None
         return InputAttributeNode(self, key, "__getitem__")
 
     def __getattr__(self, name: str) -> InputAttributeNode:
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+        self._keys[name] = None
         return InputAttributeNode(self, name, "__getattr__")
 
     def __repr__(self) -> str:
@@ -369,6 +446,7 @@ class InputAttributeNode(DAGNode):
 
     def __init__(self, source: InputNode, key: Any, accessor: str) -> None:
         super().__init__()
+        source._trace.used_by.append(self._trace)
         self._source = source
         self._key = key
         self._accessor = accessor
@@ -398,9 +476,11 @@ class MultiOutputNode(DAGNode):
     """
 
     def __init__(self, args: Sequence[DAGNode]) -> None:
+        if not isinstance(args, (list, tuple)):
+            raise GraphError(f"MultiOutputNode takes a list of nodes, not {args!r:.80}")
         wrong: list[Any] = [each for each in list[Any](args) if not isinstance(each, DAGNode)]
         if wrong:
-            raise TypeError(f"MultiOutputNode takes a list of nodes; {wrong[0]!r:.80} is none")
+            raise GraphError(f"MultiOutputNode takes a list of nodes; {wrong[0]!r:.80} is none")
         super().__init__(tuple(args))
 
     def _run(self, results: dict[DAGNode, Any]) -> Any:
@@ -408,6 +488,20 @@ class MultiOutputNode(DAGNode):
 
     def __repr__(self) -> str:
         return f"MultiOutputNode({', '.join(map(repr, self._bound_args))})"
+
+
+def _given_options(options: Any) -> dict[str, Any]:
+    """The options that a task or actor class was given, without the defaults of the others."""
+    return {name: getattr(options, name) for name in sorted(options.given)}
+
+
+def _no_attribute(owner: Any, name: str, kind: str) -> AttributeError:
+    problem = (
+        f".{name}() cannot be used on {kind}, which are run by execute()"
+        if name == "remote"
+        else (f"{type(owner).__name__!r} object has no attribute {name!r}")
+    )
+    return AttributeError(problem, name=name, obj=owner)
 
 
 # --- walking ------------------------------------------------------------------------------------------
@@ -470,9 +564,17 @@ def _given(nodes: list[DAGNode], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """The value of the InputNode among `nodes`."""
     inputs = [node for node in nodes if isinstance(node, InputNode)]
     if len(inputs) > 1:
-        raise ValueError(f"a graph has one InputNode, this one has {len(inputs)}: bind all its steps to the same one")
+        raise GraphError(
+            f"a graph has one InputNode, this one has {len(inputs)}. Each DAG should only have one unique InputNode: "
+            "bind all its steps to the same one"
+        )
     if inputs and not args and not kwargs:
-        raise TypeError("the graph has an InputNode, so execute() needs an argument for it")
+        hint = (
+            "; InputNode is a singleton instance that should be only used in context manager: `with InputNode() as x:`"
+        )
+        raise GraphError(
+            "the graph has an InputNode, so execute() needs an argument for it" + ("" if inputs[0]._entered else hint)
+        )
     if not inputs and (args or kwargs):
         raise TypeError("the graph has no InputNode, so execute() takes no arguments")
     return input_value(args, kwargs)

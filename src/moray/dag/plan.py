@@ -16,12 +16,15 @@ from moray.dag.collective import CollectiveOutputNode
 from moray.dag.nodes import (
     ClassMethodNode,
     ClassNode,
+    DAGInputData,
     DAGNode,
     FunctionNode,
+    GraphError,
     InputAttributeNode,
     InputNode,
     MultiOutputNode,
     found_in,
+    input_value,
     ordered,
 )
 
@@ -72,12 +75,18 @@ class ActorPlan:
     extent_bytes: int = 0
 
 
+class TaskInGraphError(GraphError, NotImplementedError):
+    """A task stands among the steps of a graph that is to be compiled."""
+
+
 class GraphPlan:
     """The parts of all actors, and the channels between them. Raises ValueError for what cannot be compiled."""
 
     def __init__(self, root: DAGNode, graph: str) -> None:
         self.several = isinstance(root, MultiOutputNode)
         nodes = ordered(root)
+        #: Keys of the parts of the input that steps take; empty: they take it whole.
+        self.parts = _parts(nodes)
         self._places: dict[DAGNode, int] = {}
         #: Actor → its part.
         self.actors: dict[bytes, ActorPlan] = {}
@@ -99,6 +108,7 @@ class GraphPlan:
             self.readers.setdefault(place, []).append(DRIVER)
         for plan in self.actors.values():
             plan.places = len(self._places) + 1
+        _refuse_left_out(nodes)
 
     def _add(self, node: DAGNode, root: DAGNode) -> None:
         if isinstance(node, InputNode):
@@ -108,8 +118,9 @@ class GraphPlan:
         elif isinstance(node, ClassMethodNode):
             self._add_step(node)
         elif isinstance(node, FunctionNode):
-            raise ValueError(  # noqa: TRY004 - as for all graphs that cannot be compiled.
-                f"{node!r} is a task: only methods of actors can be compiled; use execute(), or an actor"
+            raise TaskInGraphError(
+                f"{node!r} is a task: Compiled DAGs currently only support actor method nodes; use execute(), or an "
+                "actor"
             )
         elif isinstance(node, ClassNode):
             raise ValueError(  # noqa: TRY004
@@ -141,9 +152,10 @@ class GraphPlan:
             step.args = [self._argument(value, label) for value in node._bound_args]
             step.kwargs = {name: self._argument(value, label) for name, value in node._bound_kwargs.items()}
             if all(source[0] == "constant" for source in (*step.args, *step.kwargs.values())):
-                raise ValueError(
-                    f"{label} is bound to no other step: nothing would tell it when to run. Bind it to the InputNode, "
-                    "or to a part of it"
+                _refuse_hidden(label, node)
+                raise GraphError(
+                    f"{label} is bound to no other step: nothing would tell it when to run. Compiled DAGs require each "
+                    "task to take a ray.dag.InputNode or at least one other DAGNode as an input"
                 )
         plan.steps.append(step)
 
@@ -160,10 +172,9 @@ class GraphPlan:
             return "part", value._key, value._accessor
         if isinstance(value, DAGNode):
             return "place", self._places[value]
-        if next(found_in(value), None) is not None:
-            raise ValueError(
-                f"{label} has a step inside one of its arguments: bind each step as an argument of its own"
-            )
+        count = sum(1 for _ in found_in(value))
+        if count:
+            raise _hidden(label, value, count)
         return "constant", value
 
     def _result_place(self, node: DAGNode) -> int:
@@ -185,3 +196,79 @@ class GraphPlan:
                     seen.add(place)
                     step.reads.append(place)
                     self.readers.setdefault(place, []).append(actor)
+
+
+def _parts(nodes: list[DAGNode]) -> list[int | str]:
+    """The keys of the parts of the input that the steps take, in the order in which they were asked for."""
+    whole = any(
+        isinstance(needed, InputNode)
+        for node in nodes
+        if not isinstance(node, InputAttributeNode)
+        for needed in found_in([node._bound_args, node._bound_kwargs])
+    )
+    taken = {node._key: None for node in nodes if isinstance(node, InputAttributeNode)}
+    if whole and taken:
+        raise GraphError(
+            f"the graph takes its input whole and the parts {', '.join(map(repr, taken))} of it. All tasks must either "
+            "use InputNode() directly, or they must index to specific args or kwargs."
+        )
+    asked = next((node._keys for node in nodes if isinstance(node, InputNode)), {})
+    unused = [key for key in asked if key not in taken]
+    if taken and unused:
+        raise GraphError(
+            f"Compiled Graph expects input to be accessed using all of attributes {', '.join(map(str, asked))}, but "
+            f"{', '.join(map(str, unused))} is unused. Ensure all input attributes are used and contribute to the "
+            "computation of the Compiled Graph output."
+        )
+    return list(taken)
+
+
+def _refuse_hidden(label: str, node: ClassMethodNode) -> None:
+    """Look for steps in attributes of a step's arguments."""
+    for value in (*node._bound_args, *node._bound_kwargs.values()):
+        count = sum(isinstance(each, DAGNode) for each in getattr(value, "__dict__", {}).values())
+        if count:
+            raise _hidden(label, value, count)
+
+
+def _hidden(label: str, value: Any, count: int) -> GraphError:
+    return GraphError(
+        f"{label} has a step inside one of its arguments: bind each step as an argument of its own. "
+        f"Found {count} DAGNodes from the arg {value!r:.80} in {label}. "
+    )
+
+
+def _refuse_left_out(nodes: list[DAGNode]) -> None:
+    """Whoever binds a call and forgets its result would wonder that it never runs."""
+    seen = {id(node._trace) for node in nodes}
+    left_out = []
+    new = [node._trace for node in nodes]
+    while new:
+        for trace in new.pop().used_by:
+            if id(trace) not in seen:
+                seen.add(id(trace))
+                new.append(trace)
+                if trace.step and not trace.used_by:
+                    left_out.append(trace.step)
+    if left_out:
+        raise GraphError(
+            f"nobody takes the results of {', '.join(left_out)}. Compiled DAG doesn't support leaf nodes, i.e., nodes "
+            "that don't have downstream nodes and are not output nodes. "
+            f"There are {len(left_out)} leaf nodes in the DAG. Please add the outputs of them to a MultiOutputNode"
+        )
+
+
+def input_of(parts: list[int | str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of a compiled graph's InputNode. Parts of it are arguments, also of a single one."""
+    if not parts:
+        if not args and not kwargs:
+            raise GraphError("execute() of a compiled graph needs an argument: the value of its InputNode")
+        return input_value(args, kwargs)
+    called = "the graph takes parts of its input, so dag.execute() or dag.execute_async() must be called with"
+    wanted = max((key for key in parts if isinstance(key, int)), default=-1) + 1
+    if len(args) != wanted:
+        raise GraphError(f"{called} {wanted} positional args, got {len(args)}")
+    for key in parts:
+        if isinstance(key, str) and key not in kwargs:
+            raise GraphError(f"{called} kwarg `{key}`, got {', '.join(kwargs) or 'none'}")
+    return DAGInputData(*args, **kwargs)

@@ -13,7 +13,8 @@ The tree (Ray's spelling in brackets, where it differs; both names are the same 
     │   ├── ObjectFetchTimedOutError              no copy arrived in time
     │   ├── ObjectFreedError                      it was freed
     │   ├── OwnerDiedError                        the process that owned it ended
-    │   └── ObjectReconstructionFailedError       running its task again was not possible
+    │   └── ObjectReconstructionFailedError [also …MaxAttemptsExceededError, …LineageEvictedError]
+    │                                             running its task again was not possible
     ├── GetTimeoutError (TimeoutError)          get(timeout=…) ran out
     ├── ObjectStoreFullError                    no room in shared memory and nothing can be spilled
     ├── OutOfDiskError                          no room to spill to
@@ -37,7 +38,8 @@ The tree (Ray's spelling in brackets, where it differs; both names are the same 
     └── MoraySystemError [RaySystemError]       a fault of moray or of the machine
         ├── StreamingGeneratorReplayInconsistentError   a replayed generator gave other items
         └── ChannelError [RayChannelError]
-            └── ChannelTimeoutError [RayChannelTimeoutError] (TimeoutError)
+            ├── ChannelTimeoutError [RayChannelTimeoutError] (TimeoutError)
+            └── GraphCapacityExceededError [RayCgraphCapacityExceeded]   too many results were not fetched
 
 All of them keep their fields when pickled, whatever their ``__init__`` takes: they are rebuilt from their
 fields without it.
@@ -84,6 +86,7 @@ from moray.exceptions.system import (
     AuthenticationError,
     ChannelError,
     ChannelTimeoutError,
+    GraphCapacityExceededError,
     LocalNodeDiedError,
     MoraySystemError,
     NodeDiedError,
@@ -112,7 +115,11 @@ RayActorError = ActorError
 RaySystemError = MoraySystemError
 RayChannelError = ChannelError
 RayChannelTimeoutError = ChannelTimeoutError
+RayCgraphCapacityExceeded = GraphCapacityExceededError
+RayAdagCapacityExceeded = GraphCapacityExceededError
 LocalRayletDiedError = LocalNodeDiedError
+ObjectReconstructionFailedLineageEvictedError = ObjectReconstructionFailedError
+ObjectReconstructionFailedMaxAttemptsExceededError = ObjectReconstructionFailedError
 OufOfBandObjectRefSerializationException = OutOfBandObjectRefSerializationException
 
 __all__ = [
@@ -128,6 +135,7 @@ __all__ = [
     "ChannelError",
     "ChannelTimeoutError",
     "GetTimeoutError",
+    "GraphCapacityExceededError",
     "LocalNodeDiedError",
     "LocalRayletDiedError",
     "MorayError",
@@ -137,6 +145,8 @@ __all__ = [
     "ObjectFreedError",
     "ObjectLostError",
     "ObjectReconstructionFailedError",
+    "ObjectReconstructionFailedLineageEvictedError",
+    "ObjectReconstructionFailedMaxAttemptsExceededError",
     "ObjectRefStreamEndOfStreamError",
     "ObjectStoreFullError",
     "OufOfBandObjectRefSerializationException",
@@ -147,6 +157,8 @@ __all__ = [
     "PendingCallsLimitExceeded",
     "Place",
     "RayActorError",
+    "RayAdagCapacityExceeded",
+    "RayCgraphCapacityExceeded",
     "RayChannelError",
     "RayChannelTimeoutError",
     "RayError",

@@ -81,3 +81,7 @@ class ChannelError(MoraySystemError):
 
 class ChannelTimeoutError(ChannelError, TimeoutError):
     """A channel had nothing to read, or no room to write, in time."""
+
+
+class GraphCapacityExceededError(ChannelError):
+    """So many results of a compiled graph were not fetched that it takes no more executions."""

@@ -42,7 +42,7 @@ class UnserializableException(MorayError):  # noqa: N818 (Ray's name)
         text = f"{self.type_name}: {self.message}" if self.message else self.type_name
         why = f" ({self.reason})" if self.reason else ""
         return (
-            f"{text}\n(this stands for the original exception, which could not be carried between processes{why}; "
+            f"{text}\n(this stands for the original exception, which isn't serializable{why}; "
             "give its class attributes that can be pickled and make it importable on both sides)"
         )
 
@@ -184,6 +184,8 @@ class TaskError(MorayError):
         _fill(error, self._remote, self._cause, self._packed, like=original)
         return error
 
+    make_dual_exception_instance = as_instanceof_cause
+
     def __str__(self) -> str:
         where = str(self._remote.place)
         return f"task {self.function_name} failed{f' ({where})' if where else ''}\n{self.traceback_str}"
@@ -300,14 +302,32 @@ def _dual_type(original: type[BaseException]) -> type[BaseException] | None:
     if kind is None:
         try:
             kind = _make_dual_type(original)
-        except Exception:  # noqa: BLE001 (a metaclass or the layout may refuse in any way)
+        except Exception as reason:  # noqa: BLE001 (a metaclass or the layout may refuse in any way)
+            _warn_of_plain(original, reason)
             return None
         _dual_types[id(original)] = kind
     return kind
 
 
+def _warn_of_plain(original: type[Exception], reason: Exception) -> None:
+    """An ``except`` of the original type will not see the error: say so where the program's warnings go."""
+    import logging
+
+    logging.getLogger("ray.exceptions" if dual_prefix == "RayTaskError" else "moray.exceptions").warning(
+        "%s cannot be subclassed (%s). This exception is raised as %s only. "
+        "You can use `ray_task_error.cause` to access the user exception.",
+        original.__qualname__,
+        describe(reason),
+        dual_prefix,
+    )
+
+
+#: What the names of dual classes begin with; "RayTaskError" where ``import ray`` gives moray.
+dual_prefix = "TaskError"
+
+
 def _make_dual_type(original: type[Exception]) -> type[BaseException]:
-    name = f"TaskError({original.__qualname__})"
+    name = f"{dual_prefix}({original.__name__})"  # repr() shows what comes after a name's last dot.
 
     def new(_cls: type, *args: Any, **kwargs: Any) -> Exception:
         # `raise type(error)("more about it") from error` is common: it makes an original.

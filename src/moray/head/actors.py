@@ -18,6 +18,7 @@ from moray.core.actor_actions import Registration, Site
 from moray.core.actor_records import ActorRecord, EarlyRecord, RecordedActorTable
 from moray.core.actor_tombstones import Tombstone
 from moray.core.cluster_scheduler import Demand
+from moray.head.leaving import no_room
 from moray.head.storage import Storage
 from moray.ids import tag_of
 from moray.node.actors import Actors
@@ -180,6 +181,10 @@ class Places:
         wish = self._wishes.get(actor)
         return b"" if wish is None else wish.asked
 
+    def asks(self, actor: bytes) -> bool:
+        """Whether a worker is wanted for it."""
+        return actor in self._wishes
+
     def node_died(self, tag: bytes) -> None:
         """What was asked of it is asked of others: nothing of ours was started there yet, as far as anybody knows.
 
@@ -203,12 +208,15 @@ class Places:
         made, members = wish.made, self._head.members
         demand = Demand(made.actor, made.resources, 1, made.strategy, placement=made.placement)
         choice = members.scheduler.decide(demand, members.pick, monotonic())
-        node_id = choice.now[0][0] if choice.now else choice.rest
+        node_id, reason = choice.now[0][0] if choice.now else choice.rest, choice.reason
+        if reason and (home := self._head.groups.home(made.resources)) is not None:
+            # Its bundles are being reserved, or their node will say with its next report that it has them.
+            node_id, reason = home, ""
         asked = tag_of(node_id)
-        if choice.reason != wish.refused:
-            wish.refused = choice.reason
-            if choice.reason:
-                self._on_refused(made.actor, wish.incarnation, choice.reason, True)
+        if reason != wish.refused:
+            wish.refused = reason
+            if reason:
+                self._on_refused(made.actor, wish.incarnation, reason, True)
         if asked == wish.asked:
             return
         if wish.asked:
@@ -266,6 +274,8 @@ class HeadActors:
         self._stored: set[bytes] = set()
         self._early = EarlyRecord()
         self._deaths = 0
+        #: Actors that were told to move, for which a place is booked.
+        self._leaving: set[bytes] = set()
         self._places = Places(head, self._changed.add, self._refused)
         workers = HeadWorkers(head, head.config.actor_stop_grace_s)
         self._actors = Actors(self._clients, self._places, workers, head.reactor, head, self.table)
@@ -273,6 +283,7 @@ class HeadActors:
         head.services[m.WorkerPlaced] = self._on_placed
         head.services[m.WorkerRefused] = self._on_worker_refused
         head.services[m.ProcessDied] = self._on_died
+        head.services[m.ActorMoved] = self._on_moved
         head.commits.gatherers.append(self._gather)
 
     # --- what happens elsewhere in the cluster --------------------------------------------------------------
@@ -291,9 +302,15 @@ class HeadActors:
         """Nodes have joined, or told how they stand."""
         self._places.view_changed()
 
-    def node_died(self, tag: bytes) -> None:
-        """A node is dead. What it had created ends; what lives there is lost when nothing of it can start any more."""
+    def node_died(self, tag: bytes, drained: str = "") -> None:
+        """A node is dead. What it had created ends; what lives there is lost when nothing of it can start any more.
+
+        `drained`: it was leaving, and why: the restarts of what was there do not count.
+        """
         homes = {process for _incarnation, process in self.table.placed_on(tag).values()}
+        if drained:
+            for process in homes:
+                self.table.drained(process, drained)
         for process in self.table.processes_of(tag) - homes:
             self._actors.process_left(process)
         self._places.node_died(tag)
@@ -330,7 +347,36 @@ class HeadActors:
     def _on_died(self, _process: bytes, _pid: int, _job: int, died: m.ProcessDied) -> None:
         self._clients.died(died.process)
         self._head.groups.process_died(died.process)
+        if died.drained:
+            self.table.drained(died.process, died.reason)
         self._actors.worker_died(died.process, died.reason, died.stderr)
+
+    # --- nodes that leave -----------------------------------------------------------------------------------
+
+    def move_from(self, tag: bytes, reason: str, deadline: float) -> list[str]:
+        """Have actors of a node that leaves live elsewhere, those for which there is room; the others, and why not."""
+        members, stuck = self._head.members, []
+        for made in self.table.movable(tag):
+            demand = Demand(made.actor, made.resources, 1, made.strategy, placement=made.placement)
+            choice = members.scheduler.decide(demand, members.pick, monotonic())
+            if choice.now:
+                # It stays booked until the next incarnation asks for its place.
+                self._leaving.add(made.actor)
+                self._actors.move(self.table.move(made.actor, reason, deadline))
+            else:
+                members.view.release(made.actor)
+                stuck.append(f"actor {made.label}: {choice.reason or no_room(members.view, demand)}")
+        return stuck
+
+    def forget_moves(self) -> None:
+        """Give back what is booked for actors that have ended instead of asking for a place."""
+        for actor in [actor for actor in self._leaving if not self.table.is_moving(actor)]:
+            self._leaving.discard(actor)
+            if not self._places.asks(actor):
+                self._head.members.view.release(actor)
+
+    def _on_moved(self, process: bytes, _pid: int, _job: int, moved: m.ActorMoved) -> None:
+        self._actors.move(self.table.moved(process, moved.actor, moved.incarnation, moved.begun))
 
     # --- storage --------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from time import monotonic
 from typing import Final, TypeAlias
 
@@ -55,8 +56,7 @@ class Commits:
         #: The one that the writer has, if any; it has none when this is None.
         self._writing: _Batch | None = None
         #: To the writer: batches, and None for its end. From it: why a batch failed, and when it was begun.
-        self._work: deque[_Batch | None] = deque()
-        self._wanted = threading.Semaphore(0)
+        self._work: SimpleQueue[_Batch | None] = SimpleQueue()
         self._finished: deque[tuple[StorageError | None, float]] = deque()
         self.failed = False
         #: Called before a batch is closed.
@@ -84,8 +84,7 @@ class Commits:
 
     def close(self) -> None:
         """Carry out what is under way, and end the thread."""
-        self._work.append(None)
-        self._wanted.release()
+        self._work.put(None)
         self._writer.join()
 
     # --- the loop ------------------------------------------------------------------------------------
@@ -128,17 +127,12 @@ class Commits:
 
     def _give(self, batch: _Batch) -> None:
         self._writing = batch
-        self._work.append(batch)
-        self._wanted.release()
+        self._work.put(batch)
 
     # --- the writer's thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            self._wanted.acquire()
-            batch = self._work.popleft()
-            if batch is None:
-                return
+        while (batch := self._work.get()) is not None:
             failure, began = None, monotonic()
             try:
                 self._storage.commit([(table, key, value) for (table, key), value in batch.writes.items()])

@@ -26,6 +26,8 @@ class HeadConfig(msgspec.Struct, kw_only=True):
     port: int = 0
     #: Directory with the cluster's certificates; "": connections are neither encrypted nor checked (tests only).
     security_dir: str = ""
+    #: Where connections of drivers that want the relay are handed over; "": there is none.
+    relay_inbox: str = ""
     #: The node that started it, with which it ends; 0: none.
     node_pid: int = 0
     lease_s: float = LEASE_S

@@ -6,13 +6,15 @@ node's answer always meet. What an event changes in the table is stored with it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.msgpack import decode, encode
 
-from moray.core.bundles import split_name
+from moray.core.bundles import group_of, plain_need, split_name
 from moray.core.group_records import GroupRecord, GroupsRecord, RecordedGroupTable
 from moray.core.placement_types import PlacementAction, PlacementNode
 from moray.head.storage import Storage
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Group → GroupRecord; key b"": GroupsRecord.
 _GROUPS: Final = "groups"
+#: Removed group → (its number among them, why), of the last ones; older ones are unknown to the next head.
+_REMOVED: Final = "removed_groups"
+_REMEMBERED: Final = 200
 
 
 class _Groups(Groups):
@@ -58,8 +63,10 @@ class HeadGroups:
         self._groups = _Groups(head, _Nodes(head), head.reactor, head, self._table)
         #: What the table knows of each node.
         self._known: dict[bytes, m.NodeInfo] = {}
-        #: Rows as they are stored.
-        self._stored: dict[bytes, bytes] = {}
+        #: What is stored of what is not of one group; removed groups that are, and how many there were.
+        self._rest = b""
+        self._removed: deque[bytes] = deque()
+        self._removals = 0
         #: What a restored table begins with.
         self._beginning: list[PlacementAction] = []
         head.add_handlers(self._groups.handlers)
@@ -68,20 +75,34 @@ class HeadGroups:
 
     def load(self, storage: Storage) -> None:
         """Be the table that was stored; what it begins with is carried out by `resume`."""
-        self._stored = dict(storage.scan(_GROUPS))
         for info in self._head.members.table.nodes():
             self._node_changed(info)
-        rows = dict(self._stored)
-        rest = rows.pop(b"", None)
+        rows = dict(storage.scan(_GROUPS))
+        self._rest = rows.pop(b"", b"")
+        removed = sorted((*decode(row, type=tuple[int, str]), group) for group, row in storage.scan(_REMOVED))
+        self._removed.extend(group for _number, _why, group in removed)
+        self._removals = removed[-1][0] if removed else 0
         self._beginning = self._table.restore(
-            [msgspec.msgpack.decode(row, type=GroupRecord) for row in rows.values()],
-            GroupsRecord() if rest is None else msgspec.msgpack.decode(rest, type=GroupsRecord),
+            [decode(row, type=GroupRecord) for row in rows.values()],
+            [(group, why) for _number, why, group in removed],
+            decode(self._rest, type=GroupsRecord) if self._rest else GroupsRecord(),
             monotonic(),
         )
 
     def resume(self) -> None:
         """When all parts are restored."""
         self._groups.resume(self._beginning)
+
+    def home(self, need: Mapping[str, int]) -> bytes | None:
+        """A node that has the bundle of a group that this need names (or any bundle, if it names none).
+
+        b"": none has it yet. None: the need names no group, or one that was removed.
+        """
+        group, index = bytes.fromhex(group_of(need)), plain_need(need)[1]
+        if not group or self._table.state(group) == "removed":
+            return None
+        nodes = self._table.nodes(group)
+        return nodes[index] if 0 <= index < len(nodes) else max(nodes, default=b"")
 
     # --- what happens elsewhere in the cluster ------------------------------------------------------------
 
@@ -126,15 +147,19 @@ class HeadGroups:
         if not self._groups.changed:
             return
         self._groups.changed = False
-        encode = msgspec.msgpack.encode
-        rows = {group: encode(record) for group, record in self._table.records().items()}
-        rows[b""] = encode(self._table.rest())
-        for group, row in rows.items():
-            if self._stored.get(group) != row:
-                self._head.commits.write(_GROUPS, group, row)
-        for group in self._stored.keys() - rows.keys():
-            self._head.commits.write(_GROUPS, group, None)
-        self._stored = rows
+        write = self._head.commits.write
+        for group, record in self._table.changes().items():
+            write(_GROUPS, group, None if record is None else encode(record))
+        for group, why in self._table.removals():
+            self._removals += 1
+            self._removed.append(group)
+            write(_REMOVED, group, encode((self._removals, why)))
+        while len(self._removed) > _REMEMBERED:
+            write(_REMOVED, self._removed.popleft(), None)
+        rest = encode(self._table.rest())
+        if rest != self._rest:
+            self._rest = rest
+            write(_GROUPS, b"", rest)
 
 
 def _differs(known: m.NodeInfo, info: m.NodeInfo) -> bool:

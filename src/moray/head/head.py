@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, TypeAlias
 
 from moray.head.actors import Caller, HeadActors
+from moray.head.certificates import Certificates
 from moray.head.commits import Commits
 from moray.head.config import HeadConfig
 from moray.head.groups import HeadGroups
 from moray.head.jobs import Jobs
+from moray.head.leaving import Leaving, leaves, why
 from moray.head.listener import Endpoint
 from moray.head.members import Members
 from moray.head.peers import Peer, Peers
@@ -74,13 +76,16 @@ class Head:
             m.RenewLease: self.members.on_renew,
             m.ToHead: self._on_to_head,
             m.NodeLeaves: self.members.on_leaves,
+            m.RenewCertificate: self._on_renew_certificate,
         }
+        self._certificates = Certificates(config.security_dir)
         #: Why a dead node died, until it is released.
         self._deaths: dict[bytes, str] = {}
         #: From which node the message comes that is being handled.
         self._speaker: Peer | None = None
         self.actors = HeadActors(self)
         self.groups = HeadGroups(self)
+        self.leaving = Leaving(self)
 
     def start(self) -> None:
         """Go on where the last head was. To be called once, before any node connects; services are registered."""
@@ -90,6 +95,7 @@ class Head:
         self.members.resume(dead)
         self.groups.resume()
         self.actors.resume()
+        self.leaving.look()
         self.events.add("head", f"the head has started with epoch {self.storage.epoch}", epoch=self.storage.epoch)
         self.reactor.call_later(_CHECK_S, self._check)
 
@@ -164,6 +170,10 @@ class Head:
         if peer is not None and self.peers.get(peer.node_id) is peer:
             self.members.on_close(peer, connection)
 
+    def _on_renew_certificate(self, peer: Peer, _message: m.RenewCertificate) -> None:
+        if peer.connection is not None:  # Otherwise it asks again.
+            peer.connection.send(self._certificates.renew(peer.connection))
+
     def _on_to_head(self, peer: Peer, relayed: m.ToHead) -> None:
         if not self.peers.carry_out(peer, relayed.number):
             return
@@ -194,8 +204,9 @@ class Head:
         self.send(b"", m.JobNumber(started.request, job.number))
 
     def _on_drain(self, process: bytes, _pid: int, _job: int, message: m.DrainNode) -> None:
-        self.members.on_drain(message)
-        self.send(process, m.StoreDone(message.request))
+        problem = self.members.on_drain(message)
+        answer = m.StoreError(message.request, "refused", problem) if problem else m.StoreDone(message.request)
+        self.send(process, answer)
 
     def _on_get_job(self, _process: bytes, _pid: int, _job: int, asked: m.GetJob) -> None:
         self.send(b"", self.jobs.settings(asked.job))
@@ -252,6 +263,16 @@ class Head:
         for tell in self.on_view_changed:
             tell()
 
+    def node_leaves(self, info: m.NodeInfo) -> None:
+        """A node was told to leave, perhaps again."""
+        text = f"node {info.node_id.hex()} is to leave: {info.drain_reason or 'no reason was given'}"
+        self.events.add("node", text, node=info.node_id.hex())
+        self.leaving.look()
+
+    def stuck(self, node_id: bytes) -> list[str]:
+        """What cannot move from a node that leaves."""
+        return self.leaving.stuck(node_id)
+
     def node_joined(self, info: m.NodeInfo) -> None:
         """A new node is here."""
         self.events.add("node", f"node {info.node_id.hex()} at {info.address} has joined", node=info.node_id.hex())
@@ -264,7 +285,7 @@ class Head:
         self.events.add("node", f"node {info.node_id.hex()} is dead: {reason}", node=info.node_id.hex())
         for job in self.jobs.of_node(tag):
             self.end_job(job.number, f"its driver's node is dead: {reason}")
-        self.actors.node_died(tag)
+        self.actors.node_died(tag, why(info) if leaves(info) else "")
         for tell in self.on_node_died:
             tell(tag, reason)
 

@@ -6,7 +6,9 @@ have none yet may ask for one, with the token (TOKEN). Without, anybody may conn
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,6 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from moray.node.logs import log
 from moray.protocol.connection import Connection
 from moray.protocol.reactor import Reactor
+from moray.protocol.relaying import RELAY_TARGET, send_descriptor
 from moray.protocol.tcp import JOIN_TARGET, NODE_TARGET, TcpServer, format_address, tune
 
 #: The file of the token in the directory of certificates.
@@ -49,8 +52,12 @@ class Listener:
         on_message: OnMessage,
         on_close: OnClose,
         security_dir: str = "",
+        relay_inbox: str = "",
     ) -> None:
         self._reactor = reactor
+        #: The relay's, and what hands connections over to it.
+        self._relay_inbox = relay_inbox
+        self._handover = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._on_message = on_message
         self._on_close = on_close
         self._security = _Security(Path(security_dir)) if security_dir else None
@@ -62,6 +69,7 @@ class Listener:
     def close(self) -> None:
         """Accept nobody any more."""
         self._server.close()
+        self._handover.close()
 
     def _on_connection(self, sock: socket.socket, target: bytes, peer_address: str) -> None:
         if self._security is not None:
@@ -71,6 +79,14 @@ class Listener:
             Connection(sock, self._reactor, self._on_message, self._on_close)
         else:
             sock.close()
+
+    def hand_to_relay(self, sock: socket.socket, target: bytes, peer_address: str) -> None:
+        """A driver that nobody can connect to; its TLS handshake is the relay's. It comes again if that is busy."""
+        try:
+            send_descriptor(self._handover, sock.fileno(), target + peer_address.encode(), self._relay_inbox)
+        except OSError as error:
+            log(f"a connection from {peer_address} for the relay was dropped: {error}")
+        sock.close()
 
     def accept_member(self, sock: socket.socket, context: Any, peer_address: str) -> None:
         """Somebody who must show a certificate."""
@@ -110,22 +126,45 @@ class _Security:
     """What the head shows and asks for."""
 
     def __init__(self, directory: Path) -> None:
-        import ssl
-
         from moray.security import identity, token
         from moray.security.authority import Authority
 
-        mine = identity.Identity.load(directory)
-        self.context = identity.server_context(mine)
-        self.join_context = identity.join_server_context(mine)
-        self.certificate_der = ssl.PEM_cert_to_DER_cert(mine.certificate.decode())
+        self._directory = directory
+        #: Made of the certificate that was in the file in this state.
+        self._context: Any = None
+        self.certificate_der = b""
+        self.join_context: Any = None
+        self._made_of: Any = None
         self.authority = Authority.load(directory)
+        if identity.validity(identity.Identity.load(directory).certificate)[1] < time.time():
+            # There was no head for so long that even its own node could not come to have it renewed.
+            self.authority.issue("head").save(directory)
+        self._load()
         self.token = token.load(directory / TOKEN_FILE)
 
+    def _load(self) -> Any:
+        """The context for members, and the rest, of the certificate as it is now: its node has it renewed."""
+        import ssl
+
+        from moray.security import identity
+
+        status = os.stat(self._directory / identity.CERTIFICATE_FILE)
+        state = (status.st_ino, status.st_mtime_ns)
+        if state != self._made_of:
+            mine = identity.Identity.load(self._directory)
+            self._context = identity.server_context(mine)
+            self.join_context = identity.join_server_context(mine)
+            self.certificate_der = ssl.PEM_cert_to_DER_cert(mine.certificate.decode())
+            self._made_of = state
+        return self._context
+
     def accept(self, listener: Listener, sock: socket.socket, target: bytes, peer_address: str) -> None:
+        context = self._load()
         if target == NODE_TARGET:
-            listener.accept_member(sock, self.context, peer_address)
+            listener.accept_member(sock, context, peer_address)
         elif target == JOIN_TARGET:
             listener.accept_joiner(sock, self, peer_address)
+        elif target == RELAY_TARGET:
+            listener.hand_to_relay(sock, target, peer_address)
         else:
             sock.close()

@@ -58,7 +58,13 @@ def _run(config: HeadConfig, node_pidfd: int) -> NoReturn:
     Signals(head.reactor, {signal.SIGTERM: lambda: _end(head, "it was told to end (SIGTERM)")})
     head.start()
     listener = Listener(
-        config.host, config.port, head.reactor, head.on_message, head.on_close, security_dir=config.security_dir
+        config.host,
+        config.port,
+        head.reactor,
+        head.on_message,
+        head.on_close,
+        security_dir=config.security_dir,
+        relay_inbox=config.relay_inbox,
     )
     ready = HeadReady(listener.address, storage.epoch, storage.cluster_id, os.getpid())
     log(f"head {os.getpid()} is ready at {listener.address}, epoch {storage.epoch}, Python {sys.version.split()[0]}")

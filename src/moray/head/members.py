@@ -36,8 +36,9 @@ from moray.protocol.reactor import WRITE, Alarm, Reactor, Timer
 _NODES: Final = "nodes"
 #: Changes are gathered for so long, so that many nodes' reports make few messages.
 _DELTA_S: Final = 0.1
-#: So many nodes can be told of each other's reports that often.
-_FEW_NODES: Final = 50
+#: So many nodes can be told of each other's reports that often; more of them less often, but this often in any case.
+_FEW_NODES: Final = 25
+_MOST_DELTA_S: Final = 1.0
 #: Between calls at the address of a node whose connection is lost.
 _PROBE_S: Final = 0.5
 
@@ -53,6 +54,8 @@ class MemberEvents(Protocol):
     def fenced_of(self, hello: m.NodeHello) -> list[tuple[bytes, int]]: ...
     def view_changed(self) -> None: ...
     def node_joined(self, info: m.NodeInfo) -> None: ...
+    def node_leaves(self, info: m.NodeInfo) -> None: ...
+    def stuck(self, node_id: bytes) -> list[str]: ...
     def node_died(self, info: m.NodeInfo, reason: str) -> None: ...
     def node_released(self, node_id: bytes) -> None: ...
     def step_down(self, reason: str) -> None: ...
@@ -151,8 +154,14 @@ class Members:
         """A node lives."""
         self._peers.heard(peer, message.heard)
         info = self.table.get(peer.node_id)
-        if message.resources and info is not None:
+        if message.resources and info is not None and message.resources != info.resources:
             info.resources = message.resources
+            self.table.described_anew(peer.node_id)
+        if info is not None and info.drain_reason:
+            holds = message.holds + self._events.stuck(peer.node_id)
+            if holds != info.holds:
+                info.holds = holds
+                self.table.described_anew(peer.node_id)
         self._perform(self.table.renew(peer.node_id, message.number, message.available, message.demand, monotonic()))
         self._delta_soon()
 
@@ -161,10 +170,20 @@ class Members:
         self._perform(self.table.leave(peer.node_id, message.reason))
         self._send_delta()
 
-    def on_drain(self, message: m.DrainNode) -> None:
-        """Somebody wants a node to leave."""
+    def on_drain(self, message: m.DrainNode) -> str:
+        """Somebody wants a node to leave; "" or why it does not."""
+        info, name = self.table.get(message.node_id), message.node_id.hex()[:12]
+        if info is None:
+            death = self.table.death_of(message.node_id)
+            return f"node {name} is dead: {death}" if death else f"there is no node {name}"
+        if info.head:
+            return f"node {name} has the head, and cannot leave the cluster: `moray stop` there ends it"
+        if info.driver:
+            return f"node {name} is a driver's own, and ends with it"
+        info.drain_reason = message.reason or "no reason was given"
         self._perform(self.table.drain(message.node_id, message.reason, message.deadline))
         self._send_delta()
+        return ""
 
     def on_close(self, peer: Peer, connection: Endpoint) -> None:
         """Its connection is lost, which says nothing; unless its process is gone."""
@@ -183,6 +202,8 @@ class Members:
     def _welcome(self, action: Welcome) -> None:
         assert self._asking is not None
         hello, connection = self._asking
+        if action.node_id in self._infos:
+            hello.info.drain_reason = self._infos[action.node_id].drain_reason
         self._infos[action.node_id] = hello.info
         peer = self._peers.get(action.node_id) or self._peers.add(action.node_id)
         if not action.again:
@@ -194,7 +215,7 @@ class Members:
         welcome = m.NodeWelcome(
             self._cluster_id,
             self.table.epoch,
-            self.table.lease_s,
+            self.table.lease_of(hello.info),
             self.table.view,
             list(map(_copy, self.table.nodes())),
             self._events.fenced_of(hello),
@@ -242,6 +263,9 @@ class Members:
         peer = self._peers.get(action.node_id)
         if peer is not None:
             self._peers.tell(peer, body_of(m.DrainNode(0, action.node_id, action.reason, action.deadline)))
+        info = self.table.get(action.node_id)
+        if info is not None:
+            self._events.node_leaves(info)
 
     def _died(self, action: Died) -> None:
         log(f"node {action.node_id.hex()[:12]} is dead: {action.reason}")
@@ -269,7 +293,7 @@ class Members:
     def _delta_soon(self) -> None:
         if self._delta_timer is None:
             # All that has changed goes to all: with more nodes, less often.
-            delay_s = _DELTA_S * max(1.0, len(self._welcomed) / _FEW_NODES)
+            delay_s = min(_MOST_DELTA_S, _DELTA_S * max(1.0, len(self._welcomed) / _FEW_NODES))
             self._delta_timer = self._reactor.call_later(delay_s, self._send_delta)
 
     def _send_delta(self) -> None:
@@ -279,12 +303,24 @@ class Members:
         delta = self.table.delta()
         if delta is None:
             return
-        infos = [_copy(info) for node_id in delta.changed if (info := self.table.get(node_id)) is not None]
-        frame = encode_frame(m.ViewDelta(delta.view, infos, delta.dead))
+        infos, loads = self._split([info for node_id in delta.changed if (info := self.table.get(node_id)) is not None])
+        frame = encode_frame(m.ViewDelta(delta.view, infos, delta.dead, loads))
         told = list(self._welcomed.values())
-        self.view.apply(delta.view, infos, delta.dead)
+        self.view.apply(delta.view, infos, delta.dead, loads)
         self._commits.after(lambda: _send_to(told, frame))
         self._events.view_changed()
+
+    def _split(self, changed: list[m.NodeInfo]) -> tuple[list[m.NodeInfo], list[m.NodeLoad]]:
+        """Those to be told anew, and the loads of those that are as they were told last but for these."""
+        infos, loads = [], []
+        for info in changed:
+            node = self.view.nodes.get(info.node_id)
+            told = node.info if node is not None else None
+            if told is not None and msgspec.structs.replace(info, available=told.available, demand=told.demand) == told:
+                loads.append(m.NodeLoad(info.node_id, info.available, info.demand))
+            else:
+                infos.append(_copy(info))
+        return infos, loads
 
     # --- time -----------------------------------------------------------------------------------------------
 

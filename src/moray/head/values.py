@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 import time
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from moray.head.commits import Commits
-from moray.head.storage import Storage
 from moray.protocol import messages as m
+
+if TYPE_CHECKING:
+    from moray.head.storage import Storage
 
 _VALUES: Final = "values"
 _EVENTS: Final = "events"
@@ -21,10 +22,16 @@ KEPT_EVENTS: Final = 10_000
 _LENGTH: Final = struct.Struct(">I")
 
 
+class Writes(Protocol):
+    """Where changes are stored: :class:`~moray.head.commits.Commits`."""
+
+    def write(self, table: str, key: bytes, value: bytes | None) -> None: ...
+
+
 class Values:
     """Values by namespace and key. Kept in memory too, where they are read."""
 
-    def __init__(self, commits: Commits) -> None:
+    def __init__(self, commits: Writes) -> None:
         self._commits = commits
         self._spaces: dict[bytes, dict[bytes, bytes]] = {}
 
@@ -71,7 +78,7 @@ class Values:
 class Events:
     """What has happened in the cluster, for people: the last :data:`KEPT_EVENTS`."""
 
-    def __init__(self, commits: Commits) -> None:
+    def __init__(self, commits: Writes) -> None:
         self._commits = commits
         self._events: deque[tuple[int, dict[str, Any]]] = deque()
         self._last = 0

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from moray import config as config_values
+from moray.config import RELAY_PATIENCE_S
 from moray.launch import session_directory
-from moray.launch.cluster_file import ClusterNode
+from moray.launch.cluster_file import ClusterNode, own_clusters
 from moray.launch.config import ClusterConfig, NodeConfig
 from moray.launch.local import NodeHandle, NodeStartError, start_node
 from moray.launch.session_directory import CLUSTER_FILE, Session, find_sessions
@@ -50,6 +52,22 @@ def find_nodes(temp_dir: str = "", *, starting: bool = False) -> list[Found]:
         except (OSError, msgspec.DecodeError):
             continue  # A local session; or it ends at this very moment.
     return found
+
+
+def find_driver_node(address: str = "", temp_dir: str = "") -> Found | None:
+    """The node of this machine that a driver connects to; None if there is none.
+
+    Args:
+        address: of the head of the cluster; "": any: one that this program has made for itself, or if there is none,
+            that of this user's whose node was started last.
+        temp_dir: where the sessions' directories are; "": TMPDIR, or /tmp.
+    """
+    nodes = [found for root in (*own_clusters(), temp_dir) for found in find_nodes(root) if not found.node.driver_only]
+    head = address or (nodes[0].node.head if nodes else "")
+    # Beside the head there is what a driver expects: what the first node of the cluster was given.
+    return min(
+        (found for found in nodes if found.node.head == head), key=lambda found: not found.node.is_head, default=None
+    )
 
 
 def default_node_ip() -> str:
@@ -133,6 +151,7 @@ def start_joined(
     temp_dir: str = "",
     detached: bool = True,
     driver_only: bool = False,
+    relayed: bool = False,
 ) -> NodeHandle:
     """Start a node that joins the cluster whose head is at `address`, "HOST:PORT".
 
@@ -146,19 +165,22 @@ def start_joined(
         temp_dir: where the session's directory goes; "": TMPDIR, or /tmp.
         detached: the node lives on when this process ends.
         driver_only: it takes no work: it connects this process, a driver, with the cluster.
+        relayed: it makes connections to the head's address only, and nobody makes any to it: a relay beside the head
+            passes on what it and others have to say to each other.
 
     Raises:
         NodeStartError: with one line that says why.
         AuthenticationError: no token, or one that is not the cluster's.
     """
+    from moray.launch.joining import join_patiently
     from moray.protocol.tcp import format_address, parse_address
-    from moray.security import join, token as tokens
+    from moray.security import token as tokens
 
     host, port = parse_address(address)
     host = _resolve(host)
     found = tokens.parse(token) if token else _find_token(address, temp_dir)
     node_id = os.urandom(28)
-    identity = join.join(host, port, found, f"node {node_id.hex()[:16]}")
+    identity = join_patiently(host, port, found, f"node {node_id.hex()[:16]}")
     credentials = _new_directory(temp_dir)
     try:
         identity.save(credentials)
@@ -167,12 +189,14 @@ def start_joined(
         raise
     cluster = ClusterConfig(
         head=format_address(host, port),
-        node_ip=node_ip or _ip_towards(host, port),
+        node_ip=node_ip or ("127.0.0.1" if relayed else _ip_towards(host, port)),
         port=node_port,
         credentials=str(credentials),
         node_id=node_id,
         node_name=node_name,
         driver_only=driver_only,
+        relayed=relayed,
+        relay_patience_s=config_values.env_float("RELAY_PATIENCE_S", RELAY_PATIENCE_S),
     )
     return _start(config, cluster, temp_dir, detached)
 
@@ -201,10 +225,10 @@ def _find_token(address: str, temp_dir: str) -> Token:
     try:
         return tokens.load()
     except AuthenticationError:
-        for found in find_nodes(temp_dir):
-            path = f"{found.session.session_dir}/{session_directory.TLS_FOLDER}/{TOKEN_FILE}"
-            if found.node.head == address and os.path.exists(path):
-                return tokens.load(path)
+        found = find_driver_node(address, temp_dir)
+        path = f"{found.session.session_dir}/{session_directory.TLS_FOLDER}/{TOKEN_FILE}" if found else ""
+        if path and os.path.exists(path):
+            return tokens.load(path)
         raise
 
 

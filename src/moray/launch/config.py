@@ -32,6 +32,9 @@ class ClusterConfig(msgspec.Struct, kw_only=True):
     node_name: str = ""
     #: A driver has started it for itself: it takes no work, and ends with the driver.
     driver_only: bool = False
+    #: It reaches the cluster through a tunnel to a relay beside the head, and how long that may be interrupted.
+    relayed: bool = False
+    relay_patience_s: float = 60.0
     #: It starts the head, and starts it again when it dies.
     start_head: bool = False
     #: Of the head, if it is started here: where its state lies, "sqlite", "memory" or a URL of Redis; "" is sqlite.

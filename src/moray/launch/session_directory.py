@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from moray import config
 from moray.launch.config import SESSION_VARIABLE
 from moray.platform import process_control, process_table
 
@@ -47,7 +48,7 @@ class Session(NamedTuple):
 
 def root_directory(temp_dir: str = "") -> str:
     """The directory of all sessions of this user; not necessarily there."""
-    parent = temp_dir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - checked, 0700
+    parent = temp_dir or config.env_str("TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - checked, 0700
     return os.path.join(os.path.abspath(parent), f"moray-{os.getuid()}")
 
 

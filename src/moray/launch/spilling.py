@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from moray.launch.config import NodeConfig
 from moray.launch.session_directory import SPILL_FOLDER
+
+#: What Ray knows of beside the places.
+_PARAMS_WITHOUT_MEANING: Final = frozenset({"buffer_size", "batch_size", "override_transport_params"})
 
 
 def spill_targets(system_config: dict[str, Any], default: str) -> list[str]:
@@ -34,7 +37,18 @@ def spill_targets(system_config: dict[str, Any], default: str) -> list[str]:
             'for example {"type": "filesystem", "params": {"directory_path": "/tmp/spill"}} or '
             '{"type": "smart_open", "params": {"uri": "s3://bucket/path"}}'
         )
-    given = (config.get("params") or {}).get(names[kind])
+    params = config.get("params") or {}
+    unknown = params.keys() - {names[kind], *_PARAMS_WITHOUT_MEANING}
+    if unknown:
+        raise ValueError(
+            f"init(): object_spilling_config of type {kind!r} has no parameter named {', '.join(sorted(unknown))}; "
+            f"give {names[kind]!r}"
+        )
+    if not isinstance(params.get("buffer_size", 0), int):
+        raise ValueError(  # noqa: TRY004 - what it holds is a value of init()'s.
+            f"init(): object_spilling_config: buffer_size={params['buffer_size']!r} should be a number of bytes"
+        )
+    given = params.get(names[kind])
     targets = [given] if isinstance(given, str) else given
     if not targets or not isinstance(targets, list) or not all(isinstance(each, str) and each for each in targets):
         raise ValueError(

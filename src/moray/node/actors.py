@@ -21,6 +21,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from moray.core.actor_actions import (
+    ActorAction,
+    Move,
     Names,
     Over,
     Place,
@@ -172,6 +174,7 @@ class Actors:
                 Placed: self._placed,
                 Start: self._start,
                 Tell: self._tell,
+                Move: self._move,
                 Stop: lambda action: workers.stop(action.process, action.reason, action.graceful),
                 WarnJob: lambda action: events.warn_job(action.job, action.text),
                 Over: self._over,
@@ -183,9 +186,7 @@ class Actors:
             m.FindActor: lambda client, message: self._perform(
                 self.table.find(client.process, message.request, message.name, message.namespace)
             ),
-            m.ListActors: lambda client, message: self._perform(
-                self.table.names(client.process, message.request, message.namespace)
-            ),
+            m.ListActors: self._on_list,
             m.PlaceActor: lambda client, message: self._perform(self.table.ready(client.process, message.actor)),
             m.WatchActor: self._on_watch,
             m.KillActor: lambda _client, message: self._perform(self.table.kill(message.actor, message.no_restart)),
@@ -287,6 +288,12 @@ class Actors:
                 return f"what makes the detached actor cannot be read: {error}"
         return ""
 
+    def _on_list(self, client: ActorClient, message: m.ListActors) -> None:
+        if message.describe:
+            self._clients.send(client.process, m.ActorNames(message.request, [], self.table.describe()))
+        else:
+            self._perform(self.table.names(client.process, message.request, message.namespace))
+
     def _on_watch(self, client: ActorClient, message: m.WatchActor) -> None:
         creator_lives = self._clients.get(message.creator) is not None
         self._perform(self.table.watch(client.process, message.actor, message.creator, creator_lives))
@@ -347,8 +354,17 @@ class Actors:
             reason=action.reason,
             error=action.error,
             restarts_left=action.restarts_left,
+            begun=action.begun,
         )
         self._clients.send_all(action.processes, state)
+
+    def _move(self, action: Move) -> None:
+        message = m.MoveActor(action.actor, action.incarnation, action.reason, action.deadline)
+        self._clients.send(action.process, message)
+
+    def move(self, actions: Iterable[ActorAction]) -> None:
+        """Carry out what the table says of actors whose node leaves."""
+        self._perform(actions)
 
     def _over(self, action: Over) -> None:
         job = self.detached.pop(action.actor, None)

@@ -3,8 +3,8 @@
 Without a cluster there is no :class:`Cluster`, and a node asks nobody. With one, it stands between the node's clients
 and the scheduler:
 
-- **Wishes** (:mod:`moray.core.wishes`) of this node's owners are divided between the scheduler here and other nodes, by
-  the cluster's view (:mod:`moray.core.cluster_scheduler`). Other nodes' wishes arrive in the name of their owners, who
+- **Wishes** of this node's owners are divided between the scheduler here and other nodes
+  (:mod:`moray.node.cluster_leases`). Other nodes' wishes arrive in the name of their owners, who
   are :class:`~moray.node.remote_clients.RemoteClient` here. The upper half of a lease's number is its node's tag.
 - **Jobs** have numbers of the head's. Their settings are fetched from it when somebody first wants a worker here.
 - **Deaths** (LIVENESS) of processes are told to the nodes that have to do with them: those whose processes were granted
@@ -16,40 +16,38 @@ Owned by the node's loop.
 from __future__ import annotations
 
 import os
-import random
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from moray.config import scheduler_knobs
-from moray.core.bundles import group_of
-from moray.core.cluster_scheduler import ClusterScheduler, Demand, Knobs
-from moray.core.wishes import Ask, Choice, Step, Wish, Wishes
 from moray.head.config import HeadConfig, HeadReady
 from moray.ids import tag_of
 from moray.launch import session_directory
 from moray.launch.cluster_file import ClusterNode, write_cluster_file
 from moray.launch.config import ClusterConfig
 from moray.launch.packages import host_id
+from moray.node.certificate import Certificate
 from moray.node.clients import Client
+from moray.node.cluster_leases import ClusterLeases
+from moray.node.evacuation import Evacuation
 from moray.node.gate import Gate
-from moray.node.head_link import HeadLink, dial_tls
+from moray.node.head_link import HeadLink
 from moray.node.head_process import HeadProcess
 from moray.node.jobs import Job
 from moray.node.links import Link, Links
 from moray.node.logs import log
 from moray.node.remote_clients import RemoteClient
 from moray.node.transfers import ObjectTransfers
+from moray.node.ways import Ways
 from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
 from moray.protocol.connection import ProtocolError, body_of, decode_body
+from moray.protocol.relaying import relay_inbox
 from moray.protocol.tls import TlsConnection
 from moray.runtime.marks import read_mark
-from moray.security.identity import Identity, client_context
 
 if TYPE_CHECKING:
     from moray.node.cluster_actors import ClusterActors
@@ -86,18 +84,17 @@ class Cluster:
         self.tag = tag_of(node.node_id)
         self.credentials = f"{node.config.session_dir}/{session_directory.TLS_FOLDER}"
         os.rename(config.credentials, self.credentials)
-        identity = Identity.load(Path(self.credentials))
         reactor = node.reactor
         self.gate = Gate(
             reactor,
             node.config.session_dir,
-            identity,
+            Path(self.credentials),
             config.node_ip,
             config.port,
             self._on_link_hello,
-            lambda node_id: self.head.nodes()[tag_of(node_id)].address,
+            lambda node_id: self.head.nodes()[tag_of(node_id)],
+            self.tag,
         )
-        self._context = client_context(identity)
         self.links = Links(self.node_id, reactor, self.gate.dial, self._on_link_message)
         self.transfers = ObjectTransfers(
             self.node_id,
@@ -110,9 +107,8 @@ class Cluster:
             node.clients.send,
         )
         node.objects.transfers = self.transfers
-        self.wishes = Wishes(self._choose)
-        self._knobs = Knobs(*scheduler_knobs())
-        self._scheduler: ClusterScheduler | None = None
+        self.evacuation = Evacuation(node, self)
+        self.leases = ClusterLeases(node, self)
         #: Own process → tags of the nodes that hear of its death.
         self._interest: dict[bytes, set[bytes]] = {}
         #: Jobs whose settings are on their way → what waits for them.
@@ -125,13 +121,12 @@ class Cluster:
             m.ReturnLease: self._on_return,
             m.Locate: self._on_locate,
             m.FindObjects: lambda client, message: self.transfers.locate(client.process, message),
+            **self.evacuation.handlers,
         }
         self._on_link = self._link_handlers()
         #: The living nodes as of the last change, and the last dead ones with the reasons.
         self._seen: dict[bytes, m.NodeInfo] = {}
         self.dead_nodes: deque[tuple[m.NodeInfo, str]] = deque(maxlen=_DEAD_NODES)
-        #: Decided, and not carried out yet.
-        self._steps: deque[Step] = deque()
         #: Set by the node.
         self.actors: ClusterActors
         self._told_available: dict[str, int] = {}
@@ -140,9 +135,11 @@ class Cluster:
         #: Users were told that the head is away.
         self._warned = False
         self._head_process: HeadProcess | None = None
-        self._head_address = config.head
+        self.head_address = config.head
+        self._ways = Ways(node, self, config)
         page = LeasePage.create(node.config.session_dir)
-        self.head = HeadLink(reactor, self._dial_head, page, self, lost_s=HEAD_LOST_S)
+        self.head = HeadLink(reactor, self._ways.dial_head, page, self, lost_s=HEAD_LOST_S)
+        self.certificate = Certificate(Path(self.credentials), reactor, self.head)
         reactor.hooks.append(self._look_at_resources)
         self._host = host_id()
         node.packages.join(self.head.nodes, self._send_to_node, self._host)
@@ -155,6 +152,7 @@ class Cluster:
             m.ForClient: self._on_for_client,
             m.ClientLeft: self._on_client_left,
             **self.transfers.link_handlers,
+            **self.evacuation.link_handlers,
             **dict.fromkeys(
                 packages,
                 lambda link, message: packages[type(message)](tag_of(link.node_id), message),
@@ -168,7 +166,7 @@ class Cluster:
                 log(self._config.rejoins)
                 self._joined = True
                 self._write_file()  # It may take long until the head is found: `moray stop` must find this node.
-            self.head.join(self._info())
+            self._ways.open(lambda: self.head.join(self._info()))
             return
         storage = self._config.storage or f"sqlite:{self._node.config.session_dir}/{_STATE_FILE}"
         host, _, port = self._config.head.rpartition(":")
@@ -179,6 +177,7 @@ class Cluster:
                 host=host.strip("[]"),
                 port=int(port),
                 security_dir=self.credentials,
+                relay_inbox=relay_inbox(self._node.config.session_dir),
             ),
             f"{self._node.config.session_dir}/{session_directory.LOG_FOLDER}",
             self._node.config.session,
@@ -193,7 +192,7 @@ class Cluster:
             self._node.end_session(f"its head does not start: {reason}")
 
     def _on_head_ready(self, ready: HeadReady) -> None:
-        self._head_address = ready.address
+        self.head_address = ready.address
         if self._on_joined is not None:
             self.head.join(self._info())
 
@@ -213,11 +212,10 @@ class Cluster:
             head=self._config.start_head,
             drain_deadline=NEVER if self._config.driver_only else 0.0,
             driver=self._config.driver_only,
+            lease_s=self._config.relay_patience_s if self._config.relayed else 0.0,
+            relayed=self._config.relayed,
             host=self._host,
         )
-
-    def _dial_head(self, on_message: Callable[[Any, Any], None], on_close: Callable[[Any, str], None]) -> Any:
-        return dial_tls(self._head_address, self._node.reactor, self._context)(on_message, on_close)
 
     def close(self, reason: str) -> None:
         """The node ends, and everything on it has ended."""
@@ -225,6 +223,7 @@ class Cluster:
         self.transfers.close()
         self.links.close()
         self.gate.close()
+        self._ways.close(reason)
         if self._head_process is not None:
             self._head_process.close()
 
@@ -234,7 +233,9 @@ class Cluster:
         """What is free here, and what waits."""
         scheduler = self._node.leases.scheduler
         self._told_available = dict(scheduler.all_available)
-        return self._told_available, [(wish.need, wish.owed) for wish in self.wishes.waiting()]
+        # What is free is never told without what it is a part of: `_look_at_resources` sees no difference any more.
+        self.head.set_total(scheduler.all_total)
+        return self._told_available, self.leases.demand()
 
     def inventory(self) -> tuple[list[int], list[tuple[bytes, int, bytes, int, str, int]], list[tuple[bytes, int]]]:
         """What is here, for a head that was started anew."""
@@ -254,11 +255,11 @@ class Cluster:
         self._joined = True
         if self._on_joined is not None:
             self._write_file()
-            self._announce(self._head_address, "")
+            self._announce(self.head_address, "")
         seen, self._seen = self._seen, {info.node_id: info for info in self.head.nodes().values()}
         for node_id in self._seen.keys() - seen.keys():
             self.transfers.node_joined(node_id)
-        self._carry_out(self.wishes.view_changed())
+        self.leases.view_changed()
 
     def _announce(self, head: str, problem: str) -> None:
         on_joined, self._on_joined = self._on_joined, None
@@ -268,7 +269,7 @@ class Cluster:
     def _write_file(self) -> None:
         node = ClusterNode(
             cluster_id=self.head.cluster_id,
-            head=self._head_address,
+            head=self.head_address,
             address=self.gate.address,
             node_id=self.node_id.hex(),
             pid=os.getpid(),
@@ -287,14 +288,21 @@ class Cluster:
     def mismatched(self, reason: str) -> None:
         """The head is of another version."""
         if not self._joined:
-            reason = f"the head at {self._head_address} refuses this node: {reason}"
+            reason = f"the head at {self.head_address} refuses this node: {reason}"
             self._announce("", reason)
             self._node.end_session(reason)
+
+    def unreachable(self, reason: str) -> None:
+        """This host's way to the cluster is gone for good, or was never there."""
+        if self._on_joined is not None:
+            self._announce("", reason)
+            self._node.end_session(reason)
+        self._begin_anew(reason)
 
     def head_silent(self, reason: str) -> None:
         """The lease has ended: actors' calls are held back here, and users should know why."""
         self._warned = True
-        silence = f"the cluster's head at {self._head_address} has not been heard of for {self.head.lease_s:g} s"
+        silence = f"the cluster's head at {self.head_address} has not been heard of for {self.head.lease_s:g} s"
         log(f"{silence} ({reason})")
         self._node.warn_all(
             f"{silence} ({reason}). Running tasks go on; calls of actors wait until it is back, and none is placed. "
@@ -305,11 +313,11 @@ class Cluster:
         """It is heard again."""
         if self._warned:
             self._warned = False
-            self._node.warn_all(f"the cluster's head at {self._head_address} is back after {after_s:.1f} s")
+            self._node.warn_all(f"the cluster's head at {self.head_address} is back after {after_s:.1f} s")
 
     def head_lost(self, reason: str) -> None:
         """The head has been away for so long that nobody should wait for it any more."""
-        reason = f"the cluster's head at {self._head_address} has not been heard of for {HEAD_LOST_S:g} s ({reason})"
+        reason = f"the cluster's head at {self.head_address} has not been heard of for {HEAD_LOST_S:g} s ({reason})"
         if self._head_process is None:
             self._begin_anew(reason)
         elif self._head_process.replaced:
@@ -323,6 +331,8 @@ class Cluster:
             # Its driver, which has asked for nothing, is to know why.
             self._node.clients.send_all([client.process for client in self._local_clients()], m.Shutdown(reason))
             self._node.end_session(reason)
+        if self.evacuation.leaves:
+            self._node.end_session(reason)  # It was to leave: that it has.
         self._node.begin_anew(reason)
 
     def _look_at_resources(self) -> None:
@@ -332,95 +342,35 @@ class Cluster:
             self.head.set_total(scheduler.all_total)
             self.head.changed()
 
-    # --- choosing nodes ------------------------------------------------------------------------------------
-
-    def _choose(self, wish: Wish, count: int) -> Choice:
-        view = self.head.view
-        if self._scheduler is None or self._scheduler.view is not view:
-            self._scheduler = ClusterScheduler(view, self._knobs)
-        view.report(self.node_id, self._node.leases.scheduler.all_available)
-        detail: m.RequestLeases = wish.detail
-        demand = Demand((wish.owner, wish.key), wish.need, count, detail.strategy, detail.locality)
-        now, rest, reason, waiting = self._scheduler.decide(demand, random.randrange, monotonic())
-        if reason and group_of(wish.need):
-            reason = ""  # Its bundles are about to be known; of its end, owners hear from the head.
-        return Choice(
-            [(tag_of(node_id), some) for node_id, some in now],
-            tag_of(rest),
-            reason,
-            [(tag_of(node_id), some) for node_id, some in waiting],
-        )
-
-    # --- wishes of this node's owners ----------------------------------------------------------------
+    # --- leases ------------------------------------------------------------------------------------------------
 
     def _on_request(self, client: Client, wish: m.RequestLeases) -> None:
         if isinstance(client, RemoteClient):
             self._node.leases.on_request(client, wish)
-            return
-        if not self._node.job_lives(client.job):
-            return  # It crossed the end of its job: of what is asked now, nobody would tell others the end.
-        self._carry_out(
-            self.wishes.request(client.process, client.job, wish.key, wish.count, wish.seen, wish.resources, wish)
-        )
-
-    def _carry_out(self, steps: list[Step]) -> None:
-        """In the order in which they were decided."""
-        self._steps.extend(steps)
-        while self._steps:
-            step = self._steps.popleft()
-            if isinstance(step, Ask):
-                self._ask(step)
-            else:
-                refused = m.LeaseRefused(step.wish.key, step.reason, infeasible=True)
-                self._node.clients.send(step.wish.owner, refused)
-
-    def _carry_out_later(self, steps: list[Step]) -> None:
-        """Not while the scheduler here is telling its own decisions."""
-        if steps:
-            self._steps.extend(steps)
-            self._node.reactor.call_later(0, lambda: self._carry_out([]))
-
-    def _ask(self, step: Ask) -> None:
-        wish = step.wish
-        request = msgspec.structs.replace(wish.detail, count=step.more, seen=step.seen)
-        client = self._node.clients.get(wish.owner)
-        if step.node == self.tag:
-            if client is not None:
-                self._node.leases.on_request(client, request)
-            return
-        info = self.head.nodes().get(step.node)
-        if info is None:
-            return  # It has died; what was asked of it is about to be asked of others.
-        pid = client.pid if client is not None else 0
-        self._interest.setdefault(wish.owner, set()).add(step.node)
-        self.links.get(info.node_id).send(m.FromClient(wish.owner, pid, wish.job, body_of(request)))
+        elif self._node.job_lives(client.job):  # Otherwise nobody would tell others the end of what is asked now.
+            self.leases.request(client, wish)
 
     def worker_address(self, owner: bytes, key: int, worker: Client) -> str:
         """A worker of this node is about to be told to an owner: where that reaches it."""
         if tag_of(owner) == self.tag:
-            self._carry_out_later(self._count_grant(owner, key, self.tag))
+            self.leases.granted_here(owner, key)
             return worker.address
-        self._interest.setdefault(worker.process, set()).add(tag_of(owner))
+        self.tell_of_death(worker.process, tag_of(owner))
         return self.address_of(worker.process)
-
-    def _count_grant(self, owner: bytes, key: int, tag: bytes) -> list[Step]:
-        info = self.head.nodes().get(tag)
-        if info is not None:
-            self.head.view.granted((owner, key), info.node_id, monotonic())
-        return self.wishes.granted(owner, key, tag)
 
     def _on_return(self, client: Client, message: m.ReturnLease) -> None:
         tag = (message.lease >> LEASE_BITS).to_bytes(4, "big")
         if tag == self.tag or isinstance(client, RemoteClient):
             self._node.leases.on_return(client, message)
         else:
-            self._send_as(client, tag, message)
+            self.send_as(client, tag, message)
 
-    def _send_as(self, client: Client, tag: bytes, message: m.Message) -> bool:
+    def send_as(self, client: Client, tag: bytes, message: m.Message) -> bool:
+        """Pass on what a client says to another node; False: that is not known (any more)."""
         info = self.head.nodes().get(tag)
         if info is None:
             return False
-        self._interest.setdefault(client.process, set()).add(tag)
+        self.tell_of_death(client.process, tag)
         self.links.get(info.node_id).send(m.FromClient(client.process, client.pid, client.job, body_of(message)))
         return True
 
@@ -433,7 +383,7 @@ class Cluster:
     def _on_locate(self, client: Client, message: m.Locate) -> None:
         tag = tag_of(message.process)
         if tag != self.tag:
-            if not self._send_as(client, tag, message):
+            if not self.send_as(client, tag, message):
                 # It may be so new that the head's word of it is still under way: only what the head says counts.
                 self.head.when_current(lambda: self._locate_again(client, message))
             return
@@ -442,20 +392,24 @@ class Cluster:
             # The end of a job has been told to all who had asked by then.
             client.send(m.Located(message.request, "", "the process has ended"))
             return
-        self._interest.setdefault(message.process, set()).add(tag_of(client.process))
+        self.tell_of_death(message.process, tag_of(client.process))
         client.send(m.Located(message.request, self.address_of(message.process)))
 
     def _locate_again(self, client: Client, message: m.Locate) -> None:
         """All nodes that were there when it was asked are known by now."""
         tag = tag_of(message.process)
-        if not client.gone and not self._send_as(client, tag, message):
+        if not client.gone and not self.send_as(client, tag, message):
             client.send(m.Located(message.request, "", f"its node {tag.hex()} is dead, or left the cluster"))
+
+    def tell_of_death(self, process: bytes, tag: bytes) -> None:
+        """Another node has to do with a process of this one: when it dies, that is told there."""
+        self._interest.setdefault(process, set()).add(tag)
 
     # --- deaths ---------------------------------------------------------------------------------------------
 
     def process_died(self, death: m.ProcessDied) -> None:
         """A process of this node is dead, or its job has ended: tell the nodes that have to do with it."""
-        self._carry_out(self.wishes.owner_left(death.process))
+        self.leases.owner_left(death.process)
         told = msgspec.structs.replace(death, mark=read_mark(self._node.config.session_dir, death.process)[:2])
         for tag in self._interest.pop(death.process, ()):
             info = self.head.nodes().get(tag)
@@ -472,6 +426,7 @@ class Cluster:
             self.dead_nodes.append((view, reason))
         self.links.node_died(node_id)
         self.transfers.node_died(node_id)
+        self.evacuation.node_died(tag)
         self._node.packages.node_died(tag)
         self._node.objects.node_died(tag)
         for owners in self._held.values():
@@ -482,7 +437,7 @@ class Cluster:
                 self._forget_client(client)
         died = m.NodeDied(tag, node_id, reason)
         self._node.clients.send_all([client.process for client in self._local_clients()], died)
-        self._carry_out(self.wishes.node_died(tag))
+        self.leases.node_died(tag)
 
     def _local_clients(self) -> list[Client]:
         return [client for client in self._node.clients if not isinstance(client, RemoteClient)]
@@ -560,7 +515,7 @@ class Cluster:
         inner = decode_body(message.body)
         if isinstance(inner, m.LeaseGranted):
             for process in message.processes:
-                self._carry_out(self._count_grant(process, inner.key, tag_of(link.node_id)))
+                self.leases.granted(process, inner.key, tag_of(link.node_id))
         processes = message.processes or [client.process for client in self._local_clients()]
         self._node.clients.send_all(processes, inner)
         if isinstance(inner, m.LeaseGranted):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: What clients say to the head.
 RELAYED = (
     m.RegisterActor, m.FindActor, m.ListActors, m.PlaceActor, m.WatchActor, m.KillActor, m.ReleaseActor,
-    m.ActorStarted, m.ActorExiting, m.KvRequest, m.CreateGroup, m.RemoveGroup, m.WatchGroup, m.ListGroups,
+    m.ActorStarted, m.ActorExiting, m.ActorMoved, m.KvRequest, m.CreateGroup, m.RemoveGroup, m.WatchGroup, m.ListGroups,
     m.DrainNode,
 )  # fmt: skip
 
@@ -46,12 +46,13 @@ class ClusterActors:
         self._hosted: dict[bytes, tuple[bytes, int]] = {}
         #: Actor → incarnation for which a worker is wanted.
         self._wanted: dict[bytes, int] = {}
+        self._draining = Draining(node, cluster)
         self.handlers: dict[type[m.Message], Callable[[Client, Any], None]] = dict.fromkeys(RELAYED, self._relay)
         cluster.head.handlers |= {
             m.PlaceWorker: self._on_place,
             m.StopProcess: self._on_stop,
             m.ReserveBundles: node.bundles.reserve,
-            m.DrainNode: Draining(node).begin,
+            m.DrainNode: self._draining.begin,
         }
 
     def _relay(self, client: Client, message: m.Message) -> None:
@@ -131,7 +132,7 @@ class ClusterActors:
     def died(self, death: m.ProcessDied) -> None:
         """A worker is dead."""
         self._hosted.pop(death.process, None)
-        self._cluster.head.report(death)
+        self._cluster.head.report(msgspec.structs.replace(death, drained=self._draining.ending))
 
     def driver_left(self, process: bytes, job: int) -> None:
         """A driver of this node is dead, or has said goodbye."""

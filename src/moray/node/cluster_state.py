@@ -14,6 +14,7 @@ from moray.protocol.tcp import parse_address
 
 if TYPE_CHECKING:
     from moray.node.cluster import Cluster
+    from moray.node.jobs import Job
     from moray.node.node import Node
 
 
@@ -26,18 +27,8 @@ def cluster_state(node: Node) -> dict[str, Any]:
         **(_this_node(node) if node.cluster is None else _all_nodes(node, node.cluster)),
         "pending": pending,
         "actors": _actors(node, pending),
-        "jobs": [
-            {
-                "job": job.number,
-                "pid": job.driver.pid if job.driver is not None else 0,
-                "process": job.driver.process.hex() if job.driver is not None else "",
-                "origin": job.origin,
-                "namespace": job.config.namespace,
-                "entrypoint": job.config.entrypoint,
-                "ended": job.ended,
-            }
-            for job in node.jobs.values()
-        ],
+        "jobs": [job_state(job) for job in node.jobs.values()],
+        "past_jobs": list(node.past_jobs),
         "workers": [
             {
                 "process": worker.process.hex(),
@@ -49,6 +40,19 @@ def cluster_state(node: Node) -> dict[str, Any]:
             }
             for worker in node.workers
         ],
+    }
+
+
+def job_state(job: Job) -> dict[str, Any]:
+    """What is told of a job."""
+    return {
+        "job": job.number,
+        "pid": job.driver.pid if job.driver is not None else 0,
+        "process": job.driver.process.hex() if job.driver is not None else "",
+        "origin": job.origin,
+        "namespace": job.config.namespace,
+        "entrypoint": job.config.entrypoint,
+        "ended": job.ended,
     }
 
 
@@ -79,7 +83,13 @@ def _all_nodes(node: Node, cluster: Cluster) -> dict[str, Any]:
     )
     store = node.store.stats()
     store["capacity_bytes"] += others  # Of the others it is not known how much is in use.
-    return {"total": dict(total), "available": dict(available), "nodes": living + dead, "store": store}
+    return {
+        "total": dict(total),
+        "available": dict(available),
+        "nodes": living + dead,
+        "store": store,
+        "authority_ends": cluster.certificate.authority_ends,
+    }
 
 
 def _plain(amounts: dict[str, int]) -> dict[str, int]:
@@ -105,6 +115,9 @@ def _describe(info: m.NodeInfo, death: str | None) -> dict[str, Any]:
     return described | {
         "head": info.head,
         "draining": info.drain_deadline > 0,
+        "leaving": {"deadline": info.drain_deadline, "reason": info.drain_reason, "holds": info.holds}
+        if info.drain_deadline
+        else None,
         "available": _plain(info.available),
         "demand": [[need, count] for need, count in info.demand],
     }

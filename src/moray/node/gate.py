@@ -2,22 +2,25 @@
 
 Who connects says which process it wants before TLS begins (:mod:`moray.protocol.tcp`). A connection for this node
 becomes a link, or carries objects; one for a process of this node is passed on to it untouched, by a datagram with
-the descriptor, so that the process itself does the handshake and the node copies no byte.
+the descriptor, so that the process itself does the handshake and the node copies no byte. One for a process or a node
+that is reached through a relay (:mod:`moray.node.relay`) is passed on to the relay in the same way.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from sys import byteorder
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moray.ids import tag_of
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.protocol.handshake import inbox_path, short_path
+from moray.protocol.handshake import inbox_path
+from moray.protocol.relaying import node_target, relay_inbox, send_descriptor
 from moray.protocol.tcp import NODE_TARGET, TcpServer, format_address, parse_address, preface, start_connect
 from moray.protocol.tls import TlsConnection
-from moray.security.identity import Identity, client_context, server_context
+from moray.security.contexts import contexts_of
 
 if TYPE_CHECKING:
     from moray.protocol.reactor import Reactor
@@ -32,26 +35,31 @@ class Gate:
 
     Args:
         on_hello: another node has connected: (connection, its first message).
-        address_of: "HOST:PORT" of a node; KeyError if it is not known (any more).
+        info_of: what a node says of itself; KeyError if it is not known (any more).
+        tag: this node's.
     """
 
     def __init__(
         self,
         reactor: Reactor,
         session_dir: str,
-        identity: Identity,
+        credentials: Path,
         host: str,
         port: int,
         on_hello: Callable[[TlsConnection, m.LinkHello], None],
-        address_of: Callable[[bytes], str],
+        info_of: Callable[[bytes], m.NodeInfo],
+        tag: bytes,
     ) -> None:
         self._reactor = reactor
         self._session_dir = session_dir
-        self._client_context, self._server_context = client_context(identity), server_context(identity)
+        self._credentials = credentials
         self._on_hello = on_hello
-        self._address_of = address_of
+        self._info_of = info_of
+        self._tag = tag
+        #: Connects to a "HOST:PORT": directly, or through a tunnel.
+        self.connect: Callable[[str], socket.socket] = lambda address: start_connect(*parse_address(address))
         self._handover = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.server = TcpServer(reactor, host, port, self._on_connection, log=log)
+        self.server = TcpServer(reactor, host, port, self.adopt, log=log)
         #: "HOST:PORT" for others.
         self.address = format_address(host, self.server.address[1])
 
@@ -60,17 +68,17 @@ class Gate:
     ) -> TlsConnection:
         """Connect to another node; OSError if that fails at once."""
         try:
-            host, port = parse_address(self._address_of(node_id))
+            info = self._info_of(node_id)
         except KeyError:
             raise ConnectionRefusedError(f"node {node_id.hex()[:8]} is not in the cluster (any more)") from None
         return TlsConnection(
-            start_connect(host, port),
+            self.connect(info.address),
             self._reactor,
             on_message,
             on_close,
-            context=self._client_context,
+            context=contexts_of(self._credentials).client,
             server_side=False,
-            preface=preface(NODE_TARGET),
+            preface=preface(node_target(tag_of(node_id)) if info.relayed else NODE_TARGET),
         )
 
     def close(self) -> None:
@@ -78,16 +86,21 @@ class Gate:
         self.server.close()
         self._handover.close()
 
-    def _on_connection(self, sock: socket.socket, target: bytes, peer_address: str) -> None:
-        if target != NODE_TARGET:
-            self._pass_on(sock, target, peer_address, _ATTEMPTS)
+    def adopt(self, sock: socket.socket, target: bytes, peer_address: str) -> None:
+        """A connection that somebody has made to this node (zeros), or a process behind it."""
+        if tag_of(target) != self._tag and target != NODE_TARGET:
+            path, data = relay_inbox(self._session_dir), target + peer_address.encode()
+            self._pass_on(sock, target, path, data, _ATTEMPTS)
+            return
+        if target not in (NODE_TARGET, node_target(self._tag)):
+            self._pass_on(sock, target, inbox_path(self._session_dir, target), peer_address.encode(), _ATTEMPTS)
             return
         TlsConnection(
             sock,
             self._reactor,
             self._on_first,
             _ignore_close,
-            context=self._server_context,
+            context=contexts_of(self._credentials).server,
             server_side=True,
             half_open=self.server.half_open,
             peer_address=peer_address,
@@ -104,27 +117,20 @@ class Gate:
         else:
             self._on_hello(connection, message)
 
-    def _pass_on(self, sock: socket.socket, target: bytes, peer_address: str, attempts: int) -> None:
-        """To one of this node's processes; if it is gone, the connection ends."""
-        path = inbox_path(self._session_dir, target)
+    def _pass_on(self, sock: socket.socket, target: bytes, path: str, data: bytes, attempts: int) -> None:
+        """To one of this node's processes, or the relay; if it is gone, the connection ends."""
         try:
-            _send_fd(self._handover, sock.fileno(), peer_address.encode(), path)
+            send_descriptor(self._handover, sock.fileno(), data, path)
         except BlockingIOError:
             # It has not taken the last ones yet: it computes in C code, or is stopped.
             if attempts:
-                self._reactor.call_later(_AGAIN_S, lambda: self._pass_on(sock, target, peer_address, attempts - 1))
+                self._reactor.call_later(_AGAIN_S, lambda: self._pass_on(sock, target, path, data, attempts - 1))
                 return
             log(f"a connection for process {target.hex()} was dropped: the process takes none over")
         except OSError as error:
             # It has ended. Whoever wants it asks its own node where it is.
             log(f"a connection for process {target.hex()} was dropped: {error}")
         sock.close()
-
-
-def _send_fd(sender: socket.socket, fd: int, data: bytes, path: str) -> None:
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, byteorder))
-    with short_path(path) as short:
-        sender.sendmsg([data or b"?"], [rights], 0, short)
 
 
 def _ignore_close(_connection: Any, _reason: str) -> None:

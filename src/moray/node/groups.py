@@ -84,7 +84,9 @@ class LocalBundles:
         scheduler, now = self._leases.scheduler, monotonic()
         group, number = message.group.hex(), message.request
         if message.step == "prepare":
-            actions = scheduler.prepare_bundles(group, number, dict(message.bundles), message.job, message.label, now)
+            actions = scheduler.prepare_bundles(
+                group, number, dict(message.bundles), message.job, message.label, now, alone=message.alone
+            )
         elif message.step == "commit":
             actions = scheduler.commit_bundles(group, number, now)
         elif message.step == "return":
@@ -230,7 +232,13 @@ class Groups:
 
     def _prepare(self, action: Prepare) -> None:
         message = m.ReserveBundles(
-            action.number, "prepare", action.group, list(action.bundles.items()), action.job, action.label
+            action.number,
+            "prepare",
+            action.group,
+            list(action.bundles.items()),
+            action.job,
+            action.label,
+            alone=action.alone,
         )
         self._nodes.reserve(action.node, message)
 

@@ -111,6 +111,8 @@ class HeadLink:
         self._page = page
         self._events = events
         self._info: m.NodeInfo | None = None
+        #: What keeps this node, which is to leave, in words.
+        self.holds: list[str] = []
         self._wire: Wire | None = None
         #: The head has welcomed us on this connection.
         self.welcomed = False
@@ -162,7 +164,10 @@ class HeadLink:
             m.ViewDelta: self._on_delta,
             m.RelayDone: lambda message: self._forget(message.number),
             m.FromHead: self._on_from_head,
+            m.CertificateRenewed: self._on_certificate,
         }
+        #: Hears of this node's new certificate, or why there is none.
+        self.on_certificate: Callable[[m.CertificateRenewed], None] = lambda _message: None
 
     # --- beginning and end ------------------------------------------------------------------------------
 
@@ -224,10 +229,19 @@ class HeadLink:
         if len(waiting) == 1:
             self.report(m.GetJob(job))
 
+    def settled(self) -> bool:
+        """Whether the head has carried out all that was said."""
+        return not self._kept
+
     def changed(self) -> None:
         """Much has changed here: tell the head soon."""
         if self._soon_timer is None and self.welcomed:
             self._soon_timer = self._reactor.call_later(_RENEW_SOON_S, self._renew_soon)
+
+    def ask_certificate(self) -> None:
+        """Ask for a new certificate, if there is a connection; answered by `on_certificate`."""
+        if self.welcomed and self._wire is not None:
+            self._wire.send(m.RenewCertificate())
 
     def set_total(self, resources: m.Resources) -> None:
         """What this node has in all is different: bundles of groups came or went."""
@@ -402,7 +416,7 @@ class HeadLink:
             # Told until that is answered: connections may be lost.
             total = self._info.resources
             self._total_number = number if self._total_number < 0 else self._total_number
-        self._wire.send(m.RenewLease(number, available, demand, self._heard, total))
+        self._wire.send(m.RenewLease(number, available, demand, self._heard, total, self.holds))
 
     def _on_renewed(self, renewed: m.LeaseRenewed) -> None:
         while self._renewals and self._renewals[0][0] <= renewed.number:
@@ -425,7 +439,7 @@ class HeadLink:
     # --- what the head says -----------------------------------------------------------------------------------
 
     def _on_delta(self, delta: m.ViewDelta) -> None:
-        if not self.view.apply(delta.view, delta.changed, delta.dead):
+        if not self.view.apply(delta.view, delta.changed, delta.dead, delta.loads):
             assert self._wire is not None
             self._wire.close(f"version {delta.view} of the table of nodes came after {self.view.version}")
             return
@@ -435,6 +449,9 @@ class HeadLink:
             if self._nodes.pop(tag_of(node_id), None) is not None:
                 self._events.node_died(node_id, reason)
         self._events.view_changed()
+
+    def _on_certificate(self, message: m.CertificateRenewed) -> None:
+        self.on_certificate(message)
 
     def _forget(self, number: int) -> None:
         """The head has carried out all up to this one."""

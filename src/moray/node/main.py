@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
@@ -28,6 +29,16 @@ from moray.platform.memory_files import read_all
 
 if TYPE_CHECKING:
     from socket import socket
+
+#: What both a node of a cluster and its template import: loaded once, before the fork. A local session's node does
+#: without, so that both load at the same time, and `init()` is sooner back.
+_SHARED_MODULES: Final = (
+    "moray.protocol.tls",
+    "moray.security.identity",
+    "moray.core.actors",
+    "moray.runtime.marks",
+    "moray.launch.packages",
+)
 
 
 def main() -> NoReturn:
@@ -47,12 +58,14 @@ def main() -> NoReturn:
     _open_log(config.session_dir)
     process_control.preload()
 
+    modules, credentials = _prepare_for_cluster(config) if config.cluster is not None else ((), "")
+
     def run_template(control: socket, parent: int) -> None:
         if owner_pidfd >= 0:
             os.close(owner_pidfd)
         os.close(lock)
         os.dup2(2, 1)
-        template.main(control, parent, config.worker_entry)
+        template.main(control, parent, config.worker_entry, modules, credentials)
 
     root, root_pid = start_root(run_template)
     try:
@@ -91,6 +104,13 @@ def _run(config: NodeConfig, root: socket, root_pid: int, owner_pidfd: int) -> N
     if config.cluster is None:
         announce()
     node.run()
+
+
+def _prepare_for_cluster(config: NodeConfig) -> tuple[tuple[str, ...], str]:
+    """What its template is to import beside the usual, and where the node's certificate will be."""
+    for module in _SHARED_MODULES:
+        import_module(module)
+    return template.CLUSTER_MODULES, f"{config.session_dir}/{session_directory.TLS_FOLDER}"
 
 
 def _redirect_input() -> None:

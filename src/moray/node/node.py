@@ -41,7 +41,7 @@ from moray.launch.spilling import spill_places
 from moray.node import session
 from moray.node.actors import Actors, LocalPlaces, LocalWorkers
 from moray.node.clients import Client, Clients, PidWatch, peer_pidfd
-from moray.node.cluster_state import cluster_state
+from moray.node.cluster_state import cluster_state, job_state
 from moray.node.deaths import DeathReasons
 from moray.node.groups import Groups, LocalBundles, OneNode
 from moray.node.jobs import Job, TemplateConfigs
@@ -56,6 +56,7 @@ from moray.node.settings import Settings
 from moray.node.signals import Signals
 from moray.node.template_messages import TemplateConfig
 from moray.node.templates import Templates
+from moray.node.values import LocalValues
 from moray.node.workers import Worker, Workers
 from moray.protocol import messages as m
 from moray.protocol.connection import Connection
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 
 #: How long owners may take to read what a dead worker's mark says.
 _FILES_KEPT_S: Final = 60.0
+#: Jobs that ended and are still told of.
+_PAST_JOBS: Final = 100
 
 
 class Node:
@@ -93,6 +96,8 @@ class Node:
         self._posted: deque[Callable[[], None]] = deque()
         self.reactor.hooks.append(self._run_posted)
         self.jobs: dict[int, Job] = {}
+        #: The last that ended, as `cluster_state` tells of them.
+        self.past_jobs: deque[dict[str, Any]] = deque(maxlen=_PAST_JOBS)
         self._job_numbers = count(1)
         self.clients = Clients()
         self._orphans = Orphans(root_pid, self.reactor)
@@ -151,6 +156,7 @@ class Node:
                 lambda client, message: self.objects.handle(client.process, message),
             ),
             m.ClusterInfo: lambda client, message: client.send(m.ClusterState(message.request, cluster_state(self))),
+            m.KvRequest: LocalValues().on_request,
             m.Shutdown: self._on_shutdown,
             m.MadePackages: lambda client, message: self.packages.adopt(client.job, message.made),
         }
@@ -224,7 +230,9 @@ class Node:
         address = hello.address or f"{self.config.session_dir}/{hello.process.hex()}.sock"
         client = Client("driver", hello.process, hello.pid, address, number, self._settings.backlog_messages)
         owner_is_here = any(job.owns_session for job in self.jobs.values())
-        owns = hello.pid == self.config.driver_pid and not owner_is_here
+        # A cluster's node that was started to take work outlives its drivers, also one that started it.
+        private = self.config.cluster is None or self.config.cluster.driver_only
+        owns = private and hello.pid == self.config.driver_pid and not owner_is_here
         job = Job(number, config, client, owns, number)
         if not self._welcome(newcomer, "driver", job):
             os.close(pidfd)
@@ -539,6 +547,7 @@ class Node:
         if not job.ended or job.templates or self.workers.of_job(job.number) or job.number not in self.jobs:
             return
         del self.jobs[job.number]
+        self.past_jobs.append(job_state(job))
         self.packages.job_gone(job.number)
         if job.watch is not None:
             job.watch.close()

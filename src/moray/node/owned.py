@@ -76,6 +76,18 @@ class OwnedObjects:
         if ours:
             transfers.free_strays(ours, message.node)
 
+    def of_others(self) -> list[bytes]:
+        """Complete objects of owners at other nodes, of which the primary copy is here."""
+        transfers = self.transfers
+        assert transfers is not None
+        return [
+            name
+            for owner, objects in self._objects.items()
+            if tag_of(owner) != transfers.tag
+            for name in objects
+            if transfers.is_primary(name) and self._store.has_whole(name)
+        ]
+
     def note_copy(self, name: bytes) -> None:
         """The node itself makes a copy of another node's object."""
         self._objects.setdefault(name[_OWNER], set()).add(name)

@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, NoReturn
 import msgspec
 
 from moray.launch.config import WORKER_VARIABLE
+from moray.launch.session_directory import TLS_FOLDER
 from moray.node import worker_process
 from moray.node.logs import log
 from moray.node.template_messages import (
@@ -56,13 +57,19 @@ from moray.platform import process_control, process_table
 from moray.platform.memory_files import read_all
 
 #: Imported by the root template for all jobs: what every worker uses. Never numpy: many jobs do not use it.
-COMMON_MODULES: Final = ("pickle", "cloudpickle")
-#: Imported by a job's template once it had nothing to do for a while: what only some workers use.
+COMMON_MODULES: Final = ("pickle", "cloudpickle", "moray.compat")
+#: Imported beside them where workers have peers at other machines: TLS alone takes longer than a worker's whole start.
+CLUSTER_MODULES: Final = ("moray.runtime.remote",)
+#: Imported by a template that had nothing to do for a while: what only some workers use. By the root template only if
+#: there is no job yet, which has its own: then all jobs share it.
 IDLE_MODULES: Final = ("moray.runtime.actor_loop",)
 _IDLE_MS: Final = 300
 #: Descriptors of a job template that was started by exec.
 CONTROL_FD: Final = 3
 CONFIG_FD: Final = 4
+
+#: Made before the fork, like all that every template needs.
+_decode_config: Final = msgspec.msgpack.Decoder(TemplateConfig).decode
 
 _BOOT: Final = "import sys; sys.path[:] = {paths!r}; from moray.node.template import main_by_exec; main_by_exec()"
 
@@ -76,8 +83,12 @@ class _Child(NamedTuple):
 class _ForkServer:
     """The loop that both kinds of template run: obey the node, reap children."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, idle_modules: Sequence[str] = (), credentials: str = "") -> None:
         self._control = control
+        #: To be imported when there is nothing else to do.
+        self._idle_modules = list(idle_modules)
+        #: Directory of the certificate that workers show to other machines; "": they have no peers there.
+        self._credentials = credentials
         #: pidfd → child that has not been reaped.
         self._children: dict[int, _Child] = {}
         self._poller = select.poll()
@@ -116,6 +127,18 @@ class _ForkServer:
         self._poller.register(pidfd, select.POLLIN)
         return pidfd
 
+    def _warm_up(self) -> None:
+        """Have what some workers need in memory before the next is forked; each would need as long by itself."""
+        known = len(sys.modules)
+        rehearsed = bool(self._credentials) and _rehearse(self._credentials)
+        while self._idle_modules:
+            try:
+                import_module(self._idle_modules.pop(0))
+            except Exception:  # noqa: BLE001, S110 - the job's own path may hide it: the worker that needs it will say so.
+                pass
+        if rehearsed or len(sys.modules) > known:
+            _freeze()
+
     def _leave(self) -> None:
         """In a fresh child: close the parent's descriptors."""
         self._control.close()
@@ -137,7 +160,10 @@ class _RootTemplate(_ForkServer):
     def serve(self) -> tuple[socket.socket, TemplateConfig]:
         """Obey; returns only in a child, which is to be a job template."""
         while True:
-            for fd in self._wait():
+            ready = self._wait(_IDLE_MS if self._idle_modules else None)
+            if not ready:
+                self._warm_up()
+            for fd in ready:
                 if fd != self._control.fileno():
                     child, status = self._reap(fd)
                     assert isinstance(child.key, int)
@@ -151,6 +177,7 @@ class _RootTemplate(_ForkServer):
 
     def _make(self, number: int, control: int, config_fd: int) -> tuple[socket.socket, TemplateConfig] | None:
         me = os.getpid()
+        self._idle_modules.clear()
         try:
             pidfd = self._fork(number)
         except (OSError, RuntimeError) as error:
@@ -174,26 +201,12 @@ class _RootTemplate(_ForkServer):
 class _JobTemplate(_ForkServer):
     """Makes workers of one job and environment."""
 
-    def __init__(self, control: socket.socket, idle_modules: Sequence[str]) -> None:
-        super().__init__(control)
-        #: To be imported when there is nothing else to do.
-        self._idle_modules = list(idle_modules)
-
-    def _import_idle(self) -> None:
-        """Have what some workers need in memory before the next is forked; each would need as long by itself."""
-        while self._idle_modules:
-            try:
-                import_module(self._idle_modules.pop(0))
-            except Exception:  # noqa: BLE001, S110 - the job's own path may hide it: the worker that needs it will say so.
-                pass
-        _freeze()
-
     def serve(self) -> bytes:
         """Obey; returns only in a child, which is to be the worker with the returned process id."""
         while True:
             ready = self._wait(_IDLE_MS if self._idle_modules else None)
             if not ready:
-                self._import_idle()
+                self._warm_up()
             for fd in ready:
                 if fd != self._control.fileno():
                     child, status = self._reap(fd)
@@ -226,16 +239,19 @@ class _JobTemplate(_ForkServer):
 # --- the processes -------------------------------------------------------------------------------
 
 
-def main(control: socket.socket, parent: int, worker_entry: str) -> NoReturn:
+def main(control: socket.socket, parent: int, worker_entry: str, modules: Sequence[str], credentials: str) -> NoReturn:
     """The root template; runs in a child of the node that shares nothing with it but its log."""
     with _exit_with_traceback("the root template"):
         process_control.die_with_parent(parent)
         process_control.set_name("moray:template")
         _load_facade()
-        for module in (*COMMON_MODULES, *_entry_ahead(worker_entry)):
+        for module in (*COMMON_MODULES, *_entry_ahead(worker_entry), *modules):
             import_module(module)
+        _make_decoder()
         _freeze()
-        _run_job_template(*_RootTemplate(control).serve())
+        _run_job_template(
+            *_RootTemplate(control, IDLE_MODULES if _entry_ahead(worker_entry) else (), credentials).serve()
+        )
 
 
 def main_by_exec() -> NoReturn:
@@ -246,13 +262,16 @@ def main_by_exec() -> NoReturn:
         os.close(CONFIG_FD)
         os.set_inheritable(CONTROL_FD, False)
         process_control.preload()
+        import_module("moray.protocol.connection").prepare()
         _run_job_template(socket.socket(fileno=CONTROL_FD), config)
 
 
 def _run_job_template(control: socket.socket, config: TemplateConfig) -> NoReturn:
     with _exit_with_traceback(f"the template of job {config.job}"):
         process_control.set_name(f"moray:job {config.job}")
-        template = _JobTemplate(control, IDLE_MODULES if config.worker_entry.startswith("moray.") else ())
+        # Where the root template had no time for it.
+        idle_modules = IDLE_MODULES if _entry_ahead(config.worker_entry) else ()
+        template = _JobTemplate(control, idle_modules, f"{config.session_dir}/{TLS_FOLDER}" if idle_modules else "")
         failure = _prepare(config)
         if failure is not None:
             template.give_up(failure)
@@ -336,7 +355,7 @@ def _duplicate_above(fd: int, lowest: int) -> int:
 
 
 def _read_config(fd: int) -> TemplateConfig:
-    return msgspec.msgpack.decode(read_all(fd), type=TemplateConfig)
+    return _decode_config(read_all(fd))
 
 
 def _load_facade() -> None:
@@ -354,15 +373,35 @@ def _load_facade() -> None:
     spec.loader.exec_module(package)
 
 
+def _rehearse(credentials: str) -> bool:
+    """Make the settings of connections to other machines, once; whether there was anything to do."""
+    if not os.path.isdir(credentials):
+        return False
+    from pathlib import Path
+
+    from moray.security.contexts import rehearse
+
+    try:
+        return rehearse(Path(credentials))
+    except OSError as error:
+        log(f"no connection to other machines could be rehearsed, and none may be possible: {error}")
+        return False
+
+
 def _entry_ahead(worker_entry: str) -> tuple[str, ...]:
     """The worker's module, if it is moray's own; another may need the job's sys.path."""
     module = worker_entry.partition(":")[0]
     return (module,) if module.startswith("moray.") else ()
 
 
-def _freeze() -> None:
+def _make_decoder() -> None:
+    """Of all messages: no process that is forked from here need make it."""
     connection = sys.modules.get("moray.protocol.connection")
     if connection is not None:
         connection.prepare()
+
+
+def _freeze() -> None:
+    """What is in memory now stays there, and forked children share it."""
     gc.collect()
     gc.freeze()

@@ -107,6 +107,8 @@ class ObjectTransfers:
         self._numbers = count(1)
         #: Requests to the store: number → (object, whether it is for a copy to be written).
         self._requests: dict[int, tuple[bytes, bool]] = {}
+        #: Objects that are fetched from nodes that leave, by the request: (object, node, who hears how it went).
+        self._taking: dict[int, tuple[bytes, bytes, Callable[[str], None]]] = {}
         #: Where the bytes of objects are that are written, or pinned to be sent, and the pins of each.
         self._views: dict[bytes, memoryview] = {}
         self._pins: dict[bytes, int] = {}
@@ -122,7 +124,7 @@ class ObjectTransfers:
         self._perform = Performer(
             {
                 t.PinHere: lambda a: store.handle(a.process, m.PinObject(a.request, a.object)),
-                t.FailPin: lambda a: answer(a.process, m.StoreError(a.request, a.code, a.detail)),
+                t.FailPin: self._fail_pin,
                 t.Located: lambda a: answer(a.process, m.ObjectsFound(a.request, a.nodes)),
                 t.MakeCopy: self._make_copy,
                 t.SealCopy: self._seal_copy,
@@ -174,6 +176,40 @@ class ObjectTransfers:
     def process_died(self, process: bytes) -> None:
         """A process of this node is dead."""
         self._perform(self.core.process_died(process))
+
+    # --- nodes that leave ---------------------------------------------------------------------------------
+
+    def take_over(self, name: bytes, size: int, node: bytes, on_done: Callable[[str], None]) -> None:
+        """Fetch an object from a node that leaves, and have its primary copy from then on; `on_done` hears "", or why
+        that is not possible."""
+        number = next(self._numbers)
+        self._taking[number] = name, node, on_done
+        self._perform(self.core.pin(self.process, number, name, node, size, t.PRIORITIES - 1))
+
+    def given(self, name: bytes, node: bytes) -> None:
+        """A node has taken an object over from this one, which leaves."""
+        self._perform(self.core.given(name, node))
+
+    def _fail_pin(self, action: t.FailPin) -> None:
+        if action.process == self.process:
+            self._taking.pop(action.request)[2](action.detail)
+        else:
+            self._answer(action.process, m.StoreError(action.request, action.code, action.detail))
+
+    def _on_taken(self, number: int, answer: m.Message) -> None:
+        """The store has pinned an object that is taken over, or cannot."""
+        name, node, on_done = self._taking.pop(number)
+        problem = ""
+        if isinstance(answer, m.StoreError):
+            problem = answer.detail
+        elif not self.core.is_copy(name):
+            problem = f"object {name.hex()}: another attempt at it is here"
+        else:
+            self._store.promote(name)  # At once: without the pin, a copy may be dropped.
+            self._perform(self.core.take_over(name, node))
+        if not isinstance(answer, m.StoreError):
+            self._store.handle(self.process, m.UnpinObjects([name]))
+        on_done(problem)
 
     # --- nodes ------------------------------------------------------------------------------------------
 
@@ -355,6 +391,9 @@ class ObjectTransfers:
     def _on_store(self, message: m.Message) -> None:
         """The store answers the node."""
         if isinstance(message, (m.ObjectCreated, m.ObjectPinned, m.StoreError)):
+            if message.request in self._taking:
+                self._on_taken(message.request, message)
+                return
             name, is_copy = self._requests.pop(message.request)
             if not is_copy:
                 self._on_pinned(name, message)

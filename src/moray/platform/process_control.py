@@ -24,6 +24,8 @@ _NAME_BYTES: Final = 15
 
 #: ``prctl`` of the C library, once it was needed.
 _prctl_function: Any = None
+#: The same of ``getenv``.
+_getenv_function: Any = None
 
 
 def _prctl(option: int, argument: Any) -> None:
@@ -43,6 +45,18 @@ def _prctl(option: int, argument: Any) -> None:
 def preload() -> None:
     """Load what the other functions need, so that forked children find it loaded."""
     set_name(None)
+    _getenv()
+
+
+def _getenv() -> Any:
+    """The C library's, which tells where a variable lies."""
+    global _getenv_function
+    if _getenv_function is None:
+        import ctypes
+
+        _getenv_function = ctypes.CDLL(None).getenv
+        _getenv_function.restype = ctypes.c_void_p
+    return _getenv_function
 
 
 def set_name(name: str | None) -> None:
@@ -157,9 +171,7 @@ def retag(name: str, value: str) -> None:
     """
     import ctypes
 
-    getenv = ctypes.CDLL(None).getenv
-    getenv.restype = ctypes.c_void_p
-    place, text = getenv(name.encode()), value.encode()
+    place, text = _getenv()(name.encode()), value.encode()
     if place is not None and len(ctypes.string_at(place)) == len(text):
         ctypes.memmove(place, text, len(text))
     os.environ[name] = value
@@ -168,8 +180,12 @@ def retag(name: str, value: str) -> None:
 def prefer_as_oom_victim(score: int) -> None:
     """Make the kernel's OOM killer take this process before those with a lower score."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(score))
+        # Not by `open`: in a fresh fork, a text file costs more than all else here.
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % score)
+        finally:
+            os.close(fd)
     except OSError as error:
         # A process that was given an even higher score may not lower it, and some containers mount /proc read-only.
         if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}:

@@ -44,6 +44,11 @@ def children(pid: int | None = None) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> list[str]:
+    """What a process was started with; empty if it is gone, and for a zombie."""
+    return _read(f"/proc/{pid}/cmdline").decode(errors="replace").split("\0")[:-1]
+
+
 def thread_count() -> int:
     """Threads of this process, those of C libraries included."""
     return len(os.listdir("/proc/self/task"))

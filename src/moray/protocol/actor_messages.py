@@ -5,6 +5,8 @@ See :mod:`moray.protocol.messages` for the conventions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from moray.core.references_types import Changes
@@ -74,12 +76,16 @@ class ListActors(Message, tag=73):
 
     request: int
     namespace: str
+    #: Instead of names, what is known of all actors, living ones and the last that died.
+    describe: bool = False
 
 
 class ActorNames(Message, tag=74):
     request: int
     #: (namespace, name) each.
     names: list[tuple[str, str]]
+    #: JSON-like, ids in hex; see `ActorTable.describe`.
+    described: list[dict[str, Any]] = []
 
 
 class WatchActor(Message, tag=75):
@@ -107,6 +113,9 @@ class ActorState(Message, tag=76):
     error: bytes = b""
     #: Further restarts that it may have; -1: without end.
     restarts_left: int = 0
+    #: Its node leaves. Of each caller, the numbers of the calls that the last incarnation may have begun: no others
+    #: have (CALL-ORDER). None: nothing is known of that.
+    begun: dict[bytes, list[int]] | None = None
 
 
 class ActorPlaced(Message, tag=77):

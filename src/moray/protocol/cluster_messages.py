@@ -42,6 +42,21 @@ class NodeInfo(msgspec.Struct, array_like=True, gc=False):
     driver: bool = False
     #: Nodes with equal ones see the same files (:func:`moray.launch.packages.host_id`).
     host: str = ""
+    #: Its lease is at least so long: nothing is started there, and it may be out of reach for a while.
+    lease_s: float = 0.0
+    #: It is reached through a relay at `address`, which must be told its tag.
+    relayed: bool = False
+    #: Why it leaves, and what it has that must end or move before it does, in words.
+    drain_reason: str = ""
+    holds: list[str] = []
+
+
+class NodeLoad(msgspec.Struct, array_like=True, gc=False):
+    """What a node has free and what waits there (see NodeInfo), as of its last report."""
+
+    node_id: bytes
+    available: Resources
+    demand: list[tuple[Resources, int]] = []
 
 
 class NodeHello(Message, tag=110):
@@ -87,6 +102,8 @@ class RenewLease(Message, tag=112):
     heard: int = 0
     #: All that it has, if that has changed (bundles of groups are resources); {}: it has not.
     resources: Resources = {}
+    #: Of a node that leaves: see NodeInfo.
+    holds: list[str] = []
 
 
 class LeaseRenewed(Message, tag=113):
@@ -100,6 +117,8 @@ class ViewDelta(Message, tag=114):
     changed: list[NodeInfo] = []
     #: (node id, why) of nodes that are dead, for good.
     dead: list[tuple[bytes, str]] = []
+    #: Nodes of which only this has changed.
+    loads: list[NodeLoad] = []
 
 
 class NodeLeaves(Message, tag=115):
@@ -509,6 +528,8 @@ class ReserveBundles(Message, tag=168):
     label: str = ""
     #: Of "remove".
     reason: str = ""
+    #: Of "prepare": no other node has to agree, so "commit" is part of it.
+    alone: bool = False
 
 
 class BundlesReserved(Message, tag=169):

@@ -94,6 +94,7 @@ from moray.protocol.cluster_messages import (
     NodeHello as NodeHello,
     NodeInfo as NodeInfo,
     NodeLeaves as NodeLeaves,
+    NodeLoad as NodeLoad,
     NodeWelcome as NodeWelcome,
     ObjectsFound as ObjectsFound,
     Package as Package,
@@ -119,6 +120,16 @@ from moray.protocol.cluster_messages import (
     WorkerPlaced as WorkerPlaced,
     WorkerRefused as WorkerRefused,
 )
+from moray.protocol.leaving_messages import (
+    ActorMoved as ActorMoved,
+    CertificateRenewed as CertificateRenewed,
+    MoveActor as MoveActor,
+    MoveNoted as MoveNoted,
+    ObjectsMoved as ObjectsMoved,
+    ObjectsTaken as ObjectsTaken,
+    RenewCertificate as RenewCertificate,
+    TakeObjects as TakeObjects,
+)
 from moray.protocol.task_messages import (
     Argument as Argument,
     CancelAnswer as CancelAnswer,
@@ -138,6 +149,13 @@ from moray.protocol.task_messages import (
     TaskExtra as TaskExtra,
     Tasks as Tasks,
     TaskSpec as TaskSpec,
+)
+from moray.protocol.tunnel_messages import (
+    TunnelAck as TunnelAck,
+    TunnelFrame as TunnelFrame,
+    TunnelHello as TunnelHello,
+    TunnelLeaves as TunnelLeaves,
+    TunnelWelcome as TunnelWelcome,
 )
 
 # --- registration -------------------------------------------------------------------------
@@ -322,6 +340,8 @@ class ProcessDied(Message, tag=20):
     #: Of a process of another machine, whose mark cannot be read here: (lease, tasks of it that have begun); (0, -1):
     #: nobody knows. None: it lived on this machine.
     mark: tuple[int, int] | None = None
+    #: Its node has ended it because the node leaves.
+    drained: bool = False
 
 
 class Shutdown(Message, tag=21):
@@ -469,6 +489,8 @@ class Fetch(Message, tag=50):
     keys: list[int]
     #: Of stored objects that were not there: key → the tag of the node where they should have been.
     lost: dict[int, bytes] = {}
+    #: What the borrower's user frees by hand.
+    free: list[int] = []
 
 
 class ObjectValue(Message, tag=51):
@@ -585,4 +607,7 @@ AnyMessage: TypeAlias = (
     | KvAnswer | CreateGroup | RemoveGroup | WatchGroup
     | GroupState | ListGroups | GroupList | ReserveBundles | BundlesReserved
     | MadePackages | ResolvePackage | PackageResolved | GetPackage | PackageChunk
+    | MoveActor | ActorMoved | TakeObjects | ObjectsTaken | ObjectsMoved | MoveNoted
+    | RenewCertificate | CertificateRenewed
+    | TunnelHello | TunnelWelcome | TunnelFrame | TunnelAck | TunnelLeaves
 )  # fmt: skip

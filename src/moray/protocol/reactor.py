@@ -21,6 +21,7 @@ import os
 import select
 from _thread import allocate_lock
 from collections.abc import Callable
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from time import monotonic
 from typing import Final
 
@@ -95,7 +96,8 @@ class Reactor:
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.closed = False
         #: Where connections read into, and cut frames from, before they return to the loop.
-        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
+        # Not a bytearray, whose every page is written to at once: most processes never receive so much.
+        self.scratch = memoryview(mmap(-1, RECEIVE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS))
         self.register(self._eventfd, READ, self._drain_wake)
 
     def register(self, fd: int, events: int, handler: Handler) -> None:

@@ -1,15 +1,7 @@
 """TLS 1.3 between machines: the same connection as :mod:`moray.protocol.connection`, encrypted.
 
-**Who touches the socket** (TLS-IO). An encrypted stream has state that an interrupted thread would leave half
-changed, so the loop alone reads and writes it. Any thread appends a frame to :attr:`TlsConnection.out`, names the
-connection in the reactor's :class:`_Flusher`, and wakes the loop if it sleeps. A thread that is interrupted between the
-two (INTERRUPT) delays its frame by a heartbeat and loses nothing.
-
-**Sending.** All that waits is joined into one piece of up to :data:`SEAL_BYTES`, encrypted, and given to the
-socket by one call; large buffers are encrypted straight from where they lie. No more is encrypted while the socket has
-not taken the last piece, so that what waits costs no second copy (FLOW). While such a piece waits, ``out`` begins with
-an entry of ours: ``not out`` means that the kernel has all. An entry with a record goes to ``settled`` *before* its
-last byte is encrypted: whatever is found in ``out`` after the end was never seen by the other side.
+**Sending**: :mod:`moray.protocol.tls_sending`. Any thread may; one lock per connection guards the encrypted stream,
+for writing and for reading, because OpenSSL's state is one. It is held for single calls of OpenSSL and of the socket.
 
 **Receiving.** Up to 256 KiB of ciphertext are read at a time and decrypted record by record, and each frame is handed
 on as it is complete. After the frame of a message that announces raw bytes, its handler says where they belong
@@ -24,113 +16,34 @@ from __future__ import annotations
 
 import socket
 import ssl
-from _thread import allocate_lock, get_ident
-from collections import deque
 from collections.abc import Callable
-from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from moray.protocol.connection import HEADER, MAX_FRAME, ProtocolError, decode_body, encode_frame
-from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage, Message
-from moray.protocol.reactor import HEARTBEAT_S, READ, WRITE, Reactor, Timer
+from moray.protocol.connection import HEADER, MAX_FRAME, ProtocolError, decode_body
+from moray.protocol.messages import PROTOCOL_VERSION, AnyMessage
+from moray.protocol.reactor import READ, WRITE, Reactor, Timer
 from moray.protocol.tcp import MAGIC
+from moray.protocol.tls_sending import SEALED, TlsSender
 
 if TYPE_CHECKING:
     from moray.protocol.tcp import Admission, HalfOpen
 
-#: Plaintext that is encrypted for one call of `send`: enough to make that cheap, little enough to stay in the cache.
-SEAL_BYTES: Final = 1 << 18
-#: Bytes that one connection sends before others have their turn.
-MOST_AT_ONCE: Final = 4 * SEAL_BYTES
-#: Frames up to this size are copied into one piece; larger ones are encrypted where they are.
-JOIN_LIMIT: Final = 1 << 14
 #: A peer has this long to show its certificate.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: A first frame says who somebody is.
 FIRST_FRAME_LIMIT: Final = 1 << 22
 
 
-class Entry(NamedTuple):
-    """What waits to be sent; as in :mod:`moray.protocol.connection` the third item is the record."""
-
-    frame: bytes
-    #: Follows the frame.
-    raw: memoryview | None
-    record: Any
-    #: Called by the loop when `raw` is not needed any more: sent, or never to be sent.
-    on_sent: Callable[[], None] | None = None
-
-
-#: Stands first in `out` while encrypted bytes wait.
-_SEALED: Final = Entry(b"", None, None)
-
-
-class _Flusher:
-    """A reactor's hook: sends what was appended to its encrypted connections."""
-
-    __slots__ = ("_looked_at", "calls", "connections", "dirty", "thread")
-
-    def __init__(self) -> None:
-        #: Connections to which something was appended; any thread adds to it.
-        self.dirty: deque[TlsConnection] = deque()
-        #: What `on_sent` of connections asked for, for the loop.
-        self.calls: deque[Callable[[], None]] = deque()
-        self.connections: set[TlsConnection] = set()
-        #: Who turned the loop last.
-        self.thread = 0
-        self._looked_at = 0.0
-
-    def __call__(self) -> None:
-        self.thread = get_ident()
-        dirty = self.dirty
-        count = len(dirty)
-        for _ in range(count):  # What is added meanwhile waits for the next turn, so that others have theirs.
-            dirty.popleft().write()
-        while self.calls:
-            self.calls.popleft()()
-        now = monotonic()
-        if now - self._looked_at >= HEARTBEAT_S:
-            # Somebody may have been interrupted between its append and naming the connection here.
-            self._looked_at = now
-            for connection in list(self.connections):
-                if connection.out:
-                    connection.write()
-
-    @staticmethod
-    def of(reactor: Reactor) -> _Flusher:
-        """The reactor's own."""
-        for hook in reactor.hooks:
-            if isinstance(hook, _Flusher):
-                return hook
-        flusher = _Flusher()
-        reactor.hooks.append(flusher)
-        return flusher
-
-
-class TlsConnection:
+class TlsConnection(TlsSender):
     """One authenticated peer on another machine, in a process's reactor."""
 
     first_frame_limit: ClassVar[int] = FIRST_FRAME_LIMIT
     frame_limit: ClassVar[int] = MAX_FRAME
 
-    #: The other side is authenticated.
-    ready = False
-    closed = False
-    #: Nothing can be sent any more: the peer is gone.
-    broken = False
-    #: What ended the connection, or will; a ConnectionRefusedError says that nobody listens there.
-    error: Exception | None = None
     #: Whatever the owner of the connection wants to know of the other side.
     peer: Any = None
-    #: OpenSSL's state, and its `read`. Made when the first byte is there: a silent stranger has none of its 40 KB.
-    _ssl: ssl.SSLObject | None = None
+    #: OpenSSL's `read`, made with its state.
     _read_into: Callable[[int, memoryview], int]
-    #: Whether `out` begins with `_SEALED`.
-    _marked = False
-    #: How much of the first entry of `out` is encrypted.
-    _offset = 0
-    #: Whether EPOLLOUT is asked for.
-    _wants_write = False
     #: Where raw bytes go (None: nowhere), how many are missing, and who wants to know the end.
     _raw: memoryview | None = None
     _raw_left = 0
@@ -174,30 +87,16 @@ class TlsConnection:
             peer_address: for these limits and for messages.
             handshake_timeout_s: without `half_open`, which has its own.
         """
-        self._sock: Any = None
-        self._reactor = reactor
-        self.fd = -1
         self.on_message = on_message
         self.on_close = on_close
         self.on_ready = on_ready
         self.peer_address = peer_address
         self._context = context
         self._server_side = server_side
-        #: Frames not yet wholly sent, oldest first.
-        self.out: deque[Entry] = deque()
-        #: Entries wholly sent that carry a record; the loop drains it.
-        self.settled: deque[Entry] = deque()
-        #: Guards `closed` against commits of records.
-        self._commit = allocate_lock()
-        #: Guards the encrypted stream: the thread that led last may write while the next one takes the lead.
-        self._io = allocate_lock()
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        #: What the socket has not taken yet: plain bytes first, ciphertext later.
-        self._sealed = memoryview(b"")
+        super().__init__(reactor)
+        self._incoming = ssl.MemoryBIO()
         self._inbox = bytearray()
         self._limit = self.first_frame_limit
-        self._flusher = _Flusher.of(reactor)
-        self._flusher.connections.add(self)
         if half_open is not None:
             self._admission = half_open.admit(peer_address, self._cut_off)
         else:
@@ -213,165 +112,8 @@ class TlsConnection:
         self._reactor.register(self.fd, READ, self.on_events)
         if not self._server_side:
             self._advance_handshake()
-        self._sealed = memoryview(preface + self._outgoing.read())
-        self._flusher.dirty.append(self)
-        self._reactor.wake()
-
-    # --- sending: any thread ------------------------------------------------------------
-
-    def send(self, message: Message) -> None:
-        """Queue `message`; the loop sends it."""
-        self.send_frame(encode_frame(message))
-
-    def send_frame(self, frame: bytes, record: Any = None) -> bool:
-        """Queue a frame; it is committed once this has appended it. False after the end of the connection, which is
-        told by `on_close`."""
-        return self._append(Entry(frame, None, record))
-
-    def send_raw(self, frame: bytes, raw: memoryview, on_sent: Callable[[], None] | None = None) -> bool:
-        """Queue a frame and the bytes that follow it. They must stay as they are until the loop calls `on_sent`: when
-        they are sent, or never will be. It is not called if this returns False."""
-        return self._append(Entry(frame, raw.cast("B") if raw.nbytes else None, None, on_sent))
-
-    def _append(self, entry: Entry) -> bool:
-        if self.closed:
-            return False
-        if entry.record is None and entry.on_sent is None:
-            self.out.append(entry)
-        else:
-            # What was committed before the end is found by `on_close`; after it nothing may be.
-            with self._commit:
-                if self.closed:
-                    return False  # type: ignore[unreachable]  # The loop may have closed it meanwhile.
-                self.out.append(entry)
-        self._flusher.dirty.append(self)
-        self._reactor.wake()
-        return True
-
-    def flush(self) -> None:
-        """Send what the socket takes, if this thread leads the loop; otherwise have the loop do it."""
-        if self._flusher.thread == get_ident():
-            sent: list[Callable[[], None]] = []
-            # It led last. If another thread took the lead just now, the lock keeps the two apart.
-            with self._io:
-                self._write_some(sent)
-            if not sent:
-                return
-            self._flusher.calls.extend(sent)
-        else:
-            self._flusher.dirty.append(self)
-        self._reactor.wake()
-
-    # --- sending: the loop ------------------------------------------------------------------
-
-    def write(self) -> None:
-        """Encrypt and send what waits, as far as the socket takes it. Loop only: others `flush`."""
-        sent: list[Callable[[], None]] = []
-        with self._io:
-            self._write_some(sent)
-        if sent:
-            for call in sent:  # Outside of the lock: they may send more.
-                call()
-
-    def _write_some(self, sent: list[Callable[[], None]]) -> None:
-        room = MOST_AT_ONCE
-        while not (self.closed or self.broken or self._sock is None):
-            if not self._sealed and self._outgoing.pending:
-                self._sealed = memoryview(self._outgoing.read())
-            if self._sealed:
-                try:
-                    count = self._sock.send(self._sealed)
-                except (BlockingIOError, InterruptedError):
-                    self._mark(waits=True)
-                    self._want_write(True)
-                    return
-                except OSError as error:
-                    # The peer is gone. Reading tells the loop so, which finds in `out` what was not sent.
-                    self.broken, self.error = True, self.error or error
-                    return
-                self._sealed = self._sealed[count:]
-                room -= count
-                continue
-            if self._marked:
-                self._mark(waits=False)
-            if not self.out or not self.ready:
-                if self._wants_write:
-                    self._want_write(False)
-                return
-            if room <= 0:
-                self._want_write(True)
-                return
-            self._seal(sent)
-
-    def _mark(self, *, waits: bool) -> None:
-        """Note in `out` whether encrypted bytes wait for the socket."""
-        if self._marked != waits:
-            self._marked = waits
-            if waits:
-                self.out.appendleft(_SEALED)
-            else:
-                self.out.popleft()
-
-    def _want_write(self, wanted: bool) -> None:
-        if self._wants_write != wanted:
-            self._reactor.modify(self.fd, READ | WRITE if wanted else READ)
-            self._wants_write = wanted
-
-    def _seal(self, sent: list[Callable[[], None]]) -> None:
-        """Encrypt the next entries of `out`."""
-        try:
-            self._seal_entries(sent)
-        except ssl.SSLError as error:
-            self.broken, self.error = True, self.error or error
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)  # The stream is unusable; whoever reads is told so.
-            except OSError:
-                pass  # It has ended already.
-
-    def _seal_entries(self, sent: list[Callable[[], None]]) -> None:
-        out, small, room = self.out, list[bytes](), SEAL_BYTES
-        assert self._ssl is not None  # Nothing is sent before the handshake is over.
-        if len(out) == 1 and out[0].raw is None and len(out[0].frame) <= JOIN_LIMIT:
-            frame = out[0].frame  # The usual case, made short.
-            self._finish_entry(sent)
-            self._ssl.write(frame)
-            return
-        while out and room > 0:
-            entry = out[0]
-            if entry.raw is None and len(entry.frame) <= JOIN_LIMIT:
-                small.append(entry.frame)
-                room -= len(entry.frame)
-                self._finish_entry(sent)
-                continue
-            if small:
-                self._ssl.write(b"".join(small))
-                small.clear()
-            piece = self._next_piece(entry, room, sent)
-            self._ssl.write(piece)
-            room -= len(piece)
-        if small:
-            self._ssl.write(small[0] if len(small) == 1 else b"".join(small))
-
-    def _next_piece(self, entry: Entry, room: int, sent: list[Callable[[], None]]) -> memoryview:
-        """The next piece of a large entry."""
-        size, offset = len(entry.frame), self._offset
-        if offset < size:
-            piece = memoryview(entry.frame)[offset : offset + room]
-        else:
-            assert entry.raw is not None  # Otherwise it was finished with its frame.
-            piece = entry.raw[offset - size : offset - size + room]
-        self._offset = offset + len(piece)
-        if self._offset == size + (0 if entry.raw is None else len(entry.raw)):
-            self._offset = 0
-            self._finish_entry(sent)
-        return piece
-
-    def _finish_entry(self, sent: list[Callable[[], None]]) -> None:
-        entry = self.out.popleft()
-        if entry.record is not None:
-            self.settled.append(entry)
-        if entry.on_sent is not None:
-            sent.append(entry.on_sent)
+        self._sealed.append(preface + self._outgoing.read())
+        self._leave_to_loop()
 
     # --- the handshake: the loop ------------------------------------------------------------------
 
@@ -388,6 +130,7 @@ class TlsConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._leave_to_loop()
         self._authenticated()
         if self.on_ready is not None:
             self.on_ready(self)
@@ -418,7 +161,10 @@ class TlsConnection:
     def on_events(self, events: int) -> None:
         """The reactor's callback."""
         if events & WRITE:
+            with self._io:
+                self._wants_write = True  # Or EPOLLOUT is on because somebody was interrupted.
             self.write()
+            self._flusher.tell()
         if events & ~WRITE and not self.closed and not self._receiving:
             self._receive()
 
@@ -438,13 +184,14 @@ class TlsConnection:
             return
         self._receiving = True
         try:
-            with self._io:
-                self._incoming.write(scratch[:size])
             if not self.ready:
+                with self._io:
+                    self._incoming.write(scratch[:size])
                 self._refusal(scratch[:size])
                 self._advance_handshake()
+                size = 0
             if self.ready:
-                self._decrypt(scratch)
+                self._decrypt(scratch, size)
         except ssl.SSLError as error:
             self._fail(error, f"TLS: {explain(error)}")
         except ProtocolError as error:
@@ -466,16 +213,22 @@ class TlsConnection:
         if not self.ready and not self._server_side and bytes(data[: len(MAGIC)]) == MAGIC and len(data) > len(MAGIC):
             raise ProtocolError(f"the peer speaks protocol {data[len(MAGIC)]}, this process {PROTOCOL_VERSION}")
 
-    def _decrypt(self, scratch: memoryview) -> None:
-        """Handle all complete records. One at a time, so that raw bytes are decrypted where they belong."""
+    def _decrypt(self, scratch: memoryview, size: int) -> None:
+        """Handle all complete records of what waits, and of `size` bytes more that are in the scratch buffer. One at a
+        time, so that raw bytes are decrypted where they belong."""
         tls, read, incoming, lock = self._ssl, self._read_into, self._incoming, self._io
         assert tls is not None  # It is made by the handshake.
         while not self.closed:
             raw = self._raw
             try:
                 with lock:
-                    if not incoming.pending and not tls.pending():
+                    if size:
+                        incoming.write(scratch[:size])
+                    elif not incoming.pending and not tls.pending():
                         return
+                    if self._begun is not None:
+                        # Reading may fill the buffer by which it is known what was encrypted.
+                        self._finish_begun(self._begun)
                     size = read(len(scratch), scratch) if raw is None else read(len(raw), raw)
             except ssl.SSLWantReadError:
                 return
@@ -491,6 +244,7 @@ class TlsConnection:
                 self._cut(self._inbox)
             else:
                 self._cut(scratch[:size])
+            size = 0
 
     def _cut(self, data: memoryview | bytearray) -> None:
         """Handle each complete frame in `data`; keep the rest in the inbox."""
@@ -561,7 +315,7 @@ class TlsConnection:
         """End the connection and tell `on_close` once. Loop only."""
         if self.closed:
             return
-        with self._commit, self._io:
+        with self._io:
             self.closed = True
         self._flusher.connections.discard(self)
         if self._timer is not None:
@@ -572,10 +326,9 @@ class TlsConnection:
         if self._sock is not None:
             self._reactor.unregister(self.fd)
             self._sock.close()
-        if self._marked:
-            self._marked = False
+        if self.out and self.out[0] is SEALED:
             self.out.popleft()
-        unsent = [entry.on_sent for entry in self.out if entry.on_sent is not None]
+        unsent = [entry[3] for entry in self.out if entry[3] is not None]
         self._raw = self._on_raw = None
         self.on_close(self, reason)
         self.out.clear()

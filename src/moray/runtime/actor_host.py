@@ -24,7 +24,7 @@ import threading
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -89,6 +89,10 @@ class ActorHost:
         #: Group → what its threads run now. Each thread adds and removes its own.
         self._busy: dict[str, dict[int, None]] = {}
         self.exiting = False
+        #: Taken by the thread that ends the process.
+        self._leaving = threading.Lock()
+        #: It is to live elsewhere: no call is begun any more (:mod:`moray.runtime.actor_moves`).
+        self._moving = False
         #: Until the constructor has returned.
         self._construction: Construction | None = Construction()
         #: Until when this machine counts as alive; None: nobody could take it for dead.
@@ -135,6 +139,8 @@ class ActorHost:
             connection.send(reply if isinstance(reply, m.CallResults) else m.CallResults([reply]))
 
     def _dispatch(self, call: Called) -> None:
+        if self._moving:
+            return  # Its caller will be told that it has not begun.
         if self._early is not None:
             self._early.append(call)
         else:
@@ -325,6 +331,8 @@ class ActorHost:
             begin = perf_counter_ns()
             value = method(*args, **kwargs)
             del args, kwargs
+            if call.cancelled and self.concurrent:
+                raise executor.cancelled(call, "it ended after it had been asked to")
             if extra.stream is not None:
                 stream_producer.answer(executor, call, self._name(call), extra, value, token, begin)
                 return
@@ -439,6 +447,19 @@ class ActorHost:
     def cancel_running(self, process: bytes, seq: int) -> None:
         """A thread can only ask whether its call is cancelled (``is_canceled()``)."""
 
+    def stop_beginning(self) -> list[Called]:
+        """Begin no more calls: returns those that were accepted, and that no thread has taken. Loop only."""
+        self._moving = True
+        taken = self._executor.take_calls()
+        for group, queue in self._queues.items():
+            while True:
+                try:
+                    queue.get_nowait()  # There is one for each call: whoever has it takes one.
+                except Empty:
+                    break
+                taken.append(self._waiting[group].popleft())
+        return taken
+
     def forget_caller(self, process: bytes) -> None:
         """A caller died: what it still wanted is not begun."""
         stream_producer.forget_owner(process)
@@ -489,16 +510,26 @@ class ActorHost:
         """exit_actor() or sys.exit() in a method: the process ends; with code 0 by its own will."""
         code = wish.code if isinstance(wish.code, int) else int(wish.code is not None)
         if isinstance(wish, ActorExit) or code == 0:
-            how = "exit_actor() was called" if isinstance(wish, ActorExit) else "sys.exit(0) was called"
+            how = "exit_actor()" if isinstance(wish, ActorExit) else "sys.exit() with exit code 0"
             if method == "__ray_terminate__":
-                how = "it was asked to terminate (__ray_terminate__)"
-                self._leave(how, 0)
-            self._leave(f"{how} in {self.creation.class_name}.{method}", 0)
+                self._leave("it was asked to terminate (__ray_terminate__)", 0)
+            self._leave(f"{how} was called in {self.creation.class_name}.{method}", 0)
         sys.stderr.write(f"actor {self.creation.class_name}.{method}() called sys.exit({wish.code!r})\n")
         self._leave("", code)
 
+    def leave_after_this(self) -> None:
+        """exit_actor() was called: the actor ends with the call that did it, even if the user's code swallows what is
+        raised. No call pays for a look at that: where the results of calls go is replaced."""
+        call = current_call.get() if self.concurrent else self._executor.current
+        last = _LastResults(self, call.spec.method if isinstance(call, Called) else "__init__")
+        with self._executor.flush_lock:
+            last.extend(self.results)
+            self.results = last
+        setattr(self._executor, "respond", last.append)
+
     def _leave(self, reason: str, code: int) -> NoReturn:
         """End the process in peace; with a reason the head does not restart it."""
+        self._leaving.acquire()  # A second thread that wants to waits here for the end.
         self.exiting = True
         if reason:
             self._worker.node.send(m.ActorExiting(self.actor, self.incarnation, reason))
@@ -521,15 +552,28 @@ class ActorHost:
 
     def farewell(self) -> None:
         """The user's last code: ``__ray_shutdown__`` of the instance, then atexit handlers."""
-        shutdown = getattr(self.instance, "__ray_shutdown__", None)
-        try:
-            if shutdown is not None:
-                shutdown()
-            atexit._run_exitfuncs()
-        except BaseException:  # noqa: BLE001 - the process ends anyway; its stderr says why it was not in peace.
-            import traceback
+        at_exit: Any = atexit
+        for hook in (getattr(self.instance, "__ray_shutdown__", None), at_exit._run_exitfuncs):
+            try:
+                if hook is not None:
+                    hook()
+            except BaseException:  # noqa: BLE001 - the process ends anyway; its stderr says why it was not in peace.
+                import traceback
 
-            traceback.print_exc()
+                traceback.print_exc()
+
+
+class _LastResults(deque[Any]):
+    """Results of an actor whose exit_actor() was called: those that are there are sent, the next one ends it."""
+
+    def __init__(self, host: ActorHost, method: str) -> None:
+        super().__init__()
+        self._host = host
+        self._method = method
+
+    def append(self, *_result: Any) -> NoReturn:
+        """A call has ended, though exit_actor() had been called in it, or in another one."""
+        self._host._exit_by(ActorExit(), self._method)
 
 
 class _Farewell:

@@ -1,7 +1,10 @@
-"""Actors with coroutines: their calls run in an event loop in the worker's main thread, as many at once as each
-concurrency group allows.
+"""Actors with coroutines: their calls run in an event loop in the worker's main thread, as many at once as
+``max_concurrency`` allows.
 
-The loop *is* the reactor's leader: its selector turns the reactor while it has nothing else to do
+Each concurrency group has an event loop of its own in a thread of its own, for coroutines and ordinary methods alike:
+what blocks in one group does not hold up the others. It starts with the group's first call.
+
+The main thread's loop *is* the reactor's leader: its selector turns the reactor while it has nothing else to do
 (:class:`~moray.runtime.loop_selector.LoopSelector`), so that a call costs no change of thread. The I/O thread steps in
 as with tasks when the main thread is busy.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import warnings
 from _thread import get_ident
 from collections import deque
@@ -38,8 +42,10 @@ class AsyncActorHost(ActorHost):
     def __init__(self, worker: Worker, start: m.StartActor, connection: Connection | None) -> None:
         super().__init__(worker, start, connection)
         self._loop = asyncio.SelectorEventLoop(LoopSelector(worker))
-        #: Group → how many of its coroutines may begin.
+        #: Group → how many of its coroutines may begin. Each is its event loop's.
         self._limits: dict[str, _Limit] = {}
+        #: Concurrency group → its event loop. Loop only.
+        self._group_loops: dict[str, asyncio.AbstractEventLoop] = {}
         self._flush_due = False
         self._warned = False
 
@@ -73,16 +79,36 @@ class AsyncActorHost(ActorHost):
 
     def _begin(self, call: Called) -> None:
         """Have the event loop run a call. Loop only: in the main thread, or the I/O thread."""
-        loop = self._loop
+        loop: asyncio.AbstractEventLoop = self._loop
         self.running[call.caller.process, call.spec.seq] = (call, None)
-        if get_ident() == self._worker.main_ident:
-            self._start_task(call)
-        else:
-            loop.call_soon_threadsafe(self._start_task, call)
+        if self.creation.groups and (group := self._group_of(call)):
+            loop = self._group_loop(group)
+        elif get_ident() == self._worker.main_ident:
+            self._start_task(call, loop)
+            return
+        loop.call_soon_threadsafe(self._start_task, call, loop)
 
-    def _start_task(self, call: Called) -> None:
-        task = self._loop.create_task(self._run_async(call))
+    def _start_task(self, call: Called, loop: asyncio.AbstractEventLoop) -> None:
+        task = loop.create_task(self._run_async(call))
         self.running[call.caller.process, call.spec.seq] = (call, task)
+
+    def _group_loop(self, group: str) -> asyncio.AbstractEventLoop:
+        """The event loop of a concurrency group. Loop only."""
+        loop = self._group_loops.get(group)
+        if loop is None:
+            loop = self._group_loops[group] = asyncio.SelectorEventLoop()
+            threading.Thread(target=self._run_loop, args=(loop,), name=f"moray-actor-{group}", daemon=True).start()
+        return loop
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread of a concurrency group, for as long as the actor lives."""
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        except SystemExit as wish:  # Of a task that the user's code has made.
+            self._exit_by(wish, "a task of its own")
+        finally:
+            self._leave("the event loop of one of its concurrency groups was stopped", 1)
 
     async def _run_async(self, call: Called) -> None:
         current_call.set(call)
@@ -129,7 +155,8 @@ class AsyncActorHost(ActorHost):
             self.running.pop((call.caller.process, call.spec.seq), None)
             limit.release()
         took = perf_counter_ns() - begin
-        executor.events.append_main((call.spec.method, call.spec.seq, call.connection, begin, took))
+        record = executor.events.append if self._group_loops else executor.events.append_main
+        record((call.spec.method, call.spec.seq, call.connection, begin, took))
         self._answer_async(call, value, took // 1000, token, extra)
         self._flush_soon()
 
@@ -152,7 +179,7 @@ class AsyncActorHost(ActorHost):
     def _flush_soon(self) -> None:
         """Send what has ended: now if nothing else is about to run here, otherwise once for all of that."""
         loop: Any = self._loop
-        if not loop._ready:
+        if not loop._ready or (self._group_loops and get_ident() != self._worker.main_ident):
             self._executor.flush()
         elif not self._flush_due:
             self._flush_due = True
@@ -193,7 +220,12 @@ class AsyncActorHost(ActorHost):
         """The call's coroutine sees asyncio.CancelledError. Loop only."""
         _call, task = self.running.get((process, seq), (None, None))
         if task is not None:
-            self._loop.call_soon_threadsafe(task.cancel)
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def stop_beginning(self) -> list[Called]:
+        """All that came is a coroutine by now, and ends as such. Loop only."""
+        self._moving = True
+        return []
 
     def _end_soon(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._leave("", 0))

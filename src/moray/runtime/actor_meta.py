@@ -14,7 +14,17 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from moray.options import _bool, _filled_str, _int, _num_returns, _retry_exceptions, _str
+from moray.options import (
+    _COUNT_OR_ENDLESS,
+    _POSITIVE,
+    _backpressure,
+    _bool,
+    _filled_str,
+    _int,
+    _num_returns,
+    _retry_exceptions,
+    _str,
+)
 from moray.runtime.signatures import Parameter, parameters_of
 from moray.serialization import dumps_code
 
@@ -30,12 +40,12 @@ _Check: TypeAlias = Callable[[str, Any], Any]
 METHOD_CHECKS: Final[dict[str, _Check]] = {
     "num_returns": _num_returns,
     "concurrency_group": _filled_str,
-    "max_task_retries": _int(-1, " (-1: without end)"),
+    "max_task_retries": _int(-1, _COUNT_OR_ENDLESS),
     "retry_exceptions": _retry_exceptions,
     "enable_task_events": _bool,
     "tensor_transport": _str,
-    "_generator_backpressure_num_objects": _int(-1, " (-1: no limit)"),
-    "_num_objects_per_yield": _int(1),
+    "_generator_backpressure_num_objects": _backpressure("limit how far it may be ahead"),
+    "_num_objects_per_yield": _int(1, _POSITIVE),
 }
 #: Options of ``handle.method.options()``.
 CALL_CHECKS: Final[dict[str, _Check]] = {**METHOD_CHECKS, "name": _str}

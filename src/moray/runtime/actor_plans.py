@@ -35,7 +35,14 @@ class CallPlan:
             num_returns = 1
         retries = meta.max_task_retries if method.max_task_retries is None else method.max_task_retries
         extra = None
-        if num_returns != 1 or stream is not None or method.retry is not None or method.group or method.task_name:
+        if (
+            num_returns != 1
+            or stream is not None
+            or method.generator
+            or method.retry is not None
+            or method.group
+            or method.task_name
+        ):
             extra = m.TaskExtra(
                 num_returns=num_returns,
                 name=method.task_name,

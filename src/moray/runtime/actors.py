@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,7 +29,7 @@ from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.callee import ALIVE, DEAD, Callee
 from moray.runtime.creations import Creations
 from moray.runtime.streams import make_stream, reconnect_streams
-from moray.runtime.task_errors import actor_died
+from moray.runtime.task_errors import actor_died, inherited
 from moray.runtime.tasks import Call, CallSettings, Function, Life
 from moray.runtime.values import dump_error, load_error
 
@@ -89,7 +89,7 @@ class ActorClient:
         """(actor, meta, creator) of the living actor with this name. Raises ActorHandleNotFoundError (a ValueError)."""
         answer = self._runtime.ask(lambda number: m.FindActor(number, name, namespace))
         if not answer.actor:
-            raise exceptions.ActorHandleNotFoundError(answer.reason)
+            raise exceptions.ActorHandleNotFoundError(f"{answer.reason} (Failed to look up actor with name {name!r})")
         return answer.actor, answer.meta, answer.creator
 
     def names(self, namespace: str) -> list[tuple[str, str]]:
@@ -115,6 +115,10 @@ class ActorClient:
         if callee is None:
             callee = self._callees.setdefault(actor, Callee(actor, creator))
         return callee
+
+    def callees(self) -> list[Callee]:
+        """All actors that this process may call. Any thread."""
+        return list(self._callees.values())
 
     def submit(  # noqa: C901, PLR0912 - spelled out: a hot path.
         self, callee: Callee, settings: CallSettings, prepared: Prepared | None, handle: ObjectRef[Any] | None
@@ -162,7 +166,7 @@ class ActorClient:
         else:
             for each in entries or ():
                 each.task = call
-        if callee.idle and not callee.queue and call.arguments is None:
+        if callee.idle and not callee.queue and call.arguments is None and not callee.inside():
             with callee.lock:
                 if self._send_directly(callee, call):
                     return returned
@@ -312,7 +316,8 @@ class ActorClient:
             if entry is not None:
                 self._runtime.references.inherit(entry, failed)
         failed._entry.seen = True
-        self._runtime.submitter.finish_with(call, failed._entry.blob or b"", False)
+        error = inherited(call.options.name, failed._entry.blob or b"")
+        self._runtime.submitter.finish_with(call, error, False)
 
     def pump_soon(self, callee: Callee) -> None:
         """There may be something to send. Loop only."""
@@ -479,15 +484,19 @@ class ActorClient:
             callee.peer.callee = None
             callee.peer = None
         if message.state != DEAD:
-            self._retry_unanswered(callee)
+            self._retry_unanswered(callee, message.begun)
 
-    def _retry_unanswered(self, callee: Callee) -> None:
-        """What the old incarnation did not answer: again, in order, if it has retries left."""
+    def _retry_unanswered(self, callee: Callee, begun: Mapping[bytes, list[int]] | None = None) -> None:
+        """What the old incarnation did not answer: again, in order, if it has retries left, or was not begun. `begun`:
+        what may have been, by caller, if that is known."""
         again: list[Call] = []
+        tried = None if begun is None else frozenset(begun.get(self._runtime.process, ()))
         callee.last_told = 0
         for call in callee.calls.restart():
             if call.cancelled:
                 self._fail(callee, call, self._runtime.cancels.error_blob(call, "its actor has ended"))
+            elif tried is not None and call.number not in tried:
+                again.append(call)
             elif call.retries_left:
                 if call.entries is None and call.entry is not None and call.stream is None:
                     call.entries, call.entry = [call.entry], None  # Its result is not taken by the short way.
@@ -520,8 +529,8 @@ class ActorClient:
             self._fail(callee, call, blob)
 
     def _fail(self, callee: Callee, call: Call, blob: bytes) -> None:
-        """The call ends with its actor, which may have left a result in the store. Whoever killed it knows why."""
-        killed = callee.reason.startswith("killed by moray.kill()")
+        """The call ends with its actor, which may have left a result in the store. Whoever had it end knows why."""
+        killed = callee.reason.startswith("killed by moray.kill()") or call.options.method == "__ray_terminate__"
         for entry in call.entries if call.entries is not None else [call.entry]:
             if entry is not None:
                 entry.seen = entry.seen or killed

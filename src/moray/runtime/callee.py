@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from moray.core.actor_calls import Outgoing
@@ -22,7 +23,7 @@ class Callee:
 
     __slots__ = (
         "actor", "address", "answered_timer", "calls", "class_name", "connection", "creator", "error", "hungry", "idle",
-        "incarnation", "killed", "last_told", "lock", "max_pending", "ordered", "peer", "queue", "reason",
+        "incarnation", "inside", "killed", "last_told", "lock", "max_pending", "ordered", "peer", "queue", "reason",
         "restarts_left", "retry_timer", "set_aside", "state", "watched",
     )  # fmt: skip
 
@@ -40,8 +41,10 @@ class Callee:
         self.peer: Peer | None = None
         self.connection: Connection | None = None
         self.address = ""
-        #: Held while calls are committed to the connection, by user threads and the loop.
-        self.lock = allocate_lock()
+        #: Held while calls are committed to the connection, by user threads and the loop. A signal's handler that comes
+        #: here in the middle of it queues its call.
+        self.lock = RLock()
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         #: Calls that were not sent, oldest first. User threads append; the loop takes.
         self.queue: deque[Call] = deque()
         #: Calls of an unordered actor that wait for arguments.

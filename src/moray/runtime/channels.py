@@ -37,7 +37,7 @@ import os
 import platform
 import sys
 import weakref
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable
 from os import sched_yield
@@ -99,6 +99,16 @@ def check_supported() -> None:
     if not futex.supported():
         raise exceptions.MoraySystemError(
             f"channels need Linux on x86_64, aarch64 or riscv64, and this is {sys.platform} on {platform.machine()}"
+        )
+
+
+def refuse_inside(lock: Any) -> None:
+    """Raise in a signal handler that came while its thread was in the middle of what the RLock guards (INTERRUPT)."""
+    if lock._is_owned():
+        raise exceptions.MoraySystemError(
+            "a signal handler that interrupted this thread in the middle of execute() or get() of a compiled graph "
+            "called that graph, which cannot go on before the handler returns: set a flag in the handler, and call the "
+            "graph outside of it"
         )
 
 
@@ -448,7 +458,8 @@ class Reader:
         self._waiting = 0
         #: How often in a row a moment's look found nothing; how many of the next waits sleep at once.
         self._missed = self._sleeps = 0
-        self._lock = allocate_lock()
+        #: Of the two below; a signal's handler that waits inside of it leaves them as they were.
+        self._lock = RLock()
         #: Extent → (offset, capacity, its mapping).
         self._mapped: dict[int, tuple[int, int, mmap.mmap]] = {}
         #: Extent → what was last seen there, as long as it is not released.

@@ -15,6 +15,8 @@ def cluster_report() -> dict[str, Any]:
     found = _runtime().ask(m.ClusterInfo).state
     return {
         "nodes": [_node(node) for node in found["nodes"]],
+        # When the cluster's certificates end for good, in seconds of the epoch; 0: it has none.
+        "authority_ends": found.get("authority_ends", 0.0),
         "pending": [
             {"count": item["count"], "name": item["label"] or item["owner"], "reason": item["reason"] or item["cause"]}
             for item in found["pending"]
@@ -38,6 +40,7 @@ def _node(node: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": node["id"],
         "state": ("draining" if node.get("draining") else "alive") if node["alive"] else dead,
+        "leaving": node.get("leaving"),
         "address": f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
         "hostname": node["hostname"],
         "name": node["NodeName"],
@@ -62,8 +65,8 @@ def drain_node(name: str, seconds: float, reason: str) -> str:
         known = ", ".join(node["id"][:8] for node in nodes)
         return f"{len(chosen)} living nodes have ids that begin with {name!r}; there are {known}"
     deadline = time.time() + seconds
-    runtime.ask(lambda number: m.DrainNode(number, bytes.fromhex(chosen[0]), reason, deadline))
-    return ""
+    answer = runtime.ask(lambda number: m.DrainNode(number, bytes.fromhex(chosen[0]), reason, deadline))
+    return answer.detail if isinstance(answer, m.StoreError) else ""
 
 
 def _runtime() -> Any:

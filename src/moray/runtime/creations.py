@@ -127,7 +127,10 @@ class Creations:
         self.forget(spec.actor)
         self._client.forget(spec.actor)
         if not answer.actor:
-            raise exceptions.ActorAlreadyExistsError(answer.reason)
+            raise exceptions.ActorAlreadyExistsError(
+                f"{answer.reason}: The name {spec.name!r} is already taken. Please use a different name, or "
+                "get_if_exists=True"
+            )
         return answer.actor, answer.meta, answer.creator, None
 
     def forget(self, actor: bytes) -> Created | None:

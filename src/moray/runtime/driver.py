@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from moray import config, exceptions
 from moray.ids import new_process, tag_of
 from moray.labels import check_labels
+from moray.launch.cluster_file import own_clusters
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle, find_sessions, start_node
 from moray.launch.session_directory import read_node_id
@@ -73,9 +74,13 @@ class Context:
             "address": driver.node_address,
             "node_ip_address": "127.0.0.1",
             "gcs_address": driver.node_address,
+            "redis_address": driver.node_address,
+            "raylet_ip_address": "127.0.0.1",
+            "metrics_export_port": 0,
             "raylet_socket_name": driver.node_address,
             "object_store_address": driver.node_address,
             "webui_url": "",
+            "dashboard_agent_listen_port": 0,
             "session_dir": welcome.session_dir,
             "session_name": welcome.session,
             "node_id": welcome.node_id.hex(),
@@ -84,6 +89,13 @@ class Context:
 
     def __getitem__(self, key: str) -> Any:
         return self.address_info[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.address_info
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What `address_info` has, or the default."""
+        return self.address_info.get(key, default)
 
     def keys(self) -> Any:
         """The names in `address_info`."""
@@ -176,7 +188,7 @@ def init(address: str | None, **options: Any) -> Context:
     if options.get("local_mode"):
         return _init_local(options)
     if address is None:
-        address = config.env_str("ADDRESS") or None
+        address = config.env_str("ADDRESS") or _own_cluster(options)
     logging = JobLogging(options)
     rotation_settings()  # A wrong variable is an error here, not one of every worker's.
     print_settings()
@@ -225,12 +237,16 @@ def _init_local(options: dict[str, Any]) -> Context:
     return Context(runtime)
 
 
+class _UnknownArgumentError(TypeError, RuntimeError):
+    """What Python raises for such a call, and what Ray raises."""
+
+
 def _check_names(options: dict[str, Any]) -> None:
     for name in options:
         if name not in _MEANINGFUL and name not in _WITHOUT_MEANING:
             near = difflib.get_close_matches(name, sorted(_MEANINGFUL | _WITHOUT_MEANING), 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"init() got an unknown argument {name!r}{hint}")
+            raise _UnknownArgumentError(f"init() got an unknown argument {name!r}{hint}")
 
 
 def _context(runtime: Runtime) -> Context:
@@ -239,10 +255,24 @@ def _context(runtime: Runtime) -> Context:
     raise RuntimeError("moray.init() is for drivers; this process is a worker and already connected")
 
 
+def _own_cluster(options: dict[str, Any]) -> str | None:
+    """The address of a cluster that this program, or one above it, has made for tests; None: to start a session."""
+    if not own_clusters() or _settled(options):
+        return None
+    from moray.launch.cluster import find_nodes
+
+    return "auto" if any(find_nodes(path) for path in own_clusters()) else None
+
+
+def _settled(options: dict[str, Any]) -> list[str]:
+    """The options that only a new session can follow."""
+    settled = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
+    return [name for name in settled if options.get(name) is not None]
+
+
 def _refuse_with_address(options: dict[str, Any], address: str) -> None:
     """A running session has its resources; asking for others would be ignored in silence."""
-    settled = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
-    given = [name for name in settled if options.get(name) is not None]
+    given = _settled(options)
     if given:
         raise ValueError(
             f"init(address={address!r}) connects to a running session, whose resources are settled: "
@@ -253,10 +283,10 @@ def _refuse_with_address(options: dict[str, Any], address: str) -> None:
 def _find(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
     """The path of a running node's socket; and the node, if it had to be started."""
     if address == "auto":
-        from moray.launch.cluster import find_nodes
+        from moray.launch.cluster import find_driver_node
 
-        nodes = [found.session for found in find_nodes(temp_dir) if not found.node.driver_only]
-        sessions = nodes or find_sessions(temp_dir)
+        node = find_driver_node(temp_dir=temp_dir)
+        sessions = [node.session] if node is not None else find_sessions(temp_dir)
         if not sessions:
             raise ConnectionError(
                 'there is no running session to connect to with address="auto": start one with `moray start --head`, '
@@ -264,8 +294,10 @@ def _find(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
             )
         return sessions[0].address, None
     remote = address.removeprefix("moray://").removeprefix("ray://")
-    if remote != address or _HOST_AND_PORT.fullmatch(address):
-        return _find_in_cluster(remote, temp_dir)
+    if remote != address:
+        return _join_cluster(remote, temp_dir, relayed=True)
+    if _HOST_AND_PORT.fullmatch(address):
+        return _find_in_cluster(address, temp_dir)
     path = address.removeprefix("unix://")
     if os.path.isdir(path):
         path = f"{path}/node.sock"
@@ -276,13 +308,23 @@ def _find(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
 
 def _find_in_cluster(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
     """A node of the cluster whose head is at HOST:PORT: of this machine, or one that is started for this driver."""
-    from moray.launch.cluster import find_nodes, start_joined
+    from moray.launch.cluster import find_driver_node
 
-    for found in find_nodes(temp_dir):
-        if found.node.head == address and not found.node.driver_only:
-            return found.session.address, None
+    found = find_driver_node(address, temp_dir)
+    return (found.session.address, None) if found is not None else _join_cluster(address, temp_dir, relayed=False)
+
+
+def _join_cluster(address: str, temp_dir: str, *, relayed: bool) -> tuple[str, NodeHandle]:
+    """A node for this driver alone; `relayed`: through the head's address only (``moray://``)."""
+    from moray.launch.cluster import start_joined
+
     handle = start_joined(
-        NodeConfig(resources={"CPU": 0, "memory": 0}), address, temp_dir=temp_dir, detached=False, driver_only=True
+        NodeConfig(resources={"CPU": 0, "memory": 0}),
+        address,
+        temp_dir=temp_dir,
+        detached=False,
+        driver_only=True,
+        relayed=relayed,
     )
     return handle.address, handle
 
@@ -301,13 +343,15 @@ def _node_config(options: dict[str, Any]) -> NodeConfig:
         resources[name] = round(amount * m.RESOURCE_UNIT)
     system = dict(options.get("_system_config") or {})
     store = options.get("object_store_memory")
+    if isinstance(store, float) and store.is_integer():
+        store = int(store)  # 2e9
     if store is not None and (not isinstance(store, int) or store < 1 << 20):
         raise ValueError(f"init(): object_store_memory={store!r} should be a number of bytes, at least 1 MiB")
     return NodeConfig(
         resources=resources,
         labels=_labels(options.get("labels")),
         object_store_memory=store or 0,
-        namespace=options.get("namespace") or "",
+        namespace=_given_namespace(options),
         spill_targets=spill_targets(system, config.env_str("SPILL_DIR")),
         system_config=system,
     )
@@ -340,9 +384,20 @@ def _job_config(options: dict[str, Any]) -> m.JobConfig:
     return job
 
 
+def _given_namespace(options: dict[str, Any]) -> str:
+    given = options.get("namespace")
+    if given is None:
+        return ""
+    if not isinstance(given, str):
+        raise TypeError(f"init(): namespace must be a string, not {given!r:.80} ({type(given).__name__})")
+    if not given:
+        raise ValueError("init(): namespace must not be empty; without it the job has a namespace of its own")
+    return given
+
+
 def _namespace(options: dict[str, Any]) -> str:
     """As given, or MORAY_NAMESPACE (RAY_NAMESPACE), or one of its own."""
-    given = options.get("namespace") or getattr(options.get("job_config"), "ray_namespace", None)
+    given = _given_namespace(options) or getattr(options.get("job_config"), "ray_namespace", None)
     return given or config.env_str("NAMESPACE") or str(uuid.uuid4())
 
 

@@ -16,10 +16,12 @@ forgotten when there are many; a task that names such a one is sent back, and co
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from time import perf_counter_ns
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -75,7 +77,9 @@ class Executor:
         self._loaded: dict[bytes, Callable[..., Any]] = {}
         #: Results not yet sent: (connection, result). Main thread appends; whoever flushes takes.
         self._results: deque[tuple[Connection, m.Result]] = deque()
-        self._flush_lock = allocate_lock()
+        self.flush_lock = RLock()
+        #: The calling thread is sending results: a signal's handler came in the middle of that.
+        self.flushing: Callable[[], bool] = self.flush_lock._is_owned  # type: ignore[attr-defined]
         #: Results that wait in the reference protocol, by identity: unsent. Main thread adds, loop removes.
         self.passing: dict[int, tuple[m.Result, Connection]] = {}
         self._flushed_ns = 0
@@ -166,6 +170,10 @@ class Executor:
         taken.reverse()
         return taken
 
+    def take_calls(self) -> list[Called]:
+        """An actor begins none any more: its queued calls, oldest first. Loop only."""
+        return self._take_back(lambda work: type(work) is Called, 0)
+
     def note_unfound(self, owner: bytes, seq: int) -> None:
         """A cancel came for work that nobody sees. Loop only."""
         self.unfound[owner, seq] = None
@@ -188,7 +196,7 @@ class Executor:
             return True
         if self.passing and not all(connection.closed for _result, connection in list(self.passing.values())):
             return True
-        with self._flush_lock:  # Whoever is sending results has sent them then.
+        with self.flush_lock:  # Whoever is sending results has sent them then.
             return bool(self._results)
 
     def forget_owner(self, process: bytes) -> None:
@@ -459,9 +467,9 @@ class Executor:
         """Send the gathered results, output first. Any thread that runs tasks, and the I/O thread."""
         self._flushed_ns = perf_counter_ns()
         host = self.host
-        if not self._results and (host is None or not host.results):
+        if (not self._results and (host is None or not host.results)) or self.flushing():
             return
-        with self._flush_lock:
+        with self.flush_lock:
             # What is added from here on may have printed after the pump: it is for the next flush.
             count = len(self._results)
             calls = len(host.results) if host is not None else 0
@@ -482,19 +490,23 @@ class Executor:
 
 
 def split_returns(value: Any, num_returns: int, name: str) -> list[Any]:
-    """The values of a task with several returns. ValueError on a mismatch."""
-    if num_returns == 1:
+    """The values of a task with several returns, or of a generator's with a fixed number of them. ValueError on a
+    mismatch."""
+    if num_returns == 1 and type(value) is not GeneratorType:
         return [value]
     if num_returns == 0:
         return []
     try:
-        values = list(value)
+        values = list(islice(value, num_returns)) if type(value) is GeneratorType else list(value)
     except TypeError:
         raise ValueError(
             f"task {name}() has num_returns={num_returns}, but returned a {type(value).__name__}, which is not iterable"
         ) from None
     if len(values) != num_returns:
         raise ValueError(f"task {name}() has num_returns={num_returns}, but returned {len(values)} values")
+    if type(value) is GeneratorType and next(value, value) is not value:
+        value.close()
+        sys.stderr.write(f"task {name}() has num_returns={num_returns}, and yielded more: what follows is left out\n")
     return values
 
 

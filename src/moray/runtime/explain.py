@@ -19,12 +19,13 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from moray import config, exceptions
+from moray import config
 from moray.core.wait_graph import Finding, Target, WaitGraph
 from moray.object_ref import Entry
 from moray.platform.process_table import read_stat
 from moray.protocol import messages as m
 from moray.runtime.explain_answers import Answers, amounts_text
+from moray.runtime.unusable import of_ended_session
 from moray.runtime.waits import Wait
 
 if TYPE_CHECKING:
@@ -269,10 +270,7 @@ class Explainer:
     def explain_entry(self, entry: Entry) -> str:
         """The story of an object."""
         if entry.origin.runtime is not self.runtime:
-            raise exceptions.ObjectLostError(
-                f"object {entry.id.hex()} belongs to a session that has ended; "
-                "references do not outlive moray.shutdown()"
-            )
+            raise of_ended_session(entry)
         if entry.ready:
             what = "an error, which get() raises" if entry.error else f"{entry.size or len(entry.blob or b'')} bytes"
             return f"The object is ready ({what}).{self.runtime.recovery.warning(entry)}"

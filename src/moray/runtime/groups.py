@@ -21,6 +21,7 @@ from weakref import WeakSet
 from moray import exceptions
 from moray.core.bundles import bundle_need, fits_in
 from moray.core.resources import show_amount, show_amounts
+from moray.ids import tag_of
 from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 from moray.runtime.tasks import KeyPool
@@ -44,13 +45,17 @@ _WAITING: Final = ("pending", "infeasible", "rescheduling")
 class Group:
     """One placement group, as far as this process knows it."""
 
-    __slots__ = ("blob", "bundles", "entry", "group", "name", "nodes", "pools", "reason", "ref", "state", "strategy")
+    __slots__ = (
+        "blob", "bundles", "entry", "group", "name", "nodes", "pools", "reason", "ref", "state", "strategy", "unused"
+    )  # fmt: skip
 
     def __init__(self, group: bytes, bundles: list[m.Resources], name: str = "", strategy: str = "") -> None:
         self.group = group
         self.bundles = bundles
         self.name = name
         self.strategy = strategy
+        #: It was made here, ends with this job, and nothing was to run in it; nobody else was told of it.
+        self.unused = False
         #: The head's last word, and why.
         self.state = "pending"
         self.reason = ""
@@ -75,10 +80,17 @@ class Group:
 class GroupPool(KeyPool):
     """The pool of a scheduling key in a group."""
 
-    def __init__(self, groups: Groups, group: Group, key: int, resources: m.Resources, *more: Any) -> None:
+    def __init__(self, groups: Groups, group: Group, index: int, key: int, resources: m.Resources, *more: Any) -> None:
         super().__init__(key, resources, *more)
         self.group = group
+        self._index = index
         self._groups = groups
+
+    def home(self) -> dict[bytes, int]:
+        """See KeyPool: the node of its bundle, which may not have told others yet that it has it."""
+        nodes = self.group.nodes
+        found = nodes[self._index] if 0 <= self._index < len(nodes) else (nodes[0] if len(set(nodes)) == 1 else b"")
+        return {tag_of(found): 1} if found else {}
 
     def should_request(self) -> int | None:
         """See Pool: nothing is asked for before the group is created, or after it was removed."""
@@ -123,6 +135,7 @@ class Groups:
         runtime = self._runtime
         runtime.check_usable()
         group = Group(message.group, message.bundles, message.name, message.strategy)
+        group.unused = not message.detached
 
         def begin() -> None:
             self.records[message.group] = group
@@ -173,8 +186,24 @@ class Groups:
         return found
 
     def remove(self, group: bytes) -> None:
-        """Remove a group; it is removed when this returns, and what runs in it about to end."""
-        self._runtime.ask(lambda request: m.RemoveGroup(request, group), before=_nothing)
+        """Remove a group; it is removed when this returns, and what runs in it about to end.
+
+        A group in which nothing could run is removed without waiting for the head's answer: the head hears whatever
+        this process asks it from now on after that.
+        """
+        runtime, found = self._runtime, self.records.get(group)
+        if found is None or not found.unused:
+            runtime.ask(lambda request: m.RemoveGroup(request, group), before=_nothing)
+            return
+        runtime.check_usable()
+
+        def remove() -> None:
+            if found.state != "removed":
+                found.state, found.reason = "removed", f"{found.label} was removed"
+                self._changed(found)
+            runtime.node.send(m.RemoveGroup(0, group))
+
+        runtime.call_soon(remove)
 
     def table(self) -> list[dict[str, Any]]:
         """All groups of the session, and the last removed ones."""
@@ -204,7 +233,7 @@ class Groups:
             pool = self._pools.get(key)
             if pool is None or pool.group is not group:
                 useful = _useful(group.bundles, resources, group.group.hex(), index)
-                pool = GroupPool(self, group, next(self._keys), resources, runtime_env, label, useful, strategy)
+                pool = GroupPool(self, group, index, next(self._keys), resources, runtime_env, label, useful, strategy)
                 self._pools[key] = pool
                 group.pools.append(pool)
                 submitter._by_key[pool.key] = pool
@@ -220,10 +249,11 @@ class Groups:
             if group is None:
                 group = Group(message.group, message.bundles, message.name, message.strategy)
                 self.records[message.group] = group
-            group.bundles = message.bundles or group.bundles
-            group.state, group.reason, group.nodes = message.state, message.reason, message.nodes
-            group.name, group.strategy = message.name or group.name, message.strategy or group.strategy
-            self._changed(group)
+            if group.state != "removed":  # Or its removal has crossed an earlier word.
+                group.bundles = message.bundles or group.bundles
+                group.state, group.reason, group.nodes = message.state, message.reason, message.nodes
+                group.name, group.strategy = message.name or group.name, message.strategy or group.strategy
+                self._changed(group)
         elif not message.request and message.group in self.records:
             # The creation of an unnamed group was refused: its job is ending.
             group = self.records[message.group]
@@ -379,6 +409,7 @@ def placement_of(
         return None, None, resources
     group_id, placement = found
     group: Group = groups_of(runtime).find(group_id)
+    group.unused = False
     if group.state != "removed":
         check_fits(group, resources, placement.index, what)
     return group, placement, bundle_need(resources, group_id.hex(), placement.index)
@@ -394,6 +425,11 @@ def _wanted(runtime: Any, options: TaskOptions | ActorOptions) -> tuple[bytes, m
     elif group == "default":
         captured = runtime.captured if strategy is None else None
         if captured is None:
+            if index != -1:
+                raise ValueError(
+                    f"option placement_group_bundle_index={index} needs a placement_group=…; without it the "
+                    "bundle index must be -1"
+                )
             return None
         return captured.group, m.Placement(captured.group, -1, captures is None or captures)
     if group is None or group.id.is_nil():
@@ -409,7 +445,7 @@ def check_fits(group: Group, resources: m.Resources, index: int, what: str) -> N
     if index >= len(bundles) or index < -1:
         last = f"0 to {len(bundles) - 1}" if len(bundles) > 1 else "0"
         raise ValueError(
-            f"placement group bundle index {index} is out of range: {group.label} has {len(bundles)} "
+            f"placement group bundle index {index} is invalid: {group.label} has {len(bundles)} "
             f"bundle{'s' if len(bundles) != 1 else ''}; give {last}, or -1 for any"
         )
     where = bundles if index < 0 else [bundles[index]]

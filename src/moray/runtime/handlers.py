@@ -3,8 +3,10 @@
 A handler runs in the main thread, between any two bytecodes of what that was doing, moray's own steps included. The
 locks that such a step holds can be taken again by its thread, and each says what a handler finds inside of it:
 
-- ``Connection``: a frame is queued, and sent by the step that was interrupted, which looks again before it ends;
-- ``KeyPool.lock``: a task is queued rather than sent directly;
+- a connection's: a frame is queued, and sent by the step that was interrupted, which looks again before it ends, or by
+  the loop;
+- ``KeyPool.lock``, ``Callee.lock``: a task or call is queued rather than sent directly;
+- those under which a worker sends results, items and output: nothing is sent, the interrupted step goes on with it;
 - ``Runtime.waiter_lock``: waiters are added and removed one by one; ``Runtime.import_lock``: see `import_ref`.
 
 So putting small values and submitting always work. Waiting cannot always (a large value may wait for room): what is
@@ -20,7 +22,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from moray import exceptions
-from moray.protocol.connection import Connection
 
 if TYPE_CHECKING:
     from moray.runtime.runtime import Runtime, Waiter
@@ -46,12 +47,12 @@ def refuse_inside(runtime: Runtime) -> None:
         return
     locks: list[Any] = [runtime.import_lock, runtime.waiter_lock]
     locks += [pool.lock for pool in list(runtime.submitter.pools.values())]
+    locks += [callee.lock for callee in runtime.actors.callees()]
+    locks += runtime.sending_locks()
     connections: list[Any] = [runtime.node]
     for peer in list(runtime.peers.values()):
         connections += peer.connections
-    if any(lock._is_owned() for lock in locks) or any(
-        isinstance(connection, Connection) and connection.inside() for connection in connections
-    ):
+    if any(lock._is_owned() for lock in locks) or any(connection.inside() for connection in connections):
         raise exceptions.MoraySystemError(
             "get(), wait() or another call that waits (a large value waits for room) was made in a signal handler that "
             "interrupted this thread in the middle of a call of moray, which cannot go on before the handler returns. "

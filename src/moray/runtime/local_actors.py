@@ -52,6 +52,8 @@ class LocalActor:
         #: Why it is dead; "" while it lives. The pickled error of its constructor, if that is why.
         self.reason = "it has ended"
         self.error: Serialized | None = None
+        #: exit_actor() was called.
+        self._leaves = False
         #: The constructor's arguments, for restarts.
         self._prepared: Prepared | None = None
         #: Of an ordinary actor: one call at a time.
@@ -180,15 +182,21 @@ class LocalActor:
 
                 traceback.print_exc()
 
+    def leave_after_this(self) -> None:
+        """exit_actor() was called."""
+        self._leaves = True
+
     def judge(self, call: LocalCall, error: BaseException | None) -> exceptions.ActorError | None:
         """Why a call that returned, or raised `error`, has no result of its own: the actor ended with it, or before."""
+        if self._leaves and not isinstance(error, SystemExit):
+            error = ActorExit()  # What exit_actor() raised was swallowed.
         if isinstance(error, SystemExit):
             method = f"{self.class_name}.{call.settings.method}"
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             if isinstance(error, ActorExit) or code == 0:
                 self._farewell()
-                how = "exit_actor() was called" if isinstance(error, ActorExit) else "sys.exit(0) was called"
-                self.end(f"{how} in {method}")
+                how = "exit_actor()" if isinstance(error, ActorExit) else "sys.exit() with exit code 0"
+                self.end(f"{how} was called in {method}")
             elif call.settings.method == _CONSTRUCTOR:
                 self.end(f"{method}() called sys.exit({error.code!r})")
             elif call.incarnation == self.incarnation:

@@ -467,9 +467,10 @@ class LocalStream:
         packed = Serialized(NONE_BLOB, [], [])
         if error is not None:
             packed = error
-            if inbox is not None and not self._dynamic:
+            if inbox is not None and (inbox or not self._dynamic):
                 inbox.append(self._item(error, is_error=True))
-        elif self._dynamic and inbox is not None:
+                error = None if self._dynamic else error
+        if self._dynamic and inbox is not None and error is None:
             packed = serialize(DynamicObjectRefGenerator(inbox))
         self._kept = None
         if inbox is not None:

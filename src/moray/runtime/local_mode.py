@@ -46,7 +46,7 @@ from moray.runtime.local_loop import PrivateLoop
 from moray.runtime.runtime import Waiter
 from moray.runtime.tasks import Life
 from moray.runtime.timeline import KEPT
-from moray.runtime.unusable import Unusable
+from moray.runtime.unusable import Unusable, of_ended_session
 from moray.runtime.values import load_error, serialize_for_put
 from moray.serialization import Serialized, context, loads
 
@@ -475,10 +475,7 @@ class LocalValues:
     def load(self, entry: Entry) -> Any:
         """The value of a ready entry, made anew; or raise the error that it is."""
         if entry.origin.runtime is not self._runtime:
-            raise exceptions.ObjectLostError(
-                f"object {entry.id.hex()} belongs to a session that has ended; "
-                "references do not outlive moray.shutdown()"
-            )
+            raise of_ended_session(entry)
         assert entry.blob is not None
         if entry.error:
             raise load_error(entry.blob, None)

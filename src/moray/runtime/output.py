@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -53,7 +53,7 @@ class Output:
         self._dropped: deque[m.BarState] = deque()
         #: In a driver: how far (process, stream) has arrived.
         self._received: dict[tuple[bytes, str], int] = {}
-        self._pump_lock = allocate_lock()
+        self.pump_lock = RLock()
         self._looked_at = 0.0
         #: The loop has been asked to rotate the files.
         self._rotating = False
@@ -75,7 +75,9 @@ class Output:
 
     def pump(self, last: bool = False) -> None:
         """Send new lines toward the driver; with `last` also an unfinished one. Any thread."""
-        with self._pump_lock:
+        if self.pump_lock._is_owned():  # type: ignore[attr-defined]
+            return  # A signal's handler came in the middle of this.
+        with self.pump_lock:
             grown = False
             for text in self._texts:
                 _flush(text)
@@ -101,7 +103,7 @@ class Output:
 
     def _rotate(self) -> None:
         """Loop only: nothing interrupts it halfway."""
-        with self._pump_lock:
+        with self.pump_lock:
             self._rotating = False
             for index, stream in enumerate(self._streams):
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections import deque
 from time import monotonic
@@ -82,7 +83,8 @@ class Prints:
     def configure(self) -> None:
         """Take the settings from the environment; before the loop turns."""
         settings = print_settings()
-        self._dedup = Dedup(settings.never, " (MORAY_DEDUP_LOGS=0 prints every line)") if settings.dedup else None
+        variable = "RAY_DEDUP_LOGS" if "moray.compat.facade" in sys.modules else "MORAY_DEDUP_LOGS"
+        self._dedup = Dedup(settings.never, f" ({variable}=0 prints every line)") if settings.dedup else None
         self._skip = re.compile(settings.skip) if settings.skip else None
         screen.colour = settings.colour
 

@@ -53,6 +53,15 @@ class Places:
         elif self._away:
             self._away.pop(entry.id, None)
 
+    def moved(self, object_id: bytes, source: bytes, tag: bytes) -> None:
+        """The node with the primary copy of an object leaves; another one has it now. Loop only."""
+        if self._away.get(object_id) != source:
+            return  # It was freed, or is elsewhere by now.
+        if tag != self.tag:
+            self._away[object_id] = tag
+        else:
+            del self._away[object_id]
+
     def drop(self, entry: Entry) -> None:
         """It is stored nowhere any more. Loop only."""
         if self._away:

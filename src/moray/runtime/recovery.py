@@ -72,6 +72,7 @@ class Recovery:
         #: Task → how often its arguments were not where they should be.
         self._rounds: dict[int, int] = {}
         runtime.handlers[m.ObjectsFound] = runtime.on_answer
+        runtime.handlers[m.ObjectsMoved] = self._on_moved
 
     # --- what is remembered ---------------------------------------------------------------------------
 
@@ -104,6 +105,8 @@ class Recovery:
             self._keep_arguments(recipe, task, inputs, held)
         elif known is None:
             task.payload = b""  # It will not run again; what remains says why.
+            if isinstance(task, Call):
+                task.handle = None  # Nobody needs its actor for that.
         self._recipes[task.seq] = recipe
         recipe.task.attempt = task.attempt
         # What it was sent with is made anew for each run, and whoever submitted it may have ended.
@@ -186,6 +189,12 @@ class Recovery:
         places.node_died(tag)
         entries = [entry for entry in self._entries.values() if places.of(entry) == tag and entry.ready]
         self._look_for(entries, f"the node that had it ({tag.hex()}) is dead")
+
+    def _on_moved(self, _connection: Any, message: m.ObjectsMoved) -> None:
+        """A node leaves, and has handed objects of ours over to another one."""
+        for object_id in message.objects:
+            self._runtime.values.places.moved(object_id, message.source, message.node)
+        self._runtime.node.send(m.MoveNoted(message.objects, message.source))
 
     def suspect(self, entry: Entry, tag: bytes) -> None:
         """Somebody did not find a stored object at this node."""

@@ -165,6 +165,9 @@ class ReferenceShell:
         cover = context.cover
         with runtime.import_lock:
             origin = runtime.origins.get(process) or runtime.origin_of(process, job)
+            if origin.job != job and origin is not runtime.origin:
+                # Only its process had been named so far, which may be of another job than this one.
+                origin.job, origin.tail = job, process + job
             entry = origin.entries.get(key)
             if entry is None:
                 entry = Entry(origin, key)
@@ -483,6 +486,12 @@ class ReferenceShell:
         for key, node in message.lost.items():
             if key in entries:
                 self._runtime.recovery.suspect(entries[key], node)
+        if message.free:
+            from moray.runtime.freeing import free_own
+
+            for key in message.free:
+                if key in entries:
+                    free_own(self._runtime, entries[key])
         for key in message.keys:
             entry = entries.get(key)
             if entry is None:

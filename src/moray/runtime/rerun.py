@@ -123,12 +123,12 @@ class Again:
 class Replay:
     """In place of a generator's stream: takes the items that are lost. Loop only."""
 
-    __slots__ = ("_recovery", "_runtime", "dynamic")
+    __slots__ = ("_recovery", "_runtime", "dynamic", "raised")
 
     def __init__(self, runtime: Runtime, recovery: Recovery) -> None:
         self._runtime = runtime
         self._recovery = recovery
-        self.dynamic = False
+        self.dynamic = self.raised = False
 
     def arrived(self, task: Task, connection: Connection, message: m.StreamItems) -> None:
         """Items came."""
@@ -157,6 +157,9 @@ class Replay:
         """The generator has ended: what is still lost was not made."""
         text = f"{task.options.name}() made {items} items when it was run again, fewer than before"
         self._fail_rest(task, dump_error(exceptions.StreamingGeneratorReplayInconsistentError(text)))
+
+    def keep_what_came(self, task: Task, error: bytes) -> None:
+        """The value of a dynamic generator is there already."""
 
     def fail(self, task: Task, error: bytes) -> None:
         """It has failed."""

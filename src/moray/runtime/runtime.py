@@ -164,6 +164,7 @@ class Runtime:
             m.StoreDone: self.on_answer,
             m.StoreError: self.on_answer,
             m.ClusterState: self.on_answer,
+            m.KvAnswer: self.on_answer,
             m.ShutdownDone: self._on_shutdown_done,
         }
         self.shutdown_done = Waiter()
@@ -276,6 +277,10 @@ class Runtime:
 
     def unblocked(self) -> None:
         """The wait announced by `blocked` is over."""
+
+    def sending_locks(self) -> list[Any]:
+        """What the loop needs to send what tasks made, and a thread that runs one may hold."""
+        return []
 
     def check_usable(self) -> None:
         """Raise if nothing can be waited for: the session is over, or this is a fork of the runtime's process."""
@@ -480,6 +485,8 @@ class Runtime:
             peer = self.peer(process)
             reason = f"was lost with its node {message.node_id.hex()}: {message.reason}"
             self.process_died(m.ProcessDied(process, peer.pid, -9, reason, mark=(0, -1)))
+        if self.remote is not None:
+            self.remote.node_died(message.tag_)
         self.recovery.node_died(message.tag_)
 
     def forget_peer(self, process: bytes) -> None:

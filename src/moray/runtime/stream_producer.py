@@ -17,7 +17,7 @@ while more than :data:`MOST_FRAMES` frames have not left this process, nor while
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from itertools import islice
@@ -61,6 +61,11 @@ MOST_UNSEALED: Final = 8
 _producers: dict[tuple[bytes, int], Producer] = {}
 
 
+def flush_locks() -> list[Any]:
+    """Of all producers: held while their items are sent."""
+    return [producer.flush_lock for producer in list(_producers.values())]
+
+
 class Written:
     """An item in the store, which is not sent before the node knows of it."""
 
@@ -90,7 +95,8 @@ class Producer:
         self._sealed = 0
         #: Why an item could not be kept.
         self._failure: BaseException | None = None
-        self._flush_lock = allocate_lock()
+        self.flush_lock = RLock()
+        self.flushing: Callable[[], bool] = self.flush_lock._is_owned  # type: ignore[attr-defined]
         self._flushed_ns = 0
         #: The loop will look after `out` within :data:`TICK_S`.
         self._armed = False
@@ -111,7 +117,7 @@ class Producer:
         _producers[self._key] = self
         if type(work) is Called:
             work.caller.streams[work.number] = self
-            with self._flush_lock:
+            with self.flush_lock:
                 # After it can be found there: whoever replaces the connection from here on moves this one, too.
                 self._target = work.caller.connection
 
@@ -299,9 +305,9 @@ class Producer:
     def flush(self) -> bool:
         """Send the items that may go, output first; whether there were any."""
         out = self.out
-        if not out:
+        if not out or self.flushing():  # A signal's handler came in the middle of this.
             return False
-        with self._flush_lock:
+        with self.flush_lock:
             # What is added from here on may have printed after the pump: it is for the next flush.
             count = len(out)
             self._worker.output.pump()
@@ -367,7 +373,7 @@ class Producer:
         kept = self._kept
         if kept is None or self._target is connection:
             return
-        with self._flush_lock:
+        with self.flush_lock:
             self._target = connection
             first, items = kept.again()
             part: list[m.StreamItem] = []

@@ -41,12 +41,14 @@ _UNSENT: Final = 64
 class Stream:
     """One generator task's items as they arrive. The loop's, but for its making."""
 
-    __slots__ = ("_dropped", "_kept", "_runtime", "_source", "dynamic", "state")
+    __slots__ = ("_dropped", "_kept", "_runtime", "_source", "dynamic", "raised", "state")
 
     def __init__(self, runtime: Runtime, spec: m.StreamSpec) -> None:
         self._runtime = runtime
         self.state = Arriving(spec.ahead)
         self.dynamic = spec.dynamic
+        #: The present attempt has ended with an exception of the generator's.
+        self.raised = False
         #: The inbox, while somebody may take from it.
         self._dropped: Dropped | None = None
         #: The inbox of a dynamic stream, which nobody else has.
@@ -147,7 +149,7 @@ class Stream:
 
     def replay(self, task: Task) -> None:
         """The task is going to be run again, as attempt `task.attempt`: put into its extra what need not be sent."""
-        self._source = None
+        self._source, self.raised = None, False
         skip = self.state.replay(task.attempt)
         spec = m.StreamSpec(skip, self.state.ahead, self.dynamic)
         task.extra = msgspec.structs.replace(task.extra or m.TaskExtra(), stream=spec)
@@ -202,6 +204,28 @@ class Stream:
             assert isinstance(container, Owned)
             references.core.contain(container, [references.book(ref._entry) for ref in serialized.contained])
 
+    def keep_what_came(self, task: Task, error: bytes) -> None:
+        """The task is about to fail. If a dynamic generator raised after some items, its value is these, and the error
+        is the last of them."""
+        own, inbox = task.entry, self._inbox(task)
+        if not (self.dynamic and self.raised and self.state.received) or task.cancelled or inbox is None or own is None:
+            return
+        if own.ready or own.contained is not None or not self.state.fail():
+            return  # With references in the error, which are the task's own object's, that stays the error.
+        inbox.append(self._last_item(task, error))
+        own.blob = NONE_BLOB
+        self._gather(own, inbox)
+        self._runtime.submitter.publish(own)
+        self._forget()
+
+    def _last_item(self, task: Task, error: bytes | None) -> ObjectRef[Any]:
+        """The error as an item."""
+        entry = Entry(self._runtime.origin, task.seq << 32 | (self.state.received + 1))
+        ref = self._runtime.make_ref(entry)
+        entry.blob = error
+        entry.error = entry.ready = True
+        return ref
+
     def fail(self, task: Task, _error: bytes) -> None:
         """The task has failed: its own object has got the error, which becomes the stream's last item too."""
         if not self.state.fail():
@@ -211,13 +235,8 @@ class Stream:
         own = task.entry
         inbox = self._inbox(task)
         if inbox is not None and own is not None and not self.dynamic:
-            entry = Entry(self._runtime.origin, task.seq << 32 | (self.state.received + 1))
-            ref = self._runtime.make_ref(entry)
-            entry.blob = own.blob
-            entry.error = True
-            self._runtime.references.inherit(entry, inbox.ref)
-            entry.ready = True
-            inbox.append(ref)
+            inbox.append(self._last_item(task, own.blob))
+            self._runtime.references.inherit(inbox[-1]._entry, inbox.ref)
             self._end(inbox)
         self._forget_unsent(task)
         self._forget()

@@ -16,8 +16,9 @@ ended only by its worker's answer or its worker's death (CANCEL, LEASE).
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import RLock
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,7 +34,7 @@ from moray.runtime.marks import read_mark
 from moray.runtime.rerun import take_values
 from moray.runtime.strategies import locality_of
 from moray.runtime.streams import Streams, make_stream
-from moray.runtime.task_errors import crashed
+from moray.runtime.task_errors import crashed, inherited
 from moray.runtime.tasks import Call, Function, KeyPool, Task, TaskSettings
 from moray.runtime.values import dump_error
 
@@ -59,7 +60,8 @@ class Submitter:
         self.intake: deque[Task] = deque()
         self.pools: dict[tuple[Any, ...], KeyPool] = {}
         self._by_key: dict[int, KeyPool] = {}
-        self._pools_lock = allocate_lock()
+        self._keys = count(1)
+        self._pools_lock = RLock()
         #: seq → task of those that wait for arguments.
         self._waiting_tasks: dict[int, Task] = {}
         self.streams = Streams(runtime)
@@ -79,10 +81,9 @@ class Submitter:
         with self._pools_lock:
             pool = self.pools.get(key)
             if pool is None:
-                useful = self._useful(resources)
-                pool = KeyPool(len(self.pools) + 1, resources, runtime_env, label, useful, strategy)
-                self.pools[key] = pool
-                self._by_key[pool.key] = pool
+                made = KeyPool(next(self._keys), resources, runtime_env, label, self._useful(resources), strategy)
+                self._by_key[made.key] = made  # First: what can be found in `pools`, interrupted or not, is served.
+                pool = self.pools.setdefault(key, made)
         return pool
 
     def _useful(self, resources: m.Resources) -> int:
@@ -204,7 +205,7 @@ class Submitter:
                 if entry is not None:
                     self._runtime.references.inherit(entry, failed)
             failed._entry.seen = True
-            self.finish_with(task, failed._entry.blob or b"", False)
+            self.finish_with(task, inherited(task.options.name, failed._entry.blob or b""), False)
             return
         extra = task.options.extra or m.TaskExtra()
         task.extra = msgspec.structs.replace(extra, arguments=arguments, attempt=task.attempt)
@@ -272,7 +273,7 @@ class Submitter:
     def _request(self, pool: KeyPool, count: int) -> None:
         wish = m.RequestLeases(pool.key, count, pool.seen, pool.resources, pool.runtime_env, pool.label, pool.strategy)
         if count and self._runtime.welcome.credentials:  # There are other machines.
-            wish.locality = locality_of(pool.queue, tag_of(self._runtime.process))
+            wish.locality = pool.home() or locality_of(pool.queue, tag_of(self._runtime.process))
         self._runtime.node.send(wish)
 
     # --- the loop: results ------------------------------------------------------------------------------------
@@ -426,6 +427,8 @@ class Submitter:
             runtime.references.result_arrived(peer, extra.handover, pairs)
         if extra.error:
             if not extra.lost or not runtime.recovery.argument_lost(task, extra.lost):
+                if task.stream is not None:
+                    task.stream.raised = True
                 self.finish_with(task, result.blob, extra.retriable)
             return
         if task.stream is not None:
@@ -452,6 +455,8 @@ class Submitter:
             self._runtime.unfetched.share(list(filter(None, task.entries)))
         elif task.entries is not None and not task.cancelled:
             self._runtime.unfetched.show(error)
+        if task.stream is not None:
+            task.stream.keep_what_came(task, error)
         # A stream's error is its last item.
         given = task.cancelled or (task.stream is not None and not task.stream.dynamic)
         for entry in task.entries if task.entries is not None else [task.entry]:

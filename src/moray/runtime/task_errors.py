@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from moray import exceptions
 from moray.core.actors import UNSCHEDULABLE
+from moray.error_text import describe
+from moray.runtime.unfetched import tell_watchers
+from moray.serialization import loads, serialize
 
 if TYPE_CHECKING:
     from moray.protocol.messages import ProcessDied
@@ -51,11 +55,55 @@ def _explain_missing(error: ModuleNotFoundError, shipped: str) -> None:
     error.args = (error.msg,)
 
 
+class _Inherited:
+    """Pickles as the error of what was not begun, since an argument is an error."""
+
+    def __init__(self, name: str, blob: bytes) -> None:
+        self._parts = (name, blob)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_inherited, self._parts
+
+
+def inherited(name: str, blob: bytes) -> bytes:
+    """The error of the task or call `name`, one of whose arguments is the error in `blob`. Unpickles nothing."""
+    return serialize(_Inherited(name, blob)).to_bytes()
+
+
+def _load_inherited(name: str, blob: bytes) -> BaseException:
+    """A TaskError, whatever the argument's error is; one that is a TaskError already, or a cancel, stays itself."""
+    error: BaseException = loads(blob)
+    if isinstance(error, (exceptions.TaskError, exceptions.TaskCancelledError)):
+        return error
+    return exceptions.TaskError(name, f"an argument could not be computed:\n{describe(error)}", error)
+
+
 def actor_died(actor: str, text: str, reason: str) -> exceptions.MorayError:
     """The error of calls of an actor that is dead, or that no node may host."""
     if reason.startswith(UNSCHEDULABLE):
         return exceptions.ActorUnschedulableError(f"{text}: {reason.removeprefix(UNSCHEDULABLE)}")
+    if reason.startswith("its process (pid "):
+        tell_watchers("worker_died", f"A worker died or was killed while executing the actor {text}: {reason}")
+    if "moray.compat.facade" in sys.modules:
+        reason = _rays_words(reason)
     return exceptions.ActorDiedError(f"{text} is dead: {reason or 'it has ended'}", actor_id=actor)
+
+
+def _rays_words(reason: str) -> str:
+    """For programs that were written for Ray: they know `ray.kill`, and some look for phrases."""
+    if reason.startswith("killed by moray.kill()"):
+        return reason.replace("killed by moray.kill()", "it was killed by `ray.kill`", 1)
+    if reason.startswith("its process (pid "):
+        if ": its node " in reason:
+            return f"The actor died because its node has died. {reason}"
+        return f"The actor is dead because its worker process has died. {reason}".replace(
+            "with code", "with exit code", 1
+        )
+    if reason.startswith("placement group ") and "was removed" in reason:
+        return f"The actor died because its placement group was removed. {reason}"
+    if "its creator" in reason:
+        return f"The actor is dead because its owner has died. {reason}"
+    return reason
 
 
 def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.MorayError:
@@ -64,6 +112,7 @@ def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.MorayError:
     if group is not None and group.state == "removed":
         removed: exceptions.MorayError = group.removed_error(f"task {task.options.name}()")
         return removed
+    tell_watchers("worker_died", f"A worker died or was killed while executing task {task.options.name}()")
     return exceptions.WorkerCrashedError(
         f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
         + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),

@@ -142,6 +142,10 @@ class KeyPool(Pool):
         self.refused = ""
         return super().granted(lease, worker)
 
+    def home(self) -> dict[bytes, int]:
+        """The tag of the only node where it can be served, if that is known (see `RequestLeases.locality`)."""
+        return {}
+
     def refusal(self, message: m.LeaseRefused) -> exceptions.MorayError | None:
         """The error that the queued tasks end with; None: they go on waiting."""
         if not message.infeasible:

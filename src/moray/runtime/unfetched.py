@@ -13,6 +13,7 @@ that were retried.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,19 @@ from moray import config, exceptions
 if TYPE_CHECKING:
     from moray.object_ref import Entry
     from moray.runtime.runtime import Runtime
+
+#: Given each such error in place of whoever would print it, in the thread of callbacks; None: it is printed.
+handler: Callable[[BaseException], None] | None = None
+
+#: Told of each such error, and of each worker that died, by the kind ("task", "worker_died") and the text. Any thread.
+watchers: list[Callable[[str, str], None]] = []
+
+
+def tell_watchers(kind: str, text: str) -> None:
+    """Something went wrong that a program may want to know of although it asked for nothing."""
+    for watcher in watchers:
+        watcher(kind, text)
+
 
 #: So many in so long are shown, others counted.
 _MOST_SHOWN: Final = 20
@@ -32,7 +46,6 @@ class Unfetched:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._silent = config.env_bool("IGNORE_UNHANDLED_ERRORS", False)
         #: Task number → the entries that share its error, of tasks with several results.
         self._shared: dict[int, list[Entry]] = {}
         #: Shown in the present window, and not shown; when it began.
@@ -42,7 +55,7 @@ class Unfetched:
 
     def share(self, entries: list[Entry]) -> None:
         """One error becomes all these results: it is shown if none of them is fetched."""
-        if len(entries) > 1 and not self._silent:
+        if len(entries) > 1 and not _silent():
             self._shared[entries[0].key >> 32] = list(entries)
 
     def released(self, entry: Entry) -> None:
@@ -67,7 +80,7 @@ class Unfetched:
     def show(self, blob: bytes, contains_references: bool = False) -> None:
         """Nobody will fetch this error."""
         runtime = self._runtime
-        if self._silent or runtime.closing or runtime.ended is not None:
+        if _silent() or runtime.closing or runtime.ended is not None:
             return
         now = monotonic()
         if now - self._window > _WINDOW_S:
@@ -103,7 +116,11 @@ class Unfetched:
         else:
             if isinstance(error, (exceptions.TaskCancelledError, exceptions.LocalNodeDiedError)):
                 return
+            if handler is not None:
+                handler(error)
+                return
             text = _text(error)
+            tell_watchers("task", text)
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -113,6 +130,11 @@ class Unfetched:
             sys.stderr.write(f"(moray) {shown}\n")
         elif not runtime.closing:
             runtime.call_soon(lambda: runtime.output.warn(shown))
+
+
+def _silent() -> bool:
+    """Asked at each error: a program may want it for a part of its run."""
+    return config.env_bool("IGNORE_UNHANDLED_ERRORS", False)
 
 
 def _text(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from moray import exceptions
@@ -11,13 +12,28 @@ if TYPE_CHECKING:
     from moray.object_ref import Entry, ObjectRef
 
 
+class EndedSessionError(exceptions.ObjectLostError, exceptions.LocalNodeDiedError, ValueError):
+    """A reference of a session that has ended is used. A ValueError for programs that were written for Ray."""
+
+    def __init__(self, text: str) -> None:
+        rays = "; it is a Ray object whose owner is unknown" if "moray.compat.facade" in sys.modules else ""
+        super().__init__(text + rays)
+
+
+def of_ended_session(entry: Entry) -> EndedSessionError:
+    """The error of whoever wants the value of this object."""
+    return EndedSessionError(
+        f"object {entry.id.hex()} belongs to a session that has ended; references do not outlive moray.shutdown()"
+    )
+
+
 class Unusable:
     """What references have in place of a runtime that is gone for them: every use of it is one clear error."""
 
     forked = False
     ended = None
 
-    def __init__(self, why: str, kind: type[exceptions.MorayError] = exceptions.LocalNodeDiedError) -> None:
+    def __init__(self, why: str, kind: type[exceptions.MorayError] = EndedSessionError) -> None:
         self._why = why
         self._kind = kind
 

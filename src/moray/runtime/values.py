@@ -28,7 +28,8 @@ from moray.runtime.references import Contains, TaskToken
 from moray.runtime.space import NOTHING_TO_FREE, Space
 from moray.runtime.task_errors import ArgumentLostError
 from moray.runtime.tasks import Life
-from moray.runtime.waits import Wait
+from moray.runtime.unusable import of_ended_session
+from moray.runtime.waits import Wait, answered
 from moray.runtime.writing import Writer, store_error
 from moray.serialization import Serialized, loads, loads_covered, serialize
 from moray.store.client import StoreClient
@@ -149,7 +150,7 @@ class Values:
         try:
             work = runtime.current_work() if runtime.concurrent else runtime.work
             self._getters[waiter] = "get()", (entry,), 0, monotonic(), work, get_ident(), None
-            if self.subscribe(entry, notify):
+            if self.subscribe(entry, notify) or answered(runtime, entry, waiter, None):
                 return
             runtime.blocked()
             try:
@@ -180,7 +181,8 @@ class Values:
                 return
             # From the end: most often the last one is ready last, and one wake-up does for all.
             for entry in reversed(entries):
-                if entry.ready or self.subscribe(entry, waiter.notify):
+                known = entry.ready or self.subscribe(entry, waiter.notify)
+                if known or (not blocked and answered(runtime, entry, waiter, deadline)):
                     continue
                 while not entry.ready:
                     if not blocked:
@@ -248,10 +250,7 @@ class Values:
         """The value of a ready entry, made anew; or raise the error that it is. Not in the loop. `deadline`: for
         waiting again, if it turns out to be lost."""
         if entry.origin.runtime is not self._runtime:
-            raise exceptions.ObjectLostError(
-                f"object {entry.id.hex()} belongs to a session that has ended; "
-                "references do not outlive moray.shutdown()"
-            )
+            raise of_ended_session(entry)
         blob: bytes | memoryview | None = entry.blob
         error = entry.error
         if blob is None:
@@ -487,6 +486,11 @@ class Values:
         if type(entry.task) is Life:
             self._runtime.actors.released(entry.task)
         entry.task = None
+        self.give_up(entry)
+        entry.blob = None
+
+    def give_up(self, entry: Entry) -> None:
+        """What is stored of the object is needed no more. Loop only."""
         if entry.size and entry.origin is self._runtime.origin:
             self._stored.discard(entry.key)
             self._runtime.recovery.freed(entry)
@@ -496,7 +500,6 @@ class Values:
                 self._free.append(entry.id)
         elif entry.size:
             self.places.forget(entry, ours=False)
-        entry.blob = None
 
     def when_ready(self, entry: Entry, peer: Any) -> None:
         """A borrower asked for the value of our entry: answer now or when it is ready. Loop only."""
@@ -626,6 +629,8 @@ def unpicklable(value: Any, name: str, error: BaseException) -> BaseException:
             f"{name} is nested too deeply to be serialised (Python's recursion limit): flatten it, "
             "or raise sys.setrecursionlimit() here and in the worker"
         )
+    if isinstance(error, exceptions.MorayError):
+        return error  # A reference in it cannot be used any more, and says why.
     from moray.check_serialize import explain_unpicklable
 
     return TypeError(explain_unpicklable(value, name))
@@ -638,7 +643,7 @@ def dump_error(error: BaseException) -> bytes:
 
 def load_error(blob: bytes | memoryview, cover: Entry | None) -> BaseException:
     """The exception to raise for an error blob: a TaskError as its dual type. `cover`: if it contains references."""
-    error: BaseException = loads_covered(blob, cover) if cover is not None else loads(blob)
+    error: Any = loads_covered(blob, cover) if cover is not None else loads(blob)
     if isinstance(error, exceptions.TaskError):
         return error.as_instanceof_cause()
-    return error
+    return error if isinstance(error, BaseException) else exceptions.ObjectFreedError("it was freed while it was read")

@@ -7,7 +7,14 @@ explains reads it as a :class:`Wait`. Entries may also be the inboxes of generat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moray import config
+
+if TYPE_CHECKING:
+    from moray.object_ref import Entry
+    from moray.runtime.runtime import Runtime, Waiter
 
 
 class Wait(NamedTuple):
@@ -36,6 +43,14 @@ class Wait(NamedTuple):
         """How many more must get ready."""
         missing = sum(not entry.ready for entry in self.entries)
         return missing if not self.needed else self.needed - (len(self.entries) - missing)
+
+
+def answered(runtime: Runtime, entry: Entry, waiter: Waiter, deadline: float | None) -> bool:
+    """Whether another process's object is here in a moment: then it was finished, and this was no wait (LEASE)."""
+    soon = monotonic() + config.ANSWER_S
+    if entry.origin is not runtime.origin:
+        runtime.block(waiter, soon if deadline is None else min(soon, deadline))
+    return entry.ready
 
 
 def own_entry(entry: Any) -> Any:

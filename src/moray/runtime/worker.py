@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import threading
-from _thread import allocate_lock, get_ident
+from _thread import RLock, allocate_lock, get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -28,8 +28,9 @@ from moray.launch.session_directory import TLS_FOLDER
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, listen, open_inbox, receive_blocking, send_blocking
 from moray.protocol.reactor import HEARTBEAT_S
-from moray.runtime import state, timeline
+from moray.runtime import state, stream_producer, timeline
 from moray.runtime.actor_host import start_now
+from moray.runtime.actor_moves import on_move
 from moray.runtime.executor import Executor
 from moray.runtime.interrupts import Interrupts, TaskInterrupt
 from moray.runtime.runtime import Peer, Runtime, Waiter, socket_path
@@ -71,6 +72,7 @@ class Worker(Runtime):
             m.RevokeLease: self._on_revoke,
             m.Shutdown: self._on_shutdown,
             m.StartActor: lambda connection, start: start_now(self, start, _peer_connection(connection, self)),
+            m.MoveActor: lambda _connection, message: on_move(self, message),
             m.CallerHello: self._on_caller,
             m.Calls: self._on_calls,
             m.CancelTask: self._on_cancel,
@@ -85,18 +87,16 @@ class Worker(Runtime):
         #: The main thread would like to lead.
         self._main_wants = False
         self._parked = False
-        self._kicked = False
         #: What the main thread was in when the I/O thread last looked: (executor.begun, since when).
         self.busy_since = (-1, 0.0)
         #: User code has something for the loop to do now.
         self._io_wanted = False
-        self._kick_lock = allocate_lock()
         #: Released to end the I/O thread's sleep.
         self._io_sleep = allocate_lock()
         self._io_sleep.acquire()
         #: Threads that wait in moray now → how deep. Guarded by the lock.
         self.waits: dict[int, int] = {}
-        self._wait_lock = allocate_lock()
+        self._wait_lock = RLock()
         #: A revocation to be answered when no task of it runs any more.
         self.revocation = 0
         self._exit_code: int | None = None
@@ -151,11 +151,8 @@ class Worker(Runtime):
             if self._parked:
                 self._io_sleep.acquire()
                 self._parked = False
-                kicked = True
             else:
-                kicked = self._io_sleep.acquire(True, WATCH_S)
-            if kicked:
-                self._kicked = False
+                self._io_sleep.acquire(True, WATCH_S)
             if not self._busy:
                 idle_looks += 1
                 if idle_looks > IDLE_LOOKS:
@@ -183,13 +180,11 @@ class Worker(Runtime):
 
     def _kick(self) -> None:
         """End the I/O thread's sleep."""
-        with self._kick_lock:
-            if not self._kicked:
-                self._kicked = True
-                try:
-                    self._io_sleep.release()
-                except RuntimeError:
-                    pass  # An earlier release has not been taken yet.
+        if self._io_sleep.locked():
+            try:
+                self._io_sleep.release()
+            except RuntimeError:
+                pass  # Another thread has, since the look.
 
     def wake(self) -> None:
         """Make some thread turn the loop. Any thread."""
@@ -223,8 +218,10 @@ class Worker(Runtime):
         host = self.executor.host
         if host is not None:
             host.warn_blocking()
+        # A signal's handler that waits inside of this: the node may not know yet, and may be told twice.
+        inside = self._wait_lock._is_owned()  # type: ignore[attr-defined]
         with self._wait_lock:
-            first = not self.waits
+            first = inside or not self.waits
             self.waits[thread] = self.waits.get(thread, 0) + 1
             # Actors lend nothing. Under the lock: the node must hear of several threads' waits in the order of counts.
             if first and host is None:
@@ -233,6 +230,10 @@ class Worker(Runtime):
                 self.node.send(m.Blocked())
         if host is not None:
             self.executor.flush()  # Its callers may be what it waits for.
+
+    def sending_locks(self) -> list[Any]:
+        """See Runtime.sending_locks."""
+        return [self.executor.flush_lock, self.output.pump_lock, *stream_producer.flush_locks()]
 
     def unblocked(self) -> None:
         """The task goes on."""
@@ -410,10 +411,14 @@ class Worker(Runtime):
     def _tell_ownership(self) -> None:
         """Once a turn: tell the node when others begin or cease to need this process (OWNER-STAYS): they hold objects
         of it, or actors live that it has created, and that would end with it."""
-        owns = self.references.core.has_borrowers() or self.actors.creations.any_alive()
+        owns = self.is_needed()
         if owns != self._owns:
             self._owns = owns
             self.node.send(m.WorkerBusy(owns))
+
+    def is_needed(self) -> bool:
+        """Whether something of others would end with this process, see above. Loop only."""
+        return self.references.core.has_borrowers() or self.actors.creations.any_alive()
 
     # --- the context of a task -------------------------------------------------------------------------------------
 
@@ -506,6 +511,13 @@ class Worker(Runtime):
     def _on_process_died(self, connection: Connection, message: m.ProcessDied) -> None:
         super()._on_process_died(connection, message)
         self.executor.forget_owner(message.process)
+        work = self.executor.current
+        if type(work) is Queued and _owner(work) == message.process:
+            # Nobody wants its result, and others want what it holds. In this way a cancel by force ends what was begun
+            # below it, too.
+            work.cancelled = True
+            self.cancels.cancel_children(work)
+            self.interrupts.request(work)
 
     def exit(self, code: int) -> NoReturn:
         """End the process now, after what it still has to say."""

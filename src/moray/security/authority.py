@@ -1,9 +1,10 @@
 """The cluster's certificate authority: a key that the head keeps, and what it signs.
 
 Keys are of the curve P-256. A certificate is good for 30 days, and is renewed when half of them are over, so that a
-head may be away for two weeks; it begins a day early, because clocks differ. The authority's own is good for ten years:
-a cluster that lives longer is given a new one by rotation (docs/security.md). There are no lists of withdrawn
-certificates: whoever must be kept out is kept out by a new authority.
+head may be away for two weeks; it begins a day early, because clocks differ. It is renewed by the head for the key that
+it is for, over a connection on which it was shown (:mod:`moray.node.certificate`). The authority's own is good for ten
+years, and no certificate outlasts it: a cluster that lives longer is given a new one by rotation (docs/security.md).
+There are no lists of withdrawn certificates: whoever must be kept out is kept out by a new authority.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from moray import config
 from moray.exceptions import AuthenticationError
 from moray.security.files import read_secret, write_secret
-from moray.security.identity import Identity
+from moray.security.identity import BACKDATED_S, Identity, validity
 
 #: Days that a certificate is good for, from its issue, and the authority's own.
 CERTIFICATE_DAYS: Final = 30
 AUTHORITY_DAYS: Final = 3650
+_DAY_S: Final = 86400.0
+
 #: A certificate begins so much before its issue.
-BACKDATED: Final = dt.timedelta(days=1)
+BACKDATED: Final = dt.timedelta(seconds=BACKDATED_S)
 
 #: What `cryptography` raises for bytes that are not what they should be.
 MALFORMED: Final = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion)
@@ -52,7 +56,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         name = _name("moray cluster " + hashlib.sha256(public_bytes(key.public_key())).hexdigest()[:16])
         usage = _key_usage(signs=True)
-        builder = _builder(name, name, key.public_key(), key.public_key(), AUTHORITY_DAYS)
+        days = config.env_float("AUTHORITY_LIFETIME_S", AUTHORITY_DAYS * _DAY_S) / _DAY_S
+        builder = _builder(name, name, key.public_key(), key.public_key(), days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         return cls(key, builder.add_extension(usage, critical=True).sign(key, hashes.SHA256()))
 
@@ -77,8 +82,8 @@ class Authority:
     def certificate_der(self) -> bytes:
         return self._certificate.public_bytes(serialization.Encoding.DER)
 
-    def issue(self, name: str, days: float = CERTIFICATE_DAYS) -> Identity:
-        """A new key with its certificate, for the authority's own process."""
+    def issue(self, name: str, days: float | None = None) -> Identity:
+        """A new key with its certificate, for the authority's own process; `days`: how long it is good."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(key.public_key(), name, days).public_bytes(serialization.Encoding.PEM)
         return Identity(_private_pem(key), certificate, self.certificate_pem)
@@ -93,10 +98,30 @@ class Authority:
             raise AuthenticationError(f"not a request for a certificate: {error}") from None
         if not valid or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise AuthenticationError("a request for a certificate must be signed by its own key, of the curve P-256")
-        certificate = self._sign(key, str(names[0].value) if names else "", CERTIFICATE_DAYS)
+        certificate = self._sign(key, str(names[0].value) if names else "")
         return certificate.public_bytes(serialization.Encoding.DER)
 
-    def _sign(self, key: ec.EllipticCurvePublicKey, name: str, days: float) -> x509.Certificate:
+    def renew(self, certificate_der: bytes) -> bytes:
+        """A certificate, as DER, that is good from now on, for the key and the name of another one, which its holder
+        has shown when it was good; AuthenticationError if this authority has not issued that."""
+        certificate = _issued(certificate_der, self.certificate_der)
+        key, names = certificate.public_key(), certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # We have issued it.
+        renewed = self._sign(key, str(names[0].value) if names else "")
+        return renewed.public_bytes(serialization.Encoding.DER)
+
+    def try_renew(self, certificate_der: bytes) -> tuple[bytes, str]:
+        """The same: the certificate, or b"" and why there is none."""
+        try:
+            return self.renew(certificate_der), ""
+        except AuthenticationError as error:
+            return b"", str(error)
+
+    def _sign(self, key: ec.EllipticCurvePublicKey, name: str, days: float | None = None) -> x509.Certificate:
+        if days is None:
+            days = config.env_float("CERTIFICATE_LIFETIME_S", CERTIFICATE_DAYS * _DAY_S) / _DAY_S
+            left = self._certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
+            days = max(0.0, min(days, left / dt.timedelta(days=1)))
         builder = _builder(_name(name or "moray"), self._certificate.subject, key, self._key.public_key(), days)
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         return (
@@ -116,9 +141,10 @@ class Request:
         request = x509.CertificateSigningRequestBuilder().subject_name(_name(name)).sign(self._key, hashes.SHA256())
         self.der = request.public_bytes(serialization.Encoding.DER)
 
-    def answered(self, certificate_der: bytes, authority_der: bytes) -> Identity:
-        """The identity, of the certificate that came back; AuthenticationError if that is for another key."""
-        certificate = check_issued(certificate_der, authority_der)
+    def answered(self, certificate_der: bytes, authority_der: bytes, skew: str = "") -> Identity:
+        """The identity, of the certificate that came back; AuthenticationError if that is for another key. `skew`: how
+        the clocks differ, if that is known."""
+        certificate = check_issued(certificate_der, authority_der, skew)
         if public_bytes(certificate.public_key()) != self.public_key:
             raise AuthenticationError("the certificate that came back is for another key")
         pem = serialization.Encoding.PEM
@@ -126,24 +152,42 @@ class Request:
         return Identity(_private_pem(self._key), certificate.public_bytes(pem), authority)
 
 
-def check_issued(certificate_der: bytes, authority_der: bytes) -> x509.Certificate:
-    """The certificate, if the authority has issued it and it is good now; AuthenticationError otherwise."""
-    try:
-        certificate = x509.load_der_x509_certificate(certificate_der)
-        certificate.verify_directly_issued_by(x509.load_der_x509_certificate(authority_der))
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except MALFORMED as error:
-        raise AuthenticationError(f"a certificate that its authority has not issued: {error!r}") from None
+def check_issued(certificate_der: bytes, authority_der: bytes, skew: str = "") -> x509.Certificate:
+    """The certificate, if the authority has issued it and it is good now; AuthenticationError otherwise. `skew`: how
+    the clocks differ, if that is known."""
+    certificate = _issued(certificate_der, authority_der)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     now = dt.datetime.now(dt.UTC)
     if not begins <= now <= ends:
         raise AuthenticationError(
             f"a certificate that is good from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, "
-            f"and now is {now:%Y-%m-%d %H:%M} UTC: {_skew(begins, now)}"
+            f"and now is {now:%Y-%m-%d %H:%M} UTC: {skew or _least_skew(begins, now)}"
         )
     return certificate
 
 
-def _skew(begins: dt.datetime, now: dt.datetime) -> str:
+def _issued(certificate_der: bytes, authority_der: bytes) -> x509.Certificate:
+    """The certificate, if the authority has issued it, whenever that was; AuthenticationError otherwise."""
+    try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        certificate.verify_directly_issued_by(x509.load_der_x509_certificate(authority_der))
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # They may be malformed.
+    except MALFORMED as error:
+        raise AuthenticationError(f"a certificate that its authority has not issued: {error!r}") from None
+    return certificate
+
+
+def show_skew(seconds: float) -> str:
+    """How far this machine's clock is ahead of the head's (negative: behind), for people."""
+    size, unit = abs(seconds), "seconds"
+    for longer, length in (("minutes", 60.0), ("hours", 60.0), ("days", 24.0)):
+        if size < 2 * length:
+            break
+        size, unit = size / length, longer
+    return f"this machine's clock is {size:.1f} {unit} {'ahead of' if seconds > 0 else 'behind'} the head's"
+
+
+def _least_skew(begins: dt.datetime, now: dt.datetime) -> str:
     """How much the clocks differ, as far as a certificate that is not good now shows it."""
     if now > begins:
         return "do the clocks agree?"
@@ -162,9 +206,8 @@ def authority_key(authority_der: bytes) -> bytes:
 
 def renew_at(certificate_pem: bytes) -> float:
     """When a certificate should be renewed (seconds of the epoch): when half of its days are over."""
-    certificate = x509.load_pem_x509_certificate(certificate_pem)
-    begins = certificate.not_valid_before_utc + BACKDATED
-    return (begins + (certificate.not_valid_after_utc - begins) / 2).timestamp()
+    begins, ends = validity(certificate_pem)
+    return (begins + BACKDATED_S + ends) / 2
 
 
 def public_bytes(key: object) -> bytes:

@@ -10,6 +10,7 @@ Only `ssl` is needed here, so that workers do not load `cryptography`.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import ssl
 from pathlib import Path
@@ -18,8 +19,13 @@ from typing import Final, NamedTuple
 from moray.platform.memory_files import create_memory_file
 from moray.security.files import read_secret, write_secret
 
-_CERTIFICATE_FILE: Final = "certificate.pem"
+#: Within a directory of credentials.
+CERTIFICATE_FILE: Final = "certificate.pem"
 _END: Final = b"-----END CERTIFICATE-----\n"
+
+
+#: A certificate begins so many seconds before its issue, because clocks differ.
+BACKDATED_S: Final = 86400.0
 
 
 class Identity(NamedTuple):
@@ -32,18 +38,47 @@ class Identity(NamedTuple):
 
     def save(self, directory: Path) -> None:
         """Write it to `directory`, in one file, so that key and certificate always belong together."""
-        write_secret(directory / _CERTIFICATE_FILE, self.certificate + self.authority + self.key)
+        write_secret(directory / CERTIFICATE_FILE, self.certificate + self.authority + self.key)
 
     @staticmethod
     def load(directory: Path) -> Identity:
         """What `save` wrote; FileNotFoundError, AuthenticationError."""
-        path = directory / _CERTIFICATE_FILE
+        path = directory / CERTIFICATE_FILE
         certificate, authority, key = read_secret(path, "a certificate and its key").split(_END)
         return Identity(key, certificate + _END, authority + _END)
 
     def __repr__(self) -> str:
         """Without the key: it would end up in logs."""
         return "Identity(…)"
+
+
+def validity(certificate_pem: bytes) -> tuple[float, float]:
+    """From when to when a certificate of ours is good, in seconds of the epoch. It is not checked."""
+    der = ssl.PEM_cert_to_DER_cert(certificate_pem.decode())
+    # Certificate, and in it what is signed: version, number, algorithm, issuer, and then the two times (RFC 5280).
+    fields = _fields(_fields(_fields(der)[0])[0])
+    return tuple(map(_seconds, _fields(fields[4])))  # type: ignore[return-value]  # They are two.
+
+
+def _fields(der: bytes) -> list[bytes]:
+    """The contents of the elements of DER that follow each other."""
+    contents, at = [], 0
+    while at < len(der):
+        size, at = der[at + 1], at + 2
+        if size & 0x80:
+            count = size & 0x7F
+            size, at = int.from_bytes(der[at : at + count], "big"), at + count
+        contents.append(der[at : at + size])
+        at += size
+    return contents
+
+
+def _seconds(time: bytes) -> float:
+    """UTCTime (two digits of the year, from 1950 on) or GeneralizedTime, in seconds of the epoch."""
+    text = time.decode()
+    if len(text) < len("YYYYMMDDhhmmssZ"):
+        text = ("19" if text >= "5" else "20") + text
+    return dt.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=dt.UTC).timestamp()
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:

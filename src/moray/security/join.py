@@ -10,7 +10,8 @@ nothing but this can be said on it::
 The joiner checks that the authority is the one that the token names, and that it issued the certificate which the head
 has shown in this very TLS handshake, before it says anything. Both MACs are keyed by the token's secret, which is never
 sent, and cover both nonces, the request and the head's certificate. So whoever stands between with another certificate
-learns no MAC, and could use none on another connection; whoever only passes bytes on changes nothing.
+learns no MAC, and could use none on another connection; whoever only passes bytes on changes nothing. The head's nonce
+begins with the time by its clock: a joiner can say how far its own differs.
 
 Frames have the usual header and a few kilobytes at most; they are cut by hand, since a stranger's bytes shall not
 reach the decoder of messages. The head's side runs in its loop and counts as half open until it is over.
@@ -18,11 +19,14 @@ reach the decoder of messages. The head's side runs in its loop and counts as ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 import socket
 import ssl
+import struct
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -32,11 +36,16 @@ from moray.protocol.messages import PROTOCOL_VERSION
 from moray.protocol.reactor import Reactor
 from moray.protocol.tcp import JOIN_TARGET, MAGIC, HalfOpen, connect_tcp, format_address
 from moray.protocol.tls import TlsConnection, explain
-from moray.security.authority import Authority, Request, authority_key, check_issued
+from moray.security.authority import Authority, Request, authority_key, check_issued, show_skew
 from moray.security.identity import Identity, join_client_context
 from moray.security.token import Token
 
 _NONCE_BYTES: Final = 32
+#: Seconds of the epoch: what the head's nonce begins with.
+_CLOCK: Final = struct.Struct(">d")
+#: Clocks that differ by more than this are worth a word; what is said to be more than that is no time.
+SKEW_S: Final = 60.0
+_SKEW_MOST_S: Final = 100 * 365 * 86400.0
 _MAC_BYTES: Final = 32
 #: No frame of a join is longer; certificates and requests have a few hundred bytes.
 _FRAME_LIMIT: Final = 1 << 13
@@ -96,7 +105,7 @@ class JoinSession(TlsConnection):
         self._certificate = certificate_der
         self._authority = authority
         self._token = token
-        self._nonce = os.urandom(_NONCE_BYTES)
+        self._nonce = _CLOCK.pack(time.time()) + os.urandom(_NONCE_BYTES - _CLOCK.size)
         super().__init__(
             sock,
             reactor,
@@ -148,8 +157,14 @@ class JoinSession(TlsConnection):
 # --- the joiner's side -----------------------------------------------------------------------------------
 
 
-def join(host: str, port: int, token: Token, name: str, timeout_s: float = 10.0) -> Identity:
-    """Ask the head at HOST:PORT for a certificate. Blocking.
+def _ignore(_warning: str) -> None:
+    """Nobody wants to know."""
+
+
+def join(
+    host: str, port: int, token: Token, name: str, timeout_s: float = 10.0, warn: Callable[[str], None] = _ignore
+) -> Identity:
+    """Ask the head at HOST:PORT for a certificate. Blocking. `warn` is told if the clocks differ by much.
 
     Raises:
         AuthenticationError: this is not the cluster that the token names, or it does not accept the token.
@@ -158,7 +173,7 @@ def join(host: str, port: int, token: Token, name: str, timeout_s: float = 10.0)
     where = format_address(host, port)
     with connect_tcp(host, port, JOIN_TARGET, timeout_s) as sock:
         try:
-            return join_over(sock, token, name)
+            return join_over(sock, token, name, warn)
         except ssl.SSLError as error:
             reason = _other_protocol(host, port) or explain(error)
             raise AuthenticationError(f"joining the cluster at {where} failed: {reason}") from None
@@ -185,8 +200,13 @@ def _other_protocol(host: str, port: int) -> str:
     return f"the head speaks protocol {said[-1]}, this process {PROTOCOL_VERSION}"
 
 
-def join_over(sock: socket.socket, token: Token, name: str) -> Identity:
+def join_over(sock: socket.socket, token: Token, name: str, warn: Callable[[str], None] = _ignore) -> Identity:
     """The same on a connected socket, whose preface was sent."""
+    try:
+        sock.getpeername()
+    except OSError:
+        # wrap_socket() would find this, too, and leave the socket open.
+        raise ConnectionResetError(errno.ECONNRESET, "the other side hung up") from None
     with join_client_context().wrap_socket(sock) as tls:
         offer = _receive(tls, _OFFER)
         server_nonce, authority = offer[:_NONCE_BYTES], offer[_NONCE_BYTES:]
@@ -196,7 +216,10 @@ def join_over(sock: socket.socket, token: Token, name: str) -> Identity:
                 "this is another cluster than the token's: its authority's key has another hash. "
                 "Is the token of this cluster, and the address right?"
             )
-        check_issued(shown, authority)
+        skew_s = time.time() - _CLOCK.unpack(server_nonce[: _CLOCK.size])[0]
+        skew = show_skew(skew_s) if SKEW_S < abs(skew_s) < _SKEW_MOST_S else ""
+        problem = f"{skew}. Set it right, and try again" if skew else ""
+        check_issued(shown, authority, problem)
         request, nonce = Request(name), os.urandom(_NONCE_BYTES)
         said = (server_nonce, nonce, shown, request.der)
         tls.sendall(_frame(_REQUEST + nonce + _mac(token, b"moray join request", *said) + request.der))
@@ -204,7 +227,10 @@ def join_over(sock: socket.socket, token: Token, name: str) -> Identity:
         proof, certificate = answer[:_MAC_BYTES], answer[_MAC_BYTES:]
         if not hmac.compare_digest(proof, _mac(token, b"moray join answer", *said, certificate)):
             raise AuthenticationError("the answer does not come from somebody who has the token")
-        return request.answered(certificate, authority)
+        identity = request.answered(certificate, authority, problem)
+        if skew:
+            warn(f"{skew}: deadlines and the ends of certificates come at other times here. Set it right")
+        return identity
 
 
 def _receive(tls: ssl.SSLSocket, kind: bytes) -> bytes:

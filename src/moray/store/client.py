@@ -72,8 +72,8 @@ class StoreClient:
     def __init__(self, fd: int, arena_bytes: int) -> None:
         self._fd = fd
         self._arena_bytes = arena_bytes
-        #: Taken to map the arena, and to close.
-        self._lock = threading.Lock()
+        #: Taken to map the arena, and to close. A signal's handler may map it in the middle of that.
+        self._lock = threading.RLock()
         #: The mapping and what copies into it; None before the first use and after close().
         self._arena: tuple[mmap.mmap, memoryview, BulkCopy] | None = None
         self._closed = False

@@ -64,6 +64,8 @@ _GROW_IN_LOOP: Final = 4 << 20
 #: How long a creation that finds no room waits for space that was granted ahead. An I/O thread that is not
 #: kept from running answers within a millisecond, behind Python code within a few.
 _RECALL_S: Final = 0.05
+#: How long one waits that would be refused, which does not find room by other means.
+_DROPS_S: Final = 1.0
 #: How long the end may take to delete what was spilled to a URL.
 _REMOTE_END_S: Final = 10.0
 
@@ -114,6 +116,8 @@ class StoreServer:
         self._files: set[int] = set()
         #: Set when nobody waits for recalls, so that the disk thread goes on.
         self._recalls_over = threading.Event()
+        #: Whether one waits that would be refused: any message may bring room.
+        self._refusing = False
         self._closed = False
         #: Hears of each secondary copy that had to make room.
         self.on_dropped: Callable[[bytes], None] = _nobody
@@ -149,10 +153,13 @@ class StoreServer:
     def handle(self, process: bytes, message: Message) -> None:
         """Act on one of the store's messages from a process of this machine."""
         self._perform(self._handlers[type(message)](process, message))
+        if self._refusing:
+            self._look_for_recalls()
 
     def attach_node(self, process: bytes, hear: Callable[[Message], None]) -> None:
         """The node itself reads and writes objects, in the name of `process`: it hears the answers by `hear`."""
         send = self._send
+        self._table.node = process
 
         def to_node_or(receiver: bytes, message: Message) -> None:
             if receiver == process:
@@ -173,6 +180,10 @@ class StoreServer:
     def has_whole(self, name: bytes) -> bool:
         """Whether all of an object is here, in memory or on disk."""
         return self._table.is_whole(name)
+
+    def size_of(self, name: bytes) -> int:
+        """The bytes of an object that is here."""
+        return self._table.size_of(name)
 
     def holds(self, name: bytes) -> bool:
         """Whether there is such an object, complete or not."""
@@ -232,10 +243,15 @@ class StoreServer:
     def _await_recalls(self, action: AwaitRecalls) -> None:
         def job() -> None:
             # The disk thread has nothing better to do: what it does next depends on the room that comes back.
-            self._recalls_over.wait(_RECALL_S)
+            self._recalls_over.wait(_DROPS_S if action.refusing else _RECALL_S)
+
+        def finished(_: str) -> list[Action]:
+            self._refusing = False
+            return self._table.recalls_overdue(action.last)
 
         self._recalls_over.clear()
-        self._submit(job, lambda _: self._table.recalls_overdue(action.last))
+        self._refusing = self._refusing or action.refusing
+        self._submit(job, finished)
 
     def _look_for_recalls(self) -> None:
         if not self._table.awaits_recalls():

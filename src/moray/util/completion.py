@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import moray
 from moray.object_ref import ObjectRef
 
+#: How many are taken with the first that is ready.
+_MORE: Final = 9
+
 
 def as_completed(
-    refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10, yield_obj_refs: bool = False, **kwargs: Any
+    refs: Sequence[ObjectRef[Any]], *, chunk_size: int | None = None, yield_obj_refs: bool = False, **kwargs: Any
 ) -> Iterator[Any]:
     """The values of `refs`, each as soon as it is there.
 
     Args:
         refs: distinct references.
-        chunk_size: how many are taken at a time, of those that are ready; the first is never kept waiting for others.
+        chunk_size: how many to wait for at a time; those of one chunk come in the order of `refs`. None: whatever is
+            ready is taken, and the first is never kept waiting for others.
         yield_obj_refs: give the references, not the values.
         kwargs: for :func:`moray.wait`: `timeout` is how long, in seconds, to wait for the next one at most.
 
@@ -41,7 +45,7 @@ def map_unordered(
     items: Iterable[Any],
     *,
     backpressure_size: int | None = 100,
-    chunk_size: int = 10,
+    chunk_size: int | None = None,
     yield_obj_refs: bool = False,
     **kwargs: Any,
 ) -> Iterator[Any]:
@@ -65,16 +69,17 @@ def map_unordered(
         [1, 2, 3]
     """
     _check(chunk_size, kwargs)
-    if backpressure_size is not None and backpressure_size < chunk_size:
+    chunk = chunk_size or 1 + _MORE
+    if backpressure_size is not None and backpressure_size < chunk:
         raise ValueError(
-            f"backpressure_size={backpressure_size} must be at least chunk_size={chunk_size}, or None for no limit"
+            f"backpressure_size={backpressure_size} must be at least chunk_size={chunk}, or None for no limit"
         )
     calls = (fn.remote(item) for item in items)
     return _completed(list(islice(calls, backpressure_size)), calls, chunk_size, yield_obj_refs, kwargs)
 
 
-def _check(chunk_size: int, kwargs: dict[str, Any]) -> None:
-    if chunk_size < 1:
+def _check(chunk_size: int | None, kwargs: dict[str, Any]) -> None:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: give at least 1")
     if "num_returns" in kwargs:
         raise ValueError("num_returns is chunk_size here: give that")
@@ -83,19 +88,19 @@ def _check(chunk_size: int, kwargs: dict[str, Any]) -> None:
 def _completed(
     waiting: list[ObjectRef[Any]],
     more: Iterator[ObjectRef[Any]],
-    chunk_size: int,
+    chunk_size: int | None,
     yield_obj_refs: bool,
     kwargs: dict[str, Any],
 ) -> Iterator[Any]:
     """Each that is taken is replaced by one of `more`."""
     while waiting:
-        ready, waiting = moray.wait(waiting, num_returns=1, **kwargs)
+        ready, waiting = moray.wait(waiting, num_returns=min(chunk_size or 1, len(waiting)), **kwargs)
         if not ready:
             raise moray.exceptions.GetTimeoutError(
                 f"none of {len(waiting)} results came within {kwargs.get('timeout')} s"
             )
-        if waiting and chunk_size > 1:
-            others, waiting = moray.wait(waiting, num_returns=min(chunk_size - 1, len(waiting)), timeout=0)
+        if waiting and chunk_size is None:
+            others, waiting = moray.wait(waiting, num_returns=min(_MORE, len(waiting)), timeout=0)
             ready += others
         while ready:
             ref = ready.pop(0)

@@ -24,7 +24,7 @@ def connect(
 ) -> dict[str, Any]:
     """Become a driver of the cluster whose head is at `conn_str`.
 
-    The same as ``moray.init("HOST:PORT")``, with the cluster's token in MORAY_TOKEN.
+    The same as ``moray.init("moray://HOST:PORT")``, with the cluster's token in MORAY_TOKEN.
 
     Args:
         conn_str: "HOST:PORT" of the head.
@@ -47,7 +47,8 @@ def connect(
     """
     del secure, metadata, connection_retries, ignore_version, _credentials
     arguments = {"namespace": namespace, "job_config": job_config, **(ray_init_kwargs or {})}
-    context = moray.init(conn_str, **arguments)
+    address = conn_str if "://" in conn_str else f"moray://{conn_str}"
+    context = moray.init(address, **arguments)
     return {
         "num_clients": 1,
         "python_version": platform.python_version(),

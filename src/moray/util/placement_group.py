@@ -18,6 +18,7 @@ from moray.config import RESOURCE_UNIT
 from moray.ids import NodeID, PlacementGroupID
 from moray.labels import parse_selector
 from moray.protocol import messages as m
+from moray.runtime import state
 from moray.runtime.groups import Group, check_fits, groups_of, new_group_id
 from moray.serialization import serialize
 
@@ -34,6 +35,9 @@ __all__ = [
     "remove_placement_group",
     "validate_placement_group",
 ]
+
+#: State of a group → what programs for Ray know the state of its scheduling as.
+_SCHEDULING_STATES: Final = {"pending": "NO_RESOURCES", "rescheduling": "NO_RESOURCES", "created": "FINISHED"}
 
 STRATEGIES: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 
@@ -100,6 +104,16 @@ class PlacementGroup:
         """How many bundles it has."""
         return len(self.bundle_specs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its id and bundles as a dict that JSON can hold; :meth:`from_dict` makes the group of it again."""
+        self._told()
+        return {"id": self.id.hex(), "bundle_cache": self.bundle_cache}
+
+    @staticmethod
+    def from_dict(pg_dict: Mapping[str, Any]) -> PlacementGroup:
+        """What :meth:`to_dict` was called on."""
+        return PlacementGroup(PlacementGroupID(bytes.fromhex(pg_dict["id"])), pg_dict["bundle_cache"])
+
     def _known(self) -> tuple[Any, Group]:
         groups = groups_of(connected())
         if self.is_empty:
@@ -112,7 +126,14 @@ class PlacementGroup:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def _told(self) -> None:
+        """Others may use it now."""
+        groups = getattr(state.runtime, "groups", None)
+        if (known := getattr(groups, "records", {}).get(self.id.binary())) is not None:
+            known.unused = False
+
     def __reduce__(self) -> tuple[Any, ...]:
+        self._told()
         return PlacementGroup, (self.id, self.bundle_cache)
 
     def __repr__(self) -> str:
@@ -226,6 +247,8 @@ def _check_bundle(index: int, bundle: Any) -> None:
     for name, amount in bundle.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"{where}: resources have names, not {name!r:.80}")
+        if name == "bundle":
+            raise ValueError(f"{where} asks for a resource named 'bundle', by which a group counts what runs in it")
         if isinstance(amount, bool) or not (hasattr(amount, "__index__") or hasattr(amount, "__float__")):
             raise TypeError(f"{where}: {name} must be a number, not {amount!r:.80} ({type(amount).__name__})")
         number = float(amount)
@@ -305,7 +328,8 @@ def get_current_placement_group() -> PlacementGroup | None:
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
     """All groups of the session and the last removed ones, id → a dict; or that of one group ({} if it is not known).
 
-    ``state`` is PENDING, CREATED, RESCHEDULING, INFEASIBLE or REMOVED, and ``stats["scheduling_state"]`` says why.
+    ``state`` is PENDING, CREATED, RESCHEDULING or REMOVED. ``stats["scheduling_state"]`` says of groups that wait
+    whether nodes have no room now, NO_RESOURCES, or never will, INFEASIBLE, and ``stats["reason"]`` what is missing.
     """
     if placement_group is not None:
         _check_group("placement_group_table", placement_group)
@@ -321,10 +345,13 @@ def _described(entry: dict[str, Any]) -> dict[str, Any]:
         "bundles": {index: _shown(bundle) for index, bundle in enumerate(entry["bundles"])},
         "bundles_to_node_id": dict(enumerate(entry["nodes"] or [""] * len(entry["bundles"]))),
         "strategy": entry["strategy"],
-        "state": entry["state"].upper(),
+        "state": "PENDING" if entry["state"] == "infeasible" else entry["state"].upper(),
         "is_detached": entry["detached"],
         "creator_job_id": entry["job"].to_bytes(4, "big").hex(),
-        "stats": {"scheduling_state": entry["reason"] or entry["state"].upper()},
+        "stats": {
+            "scheduling_state": _SCHEDULING_STATES.get(entry["state"], entry["state"].upper()),
+            "reason": entry["reason"],
+        },
     }
 
 

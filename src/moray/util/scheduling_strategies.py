@@ -45,10 +45,18 @@ class _Condition:
 
 class _Values(_Condition):
     def __init__(self, *values: str) -> None:
+        operator = type(self).__name__
         if not values:
-            raise ValueError(f"{type(self).__name__}() needs the values of a label, such as {type(self).__name__}('a')")
-        for value in values:
-            check_value(type(self).__name__, value)
+            raise ValueError(
+                f"{operator}() needs the values of a label, such as {operator}('a'). "
+                f"The variadic parameter of the {operator} operator must be a non-empty tuple"
+            )
+        for position, value in enumerate(values):
+            if not isinstance(value, str):
+                raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
+                    f"Type of value in position {position} for the {operator} operator must be str, not {value!r:.80}"
+                )
+            check_value(operator, value)
         self.values = values
 
 
@@ -139,7 +147,10 @@ class NodeLabelSchedulingStrategy:
         self.hard = _conditions("hard", hard)
         self.soft = _conditions("soft", soft)
         if not self.hard and not self.soft:
-            raise ValueError('NodeLabelSchedulingStrategy needs conditions, such as {"zone": In("a")}')
+            raise ValueError(
+                'NodeLabelSchedulingStrategy needs conditions, such as {"zone": In("a")}. '
+                "The `hard` and `soft` parameter of NodeLabelSchedulingStrategy cannot both be empty."
+            )
 
     def __repr__(self) -> str:
         return f"NodeLabelSchedulingStrategy({self.hard!r}, soft={self.soft!r})"
@@ -149,12 +160,21 @@ def _conditions(name: str, given: Any) -> dict[str, _Condition]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise TypeError(f"{name} must be a dict from labels to In, NotIn, Exists or DoesNotExist, not {given!r:.80}")
+        raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
+            f"The {name} parameter must be a map from labels to In, NotIn, Exists or DoesNotExist, not {given!r:.80}"
+        )
     for label, condition in given.items():
+        if not isinstance(label, str):
+            raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
+                f"The map key of the {name} parameter must be of type str, not {label!r:.80}"
+            )
         check_label(label)
         if not isinstance(condition, _Condition):
             hint = f"; did you mean In({condition!r})?" if isinstance(condition, str) else ""
-            raise TypeError(f"{name}[{label!r}] must be In, NotIn, Exists or DoesNotExist, not {condition!r:.80}{hint}")
+            raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
+                f"{name}[{label!r}] must be one of the `In`, `NotIn`, `Exists` or `DoesNotExist` operators, "
+                f"not {condition!r:.80}{hint}"
+            )
     return dict(given)
 
 

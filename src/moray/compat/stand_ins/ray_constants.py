@@ -2,10 +2,4 @@
 
 from __future__ import annotations
 
-from moray.compat.stand_ins._private.ray_constants import (
-    RAY_ADDRESS_ENVIRONMENT_VARIABLE,
-    RAY_NAMESPACE_ENVIRONMENT_VARIABLE,
-    REDIS_DEFAULT_PASSWORD,
-)
-
-__all__ = ["RAY_ADDRESS_ENVIRONMENT_VARIABLE", "RAY_NAMESPACE_ENVIRONMENT_VARIABLE", "REDIS_DEFAULT_PASSWORD"]
+from moray.compat.stand_ins._private.ray_constants import *  # noqa: F403

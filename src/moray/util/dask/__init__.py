@@ -12,12 +12,24 @@ results lie in the store and do not pass through the driver.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import moray
 from moray.object_ref import ObjectRef
 
-__all__ = ["disable_dask_on_ray", "enable_dask_on_ray", "ray_dask_get"]
+if TYPE_CHECKING:
+    from moray.util.dask.callbacks import Hooks, RayDaskCallback
+
+__all__ = ["RayDaskCallback", "disable_dask_on_ray", "enable_dask_on_ray", "ray_dask_get", "ray_dask_get_sync"]
+
+
+def __getattr__(name: str) -> Any:
+    # It is dask's class with more to it, and dask is not everybody's.
+    if name == "RayDaskCallback":
+        from moray.util.dask.callbacks import RayDaskCallback
+
+        return RayDaskCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def ray_dask_get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
@@ -38,15 +50,37 @@ def ray_dask_get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     from dask._task_spec import convert_legacy_graph
     from dask.core import flatten
 
+    from moray.util.dask.callbacks import active_hooks
+
+    hooks = active_hooks()
     graph = dict(convert_legacy_graph(dsk if isinstance(dsk, Mapping) else dsk.__dask_graph__()))
     run = moray.remote(_run).options(**(kwargs.get("ray_remote_args") or {}))
     wanted = list(flatten([keys]))  # type: ignore[no-untyped-call]
-    results = _submit(graph, wanted, run)
+    results = _submit(graph, wanted, run, hooks)
     refs = [found for found in map(results.__getitem__, dict.fromkeys(wanted)) if isinstance(found, ObjectRef)]
+    if hooks is not None:
+        hooks.postsubmit_all(refs, graph)
     if kwargs.get("ray_persist"):
         return _nested(keys, {key: _reference(results[key]) for key in wanted})
     values = dict(zip(refs, moray.get(list(dict.fromkeys(refs))), strict=False)) if refs else {}
-    return _nested(keys, {key: _value(results[key], values) for key in wanted})
+    found = _nested(keys, {key: _value(results[key], values) for key in wanted})
+    if hooks is not None:
+        hooks.finish(found)
+    return found
+
+
+def ray_dask_get_sync(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    """Compute `keys` of a graph in this process, one task after the other: for debugging.
+
+    Args:
+        dsk: the graph.
+        keys: a key, or lists of keys in lists.
+        kwargs: what dask passes to any scheduler; without meaning here.
+    """
+    from dask.local import get_sync
+
+    kwargs.pop("ray_persist", None)
+    return get_sync(dsk, keys, **kwargs)
 
 
 def enable_dask_on_ray(shuffle: str | None = "tasks", use_shuffle_optimization: bool | None = True) -> Any:  # noqa: ARG001
@@ -82,7 +116,7 @@ class _Plain:
         self.ref: ObjectRef[Any] | None = None
 
 
-def _submit(graph: dict[Hashable, Any], wanted: list[Hashable], run: Any) -> dict[Hashable, Any]:
+def _submit(graph: dict[Hashable, Any], wanted: list[Hashable], run: Any, hooks: Hooks | None) -> dict[Hashable, Any]:
     """Submit what `wanted` needs, each after what it needs itself; key → ObjectRef or _Plain."""
     from dask._task_spec import Alias, DataNode
 
@@ -106,12 +140,35 @@ def _submit(graph: dict[Hashable, Any], wanted: list[Hashable], run: Any) -> dic
         else:
             needs = sorted(node.dependencies, key=str)
             named = run.options(name=f"dask:{_prefix(key)}")
-            results[key] = named.remote(node, needs, *[_reference(results[needed]) for needed in needs])
+            refs = [_reference(results[needed]) for needed in needs]
+            results[key] = (
+                named.remote(node, needs, None, *refs)
+                if hooks is None
+                else (_submit_hooked(hooks, key, node, needs, refs, named))
+            )
     return results
 
 
-def _run(node: Any, needs: list[Hashable], *values: Any) -> Any:
-    return node(dict(zip(needs, values, strict=True)))
+def _submit_hooked(
+    hooks: Hooks, key: Hashable, node: Any, needs: list[Hashable], refs: list[ObjectRef[Any]], run: Any
+) -> Any:
+    given = hooks.presubmit(node, key, needs)
+    if given is not None:
+        return _Plain(given)
+    ref = run.remote(node, needs, (hooks.around_tasks, key, refs) if hooks.around_tasks else None, *refs)
+    hooks.postsubmit(node, key, needs, ref)
+    return ref
+
+
+def _run(node: Any, needs: list[Hashable], hooked: tuple[Any, Hashable, list[Any]] | None, *values: Any) -> Any:
+    def task() -> Any:
+        return node(dict(zip(needs, values, strict=True)))
+
+    if hooked is None:
+        return task()
+    from moray.util.dask.callbacks import run_between
+
+    return run_between(*hooked, task)
 
 
 def _reference(found: Any) -> ObjectRef[Any]:

@@ -7,7 +7,7 @@ that function have been short; then it is as many as fit into :data:`BATCH_NS`, 
 never more than have been run before. A process that is still at it when another one has nothing to do is asked to give
 back what it has not begun, so that a task never waits behind a long one while a process is idle.
 
-**Loans.** A process that has nothing to do is lent to whoever calls :meth:`Pool.apply` next
+**Loans.** A process that has nothing to do is lent to whoever calls :meth:`Pool.apply` or :meth:`Pool.apply_async` next
 (:mod:`~moray.util.multiprocessing.lending`), once somebody has.
 
 **Deaths.** When a process dies, its batch's tasks fail with the reason, and a new process takes its place.
@@ -17,106 +17,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from queue import Empty, SimpleQueue
 from time import monotonic
-from types import BuiltinFunctionType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import moray
-from moray.exceptions import ActorError, GetTimeoutError, MorayError, TaskError
-from moray.util.multiprocessing.lending import Loan, Terms
-from moray.util.multiprocessing.worker import MOST_FUNCTIONS
+from moray.api import connected
+from moray.exceptions import ActorError, GetTimeoutError, MorayError
+from moray.runtime import state
+from moray.util.multiprocessing.lending import Lender, Loan, Terms
+from moray.util.multiprocessing.tasks import RECALL_AFTER_S, Batch, Function, Slot, Task
+
+if TYPE_CHECKING:
+    from moray.object_ref import ObjectRef
 
 logger = logging.getLogger(__name__)
 
-#: Run time of one batch, in ns: some twenty round trips, so that these cost little; and few enough that results come
-#: soon.
-BATCH_NS: Final = 3_000_000
-#: Tasks of one batch at most: the results of more come too late.
-MOST_TASKS: Final = 1000
-#: A batch that takes longer, in seconds, gives back the rest of its tasks when a process is idle.
-RECALL_AFTER_S: Final = 0.01
-#: Batches whose longest runs count.
-REMEMBERED: Final = 4
 #: How long processes that are asked to end may take (atexit handlers), in seconds.
 END_GRACE_S: Final = 10.0
-
-
-class Function:
-    """A function that tasks call, and how long it took lately."""
-
-    __slots__ = ("call", "key", "longest", "runs")
-
-    def __init__(self, call: Callable[..., Any], key: int) -> None:
-        self.call = call
-        #: 0: not remembered by the processes.
-        self.key = key
-        self.longest: deque[int] = deque(maxlen=REMEMBERED)
-        self.runs = 0
-
-
-class Task(NamedTuple):
-    """One call, or one chunk of a map."""
-
-    job: Any
-    position: int
-    function: Function
-    mode: int
-    payload: Any
-
-
-class Batch:
-    """Tasks that were sent to a process together."""
-
-    __slots__ = ("began", "number", "recalled", "tasks")
-
-    def __init__(self, number: int, tasks: list[Task]) -> None:
-        self.number = number
-        self.tasks = tasks
-        self.began = monotonic()
-        self.recalled = False
-
-
-class Slot:
-    """The place of one process."""
-
-    __slots__ = ("batch", "handle", "known", "left", "lent", "used")
-
-    def __init__(self, handle: Any, left: int) -> None:
-        self.handle = handle
-        self.batch: Batch | None = None
-        #: Keys of functions that the process has, the least recently used first.
-        self.known: OrderedDict[int, None] = OrderedDict()
-        #: Of the loan of it, during which the thread must not use it.
-        self.lent: Terms | None = None
-        #: Tasks that it may still run; -1: any number.
-        self.left = left
-        #: It was given a task.
-        self.used = False
-
-    def call(self, batch: Batch) -> Any:
-        """Have the process run a batch; the reference of its answer. Raises what the sending raises."""
-        first = batch.tasks[0]
-        function = first.function
-        known = self.known
-        sent = None if function.key in known else (function.call,)
-        if function.key:
-            known[function.key] = None
-            known.move_to_end(function.key)
-            if len(known) > MOST_FUNCTIONS:
-                known.popitem(last=False)
-        payloads = [task.payload for task in batch.tasks]
-        self.used = True
-        try:
-            return self.handle.run.remote(batch.number, function.key, sent, first.mode, payloads)
-        except BaseException:
-            known.pop(function.key, None)
-            raise
 
 
 class Dispatcher:
@@ -124,7 +46,8 @@ class Dispatcher:
 
     def __init__(self, make_worker: Callable[[], Any], processes: int, tasks_per_process: int | None) -> None:
         self._make_worker = make_worker
-        self._job = moray.get_runtime_context().get_job_id()
+        #: The pool's session, which may end, and be followed by another one.
+        self._runtime = connected()
         self._tasks_per_process = tasks_per_process or -1
         #: (method, arguments), for the thread; the terms of loans that were lost.
         self.events: SimpleQueue[tuple[Any, ...] | Terms] = SimpleQueue()
@@ -132,10 +55,15 @@ class Dispatcher:
         self._slots = [Slot(make_worker(), self._tasks_per_process) for _ in range(processes)]
         self._numbers = count(1)
         self._callbacks: deque[Callable[[], Any]] = deque()
+        self._lender = Lender(
+            self._runtime.values,
+            self._numbers,
+            lambda batch: self.events.put((self._take_over, batch)),
+            lambda batch: self.events.put((self._look_again, batch)),
+            self._catch_up,
+        )
         #: Loans that nobody has.
-        self._spare: deque[Loan] = deque()
-        #: Somebody called `apply`. Somebody who puts a loan back is to say so.
-        self._lends = self._wants = False
+        self._spare = self._lender.spare
         #: Open imaps whose iterables may have more.
         self._feeders = 0
         self._closed = False
@@ -151,61 +79,23 @@ class Dispatcher:
     def submit(self, tasks: list[Task]) -> None:
         """Have tasks run."""
         self.events.put((self._on_submit, tasks))
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Do what the thread was told since it has ended."""
         if self._left:
             self._drain()
 
-    def apply(self, task: Task) -> bool:
-        """Have an idle process run the task, and wait for that, unless it does not go smoothly.
+    def apply(self, tasks: list[Task]) -> None:
+        """Have tasks of one function run, and wait for that if it is one batch, and a process is idle."""
+        several = len(tasks) > 1 and tasks[0].function.most(len(tasks), len(self._slots)) < len(tasks)
+        if self._tasks_per_process > 0 or several or not self._lender.apply(tasks):
+            self.submit(tasks)
 
-        Returns whether the task is, or will be, settled; False: no process is idle.
-        """
-        if self._tasks_per_process > 0:
-            return False
-        self._lends = True
-        try:
-            loan = self._spare.pop()
-        except IndexError:
-            return False
-        try:
-            self._call_by(loan, task)
-        finally:
-            del loan
-        if self._left:
-            self._drain()
-        return True
-
-    def _call_by(self, loan: Loan, task: Task) -> None:
-        """One call, whose answer counts if it is an ordinary one. All else is left to the thread: the loan is lost."""
-        try:
-            terms = loan.terms
-            terms.batch = Batch(next(self._numbers), [task])
-            try:
-                terms.ref = terms.slot.call(terms.batch)
-            except ActorError as error:
-                terms.error = error
-                return
-            except Exception as error:  # noqa: BLE001 - whatever pickling of the user's values raises.
-                self._tell(task, False, error)
-            else:
-                try:
-                    answer = moray.get(terms.ref)
-                except Exception:  # noqa: BLE001 - the thread will get it too.
-                    return
-                if not isinstance(answer, tuple):
-                    return
-                outcomes, longest = answer
-                task.function.longest.append(longest)
-                task.function.runs += 1  # Only a measure: another thread's may get lost.
-                self._tell(task, *outcomes[0])
-            terms.batch = terms.ref = None
-            self._spare.append(loan)
-        finally:
-            del loan  # An error's traceback may keep this frame.
-        if self._wants:  # The thread says so first, and looks for loans second.
-            self.events.put((self._look_again,))
-
-    def _look_again(self) -> None:
-        """The thread looks for loans after each event."""
+    def begin(self, task: Task) -> None:
+        """Have the task run, beginning at once if a process is idle."""
+        if self._tasks_per_process > 0 or not self._lender.begin(task):
+            self.submit([task])
 
     def open_feeder(self) -> None:
         """More tasks will come, even after :meth:`close`."""
@@ -247,7 +137,7 @@ class Dispatcher:
     def _step(self) -> None:
         try:
             # A loan may have been put back without a word, by a thread that was interrupted in between.
-            looks = self._overdue_possible() or (self._wants and any(slot.lent for slot in self._slots))
+            looks = self._overdue_possible() or (self._lender.wants and any(slot.lent for slot in self._slots))
             self._handle(self.events.get(timeout=RECALL_AFTER_S if looks else None))
             while not self._ended:
                 self._handle(self.events.get_nowait())
@@ -276,7 +166,7 @@ class Dispatcher:
             event[0](*event[1:])
 
     def _session_lives(self) -> bool:
-        return moray.is_initialized() and moray.get_runtime_context().get_job_id() == self._job
+        return state.runtime is self._runtime and self._runtime.ended is None
 
     def _is_idle(self) -> bool:
         return all(slot.batch is None and not slot.lent for slot in self._slots)
@@ -305,7 +195,7 @@ class Dispatcher:
         self._end_at_once(_terminated())
 
     def _end_at_once(self, error: BaseException) -> None:
-        self._ended = True
+        self._ended = self._lender.wants = True
         self._take_back()
         tasks = [task for slot in self._slots if slot.batch is not None for task in slot.batch.tasks]
         tasks += self._pending
@@ -317,7 +207,7 @@ class Dispatcher:
 
     def _end_in_peace(self) -> None:
         """Processes run their atexit handlers; those that take too long are killed."""
-        self._ended = True
+        self._ended = self._lender.wants = True
         slots, self._slots = self._slots, []
         used = [slot.handle for slot in slots if slot.used]
         del slots  # Those that never ran a task, and may never have started, end by this.
@@ -341,55 +231,75 @@ class Dispatcher:
     def _dispatch(self) -> None:
         if self._ended:
             return
-        self._wants = bool(self._pending) or self._closed
-        if self._wants:
+        lender = self._lender
+        lender.wants = bool(self._pending) or self._closed
+        if lender.wants:
             self._take_back()
         for slot in self._slots:
             if not self._pending:
                 break
             if slot.batch is None and not slot.lent:
                 self._send(slot, self._next_batch(slot))
-        self._wants = bool(self._pending) or self._closed
-        if self._lends and not self._wants:
+        lender.wants = bool(self._pending) or self._closed
+        if lender.lends and not lender.wants:
             for slot in self._slots:
                 if slot.batch is None and not slot.lent:
                     self._spare.append(Loan(slot, self.events))
 
     def _take_back(self) -> None:
-        """All loans that nobody has."""
+        """All loans that nobody has, and the calls under way for whose answers nobody is taking one out."""
         while self._spare:
             try:
                 loan = self._spare.popleft()
             except IndexError:
                 break
             loan.terms.slot.lent = None
+        for slot in self._slots:
+            batch = slot.lent.batch if slot.lent else None
+            if batch is not None:
+                self._take_over(batch)
+
+    def _take_over(self, batch: Batch) -> None:
+        """A user's thread has begun this. It goes on as one of ours, unless somebody has the loan."""
+        try:
+            loan = batch.loan.pop()
+        except IndexError:
+            return
+        slot = loan.terms.slot
+        slot.lent = None
+        self._go_on(slot, batch)
 
     def _on_lost(self, terms: Terms) -> None:
         """Nobody has the loan, and nobody will put it back. What was begun goes on."""
-        slot, batch, ref, error = terms.slot, terms.batch, terms.ref, terms.error
+        slot, batch = terms.slot, terms.batch
         if slot.lent is not terms:
             return  # It was taken back.
         slot.lent = None
-        if batch is None:
-            return
+        if batch is not None:
+            self._go_on(slot, batch)
+
+    def _go_on(self, slot: Slot, batch: Batch) -> None:
         if self._ended:
             self._fail(batch.tasks, _terminated())
-        elif error is not None:
+        elif batch.error is not None:
             slot.batch = batch
-            self._replace(slot, error)
-        elif ref is not None:
+            self._replace(slot, batch.error)
+        elif batch.ref is not None:
             slot.batch = batch
-            ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
+            self._when_ready(batch.ref, self._on_done, slot, batch)
+
+    def _look_again(self, batch: Batch) -> None:
+        """The thread looks for loans after each event; nobody does when it has ended."""
+        if self._ended:
+            self._take_over(batch)
 
     def _next_batch(self, slot: Slot) -> Batch:
         pending = self._pending
         first = pending.popleft()
         tasks = [first]
         function = first.function
-        if function.key and function.longest and pending:
-            most = min(
-                BATCH_NS // (max(function.longest) + 1), function.runs, -(-len(pending) // len(self._slots)), MOST_TASKS
-            )
+        if pending:
+            most = function.most(1 + len(pending), len(self._slots))
             if slot.left >= 0:
                 most = min(most, slot.left)
             while len(tasks) < most and pending and pending[0].function is function and pending[0].mode == first.mode:
@@ -399,16 +309,23 @@ class Dispatcher:
     def _send(self, slot: Slot, batch: Batch) -> None:
         slot.batch = batch
         try:
-            ref = slot.call(batch)
-            ref.future().add_done_callback(partial(self._post, self._on_done, slot, batch))
+            batch.ref = slot.call(batch)
+            self._when_ready(batch.ref, self._on_done, slot, batch)
         except ActorError as error:
             self._replace(slot, error)
         except Exception as error:  # noqa: BLE001 - whatever pickling of the user's values raises.
             slot.batch = None
             self._send_failed(batch, error)
 
-    def _post(self, handler: Callable[..., None], slot: Slot, batch: Batch, future: Future[Any]) -> None:
-        self.events.put((handler, slot, batch, future))
+    def _when_ready(self, ref: ObjectRef[Any], handler: Callable[..., None], *arguments: Any) -> None:
+        """Call the handler with the arguments and the reference in this thread, once that is ready."""
+        entry = ref._entry
+        tell = partial(self.events.put, (handler, *arguments, ref))
+        runtime: Any = entry.origin.runtime
+        if not entry.ready:
+            runtime.check_usable()
+        if entry.ready or runtime.values.subscribe(entry, tell):
+            tell()
 
     def _send_failed(self, batch: Batch, error: BaseException) -> None:
         """One of the arguments cannot be pickled, or the session has ended. Nothing was run."""
@@ -421,31 +338,29 @@ class Dispatcher:
 
     # --- results ---------------------------------------------------------------------------------------------
 
-    def _on_done(self, slot: Slot, batch: Batch, future: Future[Any]) -> None:
+    def _on_done(self, slot: Slot, batch: Batch, ref: ObjectRef[Any]) -> None:
         if slot.batch is not batch:
             return  # The pool was terminated.
-        error = future.exception()
-        if isinstance(error, ActorError):
+        try:
+            answer = self._runtime.values.get_one(ref, None)
+        except ActorError as error:
             self._replace(slot, error)
-        elif error is not None:
+        except Exception as error:  # noqa: BLE001 - whatever unpickling of the user's values raises.
             self._ask_each(slot, batch, error)
         else:
-            self._settle(slot, batch, future.result())
+            self._settle(slot, batch, answer)
 
     def _settle(self, slot: Slot, batch: Batch, answer: Any) -> None:
-        function = batch.tasks[0].function
-        if answer is None:
+        outcomes = batch.outcomes(answer)
+        if outcomes is not None:
+            self._deliver(slot, batch, outcomes)
+        elif answer is None:  # The function is not known there any more.
             slot.known.clear()
             slot.batch = None
             self._pending.extendleft(reversed(batch.tasks))
-        elif isinstance(answer, TaskError):
+        else:
             self._fail(batch.tasks, answer)
             self._free(slot, len(batch.tasks))
-        else:
-            outcomes, longest = answer
-            function.longest.append(longest)
-            function.runs += len(outcomes)
-            self._deliver(slot, batch, outcomes)
 
     def _deliver(self, slot: Slot, batch: Batch, outcomes: list[tuple[bool, Any]]) -> None:
         """What is behind the outcomes was given back."""
@@ -473,10 +388,9 @@ class Dispatcher:
         slot.handle = self._make_worker()
 
     def _replace(self, slot: Slot, error: BaseException) -> None:
-        batch = slot.batch
+        if slot.batch is not None:
+            self._fail(slot.batch.tasks, error)
         self._renew(slot)
-        if batch is not None:
-            self._fail(batch.tasks, error)
 
     def _ask_each(self, slot: Slot, batch: Batch, error: BaseException) -> None:
         """The batch's answer could not be sent or read: a result does not pickle, or an argument does not load."""
@@ -485,16 +399,16 @@ class Dispatcher:
         except MorayError as ended:
             self._replace(slot, ended)
             return
-        ref.future().add_done_callback(partial(self._post, partial(self._on_each, error), slot, batch))
+        self._when_ready(ref, self._on_each, error, slot, batch)
 
-    def _on_each(self, first: BaseException, slot: Slot, batch: Batch, future: Future[Any]) -> None:
+    def _on_each(self, first: BaseException, slot: Slot, batch: Batch, ref: ObjectRef[list[bytes] | None]) -> None:
         if slot.batch is not batch:
             return
-        error = future.exception()
-        if error is not None:
+        try:
+            blobs = self._runtime.values.get_one(ref, None)
+        except MorayError as error:
             self._replace(slot, error)
             return
-        blobs: list[bytes] | None = future.result()
         if blobs is None:
             slot.known.clear()
             slot.batch = None
@@ -550,12 +464,15 @@ class Dispatcher:
                 ref = slot.handle.give_back.remote(batch.number)
             except MorayError:
                 continue  # It has died: the batch's own answer says so.
-            ref.future().add_done_callback(partial(self._post, self._on_given_back, slot, batch))
+            self._when_ready(ref, self._on_given_back, slot, batch)
 
-    def _on_given_back(self, slot: Slot, batch: Batch, future: Future[Any]) -> None:
-        if slot.batch is not batch or future.exception() is not None:
-            return  # The batch's own answer has come first, and said what was not run; or will say why.
-        given: int = future.result()
+    def _on_given_back(self, slot: Slot, batch: Batch, ref: ObjectRef[int]) -> None:
+        try:
+            given = self._runtime.values.get_one(ref, None)
+        except MorayError:
+            return  # The batch's own answer will say why.
+        if slot.batch is not batch:
+            return  # That came first, and said what was not run.
         if given:
             rest = batch.tasks[-given:]
             del batch.tasks[-given:]
@@ -564,27 +481,3 @@ class Dispatcher:
 
 def _terminated() -> RuntimeError:
     return RuntimeError("the pool was terminated before this result was there")
-
-
-class Functions:
-    """The functions that tasks of one pool call. Any thread.
-
-    Plain functions are sent to each process once. What may change between two calls (objects, methods, closures) is
-    pickled for each call anew, as the standard library's pool does.
-    """
-
-    def __init__(self) -> None:
-        self._numbers = count(1)
-        self._known: dict[Callable[..., Any], Function] = {}
-
-    def of(self, call: Callable[..., Any], many: bool) -> Function:
-        """The function's; `many`: it is for all chunks of one map."""
-        if type(call) is BuiltinFunctionType or (type(call) is FunctionType and call.__closure__ is None):
-            found = self._known.get(call)
-            if found is None:
-                if len(self._known) >= MOST_FUNCTIONS:
-                    for old in list(islice(self._known, len(self._known) // 2)):
-                        self._known.pop(old, None)
-                found = self._known.setdefault(call, Function(call, next(self._numbers)))
-            return found
-        return Function(call, next(self._numbers) if many else 0)

@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 
 import moray
 from moray.config import env_name
-from moray.util.multiprocessing.dispatcher import Dispatcher, Functions, Task
+from moray.util.multiprocessing.dispatcher import Dispatcher
 from moray.util.multiprocessing.results import (
     Arrivals,
     AsyncResult,
@@ -18,6 +18,7 @@ from moray.util.multiprocessing.results import (
     IMapUnorderedIterator,
     MapResult,
 )
+from moray.util.multiprocessing.tasks import Functions, Task
 from moray.util.multiprocessing.worker import APPLY, CONTROL, MAP, STARMAP, PoolWorker, chunks_of
 
 _I = TypeVar("_I", bound=IMapIterator)
@@ -76,8 +77,8 @@ class Pool:
         if processes is None:
             processes = max(1, int(moray.cluster_resources().get("CPU", 1)))
         options = dict(ray_remote_args or {})
-        options["concurrency_groups"] = {CONTROL: 1, **(options.get("concurrency_groups") or {})}
-        kind = moray.remote(PoolWorker).options(**options)
+        groups = {CONTROL: 1, **(options.pop("concurrency_groups", None) or {})}
+        kind = moray.remote(concurrency_groups=groups)(PoolWorker).options(**options)
         arguments = initializer, tuple(initargs or ())
         self._processes = processes
         self._functions = Functions()
@@ -94,9 +95,7 @@ class Pool:
     def apply(self, func: Callable[..., Any], args: Any = None, kwargs: dict[str, Any] | None = None) -> Any:
         """``func(*args, **kwargs)`` in one of the processes."""
         result = AsyncResult(self)
-        task = self._task(result, func, args, kwargs)
-        if not self._dispatcher.apply(task):
-            self._dispatcher.submit([task])
+        self._dispatcher.apply([self._task(result, func, args, kwargs)])
         return result.get()
 
     def apply_async(
@@ -109,7 +108,11 @@ class Pool:
     ) -> AsyncResult:
         """:meth:`apply` without waiting; the callbacks are called in the pool's thread with the result or the error."""
         result = AsyncResult(self, callback, error_callback)
-        self._dispatcher.submit([self._task(result, func, args, kwargs)])
+        task = self._task(result, func, args, kwargs)
+        if callback is None and error_callback is None:
+            self._dispatcher.begin(task)
+        else:
+            self._dispatcher.submit([task])
         return result
 
     def _task(self, result: AsyncResult, func: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> Task:
@@ -120,7 +123,7 @@ class Pool:
 
     def map(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """``[func(x) for x in iterable]``, in chunks of `chunksize` (default: four chunks for each process)."""
-        return self.map_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, MAP, chunksize, waits=True).get()  # type: ignore[no-any-return]
 
     def map_async(
         self,
@@ -135,7 +138,7 @@ class Pool:
 
     def starmap(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """``[func(*x) for x in iterable]``."""
-        return self.starmap_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, STARMAP, chunksize, waits=True).get()  # type: ignore[no-any-return]
 
     def starmap_async(
         self,
@@ -156,21 +159,24 @@ class Pool:
         iterable: Iterable[Any],
         mode: int,
         chunksize: int | None,
-        callback: Callback | None,
-        error_callback: Callback | None,
+        callback: Callback | None = None,
+        error_callback: Callback | None = None,
+        waits: bool = False,
     ) -> AsyncResult:
         self._check_open()
         elements = list(iterable)
         if chunksize is None:
             chunksize = max(1, -(-len(elements) // (self._processes * 4)))
         _check_chunksize(chunksize)
-        chunks = list(chunks_of(elements, chunksize))
+        chunks = [elements[start : start + chunksize] for start in range(0, len(elements), chunksize)]
         result = MapResult(self, len(chunks), callback, error_callback)
         if chunks:
             function = self._functions.of(func, many=True)
-            self._dispatcher.submit(
-                [Task(result, number, function, mode, chunk) for number, chunk in enumerate(chunks)]
-            )
+            tasks = [Task(result, number, function, mode, chunk) for number, chunk in enumerate(chunks)]
+            if waits:
+                self._dispatcher.apply(tasks)
+            else:
+                self._dispatcher.submit(tasks)
         return result
 
     def imap(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = 1) -> IMapIterator:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from multiprocessing import TimeoutError as PoolTimeoutError
 from time import monotonic
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from moray.exceptions import TaskError
+
+if TYPE_CHECKING:
+    from moray.util.multiprocessing.lending import Lender
+    from moray.util.multiprocessing.tasks import Batch
 
 Callback = Callable[[Any], Any]
 
@@ -43,6 +48,8 @@ class AsyncResult:
         self._success = False
         self._value: Any = None
         self._is_ready = False
+        #: Who lent a process for this, and what was sent there: this call alone.
+        self._lent: tuple[Lender, Batch] | None = None
 
     def ready(self) -> bool:
         """Whether the result, or the error, is there."""
@@ -56,6 +63,13 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is ready, or `timeout` seconds."""
+        lent = self._lent
+        if lent is not None and not self._is_ready:
+            begin = monotonic()
+            lender, batch = lent
+            lender.collect(batch, timeout)
+            if timeout is not None:
+                timeout = max(0.0, timeout - (monotonic() - begin))
         if not self._is_ready:
             event: threading.Event = self.__dict__.setdefault("_event", threading.Event())
             if not self._is_ready:
@@ -81,7 +95,7 @@ class AsyncResult:
     def _settle(self, success: bool, value: Any) -> Callable[[], Any] | None:
         self._success = success
         self._value = value if success else plain_error(value)
-        self._pool = None
+        self._pool = self._lent = None
         self._is_ready = True
         event = self.__dict__.get("_event")
         if event is not None:
@@ -98,6 +112,7 @@ class MapResult(AsyncResult):
         self, pool: Any, chunks: int, callback: Callback | None = None, error_callback: Callback | None = None
     ) -> None:
         super().__init__(pool, callback, error_callback)
+        #: None: not here yet; those that failed are empty.
         self._parts: list[Any] = [None] * chunks
         self._left = chunks
         self._error: BaseException | None = None
@@ -105,17 +120,18 @@ class MapResult(AsyncResult):
             self._settle(True, [])  # Without a callback, as in the standard library.
 
     def _deliver(self, index: int, success: bool, value: Any) -> Callable[[], Any] | None:
+        if self._is_ready or self._parts[index] is not None:
+            return None  # Once more, as whoever delivered it was interrupted.
+        self._parts[index] = value if success else ()
         self._left -= 1
-        if success:
-            self._parts[index] = value
-        elif self._error is None:
+        if not success and self._error is None:
             self._error = value
         if self._left:
             return None
         parts, self._parts = self._parts, []
         if self._error is not None:
             return self._settle(False, self._error)
-        return self._settle(True, [value for part in parts for value in part])
+        return self._settle(True, list(chain.from_iterable(parts)))
 
 
 class Arrivals:

@@ -27,8 +27,10 @@ MOST_FUNCTIONS: Final = 64
 #: The concurrency group of :meth:`PoolWorker.give_back`.
 CONTROL: Final = "moray_pool_control"
 
+#: What is small work to pickle, and travels as it is in a call of :meth:`PoolWorker.call`.
+PLAIN: Final = frozenset({int, float, complex, bool, str, bytes})
 #: What every reader can unpickle, and every writer pickle.
-_SAFE: Final = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None)})
+_SAFE: Final = PLAIN | {bytearray, type(None)}
 
 Outcome = tuple[bool, Any]
 
@@ -90,6 +92,23 @@ class PoolWorker:
         if not certain:
             self._last = (number, outcomes)
         return outcomes, longest
+
+    def call(self, number: int, key: int, *arguments: Any) -> Any:
+        """:meth:`run` for one task, of a function that is known, with plain arguments; so is a plain result."""
+        self._last = (0, [])
+        call = None if self._broken is not None else self._function(key, None)
+        if call is None:
+            return self._broken
+        begin = perf_counter_ns()
+        try:
+            value = call(*arguments)
+        except Exception as error:  # noqa: BLE001 - it is the task's result.
+            return [(False, _describe(call, error))], perf_counter_ns() - begin
+        if type(value) in PLAIN:
+            return value
+        if value is not None:
+            self._last = (number, [(True, value)])
+        return [(True, value)], perf_counter_ns() - begin
 
     def _function(self, key: int, function: tuple[Callable[..., Any]] | None) -> Callable[..., Any] | None:
         if key == 0:

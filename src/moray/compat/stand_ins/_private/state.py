@@ -6,6 +6,7 @@ from typing import Any
 
 from moray.api import available_resources, cluster_resources, connected, nodes, timeline
 from moray.config import RESOURCE_UNIT
+from moray.ids import TAG_BYTES
 from moray.launch.resources import NODE_ADDRESS
 from moray.protocol import messages as m
 
@@ -22,21 +23,46 @@ def _cluster() -> dict[str, Any]:
 
 def actors(actor_id: str | None = None) -> dict[str, Any]:
     """The actors, living ones and those that ended lately: id → fields; the fields alone if an id is given."""
-    found = {
-        actor["actor"]: {
-            "ActorID": actor["actor"],
-            "ActorClassName": actor.get("class_name", ""),
-            "Name": actor.get("name", ""),
-            "State": str(actor["state"]).upper(),
-            "NumRestarts": actor.get("incarnation", 0),
-        }
-        for actor in _cluster()["actors"]
-    }
+    runtime = connected()
+    described = runtime.ask(lambda number: m.ListActors(number, "", describe=True)).described
+    nodes_by_tag = {node["NodeID"][: 2 * TAG_BYTES]: node for node in nodes()}
+    found = {actor["actor"]: _actor(actor, nodes_by_tag) for actor in described}
     return found if actor_id is None else found.get(actor_id, {})
 
 
+def _actor(actor: dict[str, Any], nodes_by_tag: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    node = nodes_by_tag.get(actor["process"][: 2 * TAG_BYTES], {}) if actor["process"] else {}
+    return {
+        "ActorID": actor["actor"],
+        "ActorClassName": actor.get("class_name", ""),
+        "Name": actor.get("name", ""),
+        "RayNamespace": actor.get("namespace", ""),
+        "IsDetached": actor.get("detached", False),
+        "State": _actor_state(actor),
+        "NumRestarts": actor["restarts"],
+        "Pid": actor["pid"],
+        "Address": {
+            "NodeID": node.get("NodeID", ""),
+            "IPAddress": node.get("NodeManagerAddress", ""),
+            "Port": node.get("NodeManagerPort", 0),
+        },
+        "DeathCause": actor["reason"] if actor["state"] == "dead" else "",
+    }
+
+
+def _actor_state(actor: dict[str, Any]) -> str:
+    """By Ray's names."""
+    phase = str(actor["state"])
+    if phase in ("alive", "dead"):
+        return phase.upper()
+    if actor.get("incarnation", 0):
+        return "RESTARTING"
+    return "DEPENDENCIES_UNREADY" if phase == "held" else "PENDING_CREATION"
+
+
 def jobs() -> list[dict[str, Any]]:
-    """The jobs of the session."""
+    """The jobs of the session, and the last that ended."""
+    found = _cluster()
     return [
         {
             "JobID": f"{job['job']:08x}",
@@ -45,7 +71,8 @@ def jobs() -> list[dict[str, Any]]:
             "IsDead": job["ended"],
             "Entrypoint": job["entrypoint"],
         }
-        for job in _cluster()["jobs"]
+        for job in (*found["jobs"], *found.get("past_jobs", ()))
+        if job["pid"]  # Others are detached actors'.
     ]
 
 
@@ -56,14 +83,21 @@ def node_ids() -> list[str]:
 
 def total_resources_per_node() -> dict[str, dict[str, float]]:
     """Node id → resource → amount."""
-    return {node["NodeID"]: dict(node["Resources"]) for node in nodes()}
+    return {node["NodeID"]: dict(node["Resources"]) for node in nodes() if node["Alive"]}
 
 
 def available_resources_per_node() -> dict[str, dict[str, float]]:
     """Node id → resource → amount that is not leased at the moment."""
     found = _cluster()
-    free = {name: amount / RESOURCE_UNIT for name, amount in found["available"].items() if amount > 0}
-    return {node["NodeID"]: free for node in found["nodes"]}
+    return {
+        node["NodeID"]: {
+            name: amount / RESOURCE_UNIT
+            for name, amount in node.get("available", found["available"]).items()
+            if amount > 0
+        }
+        for node in found["nodes"]
+        if node["Alive"]
+    }
 
 
 class GlobalState:

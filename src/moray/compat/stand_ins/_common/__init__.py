@@ -1,0 +1,1 @@
+"""Modules that Ray's own parts share; the helpers for tests among them are used by others, too."""

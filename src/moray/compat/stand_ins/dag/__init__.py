@@ -1,0 +1,1 @@
+"""Modules of ``ray.dag`` that are one in moray: :mod:`moray.dag.nodes`, :mod:`moray.dag.compiled`."""

@@ -1,0 +1,1 @@
+"""Modules of ``ray.experimental`` that moray has elsewhere."""

@@ -1,0 +1,1 @@
+"""``ray.experimental.state``, as ``ray.util.state`` was called before."""

@@ -1,0 +1,1 @@
+"""What Ray's tests import of each other."""

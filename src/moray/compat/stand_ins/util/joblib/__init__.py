@@ -1,0 +1,1 @@
+"""Modules of ``ray.util.joblib`` that moray has elsewhere."""
