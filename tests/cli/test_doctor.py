@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import command, refused
+from tests.cli.command import command
 from tests.support.procs import Driver, session_processes, spawn_driver, wait_until
 
 #: A session that lives until its driver is killed.
@@ -118,10 +118,6 @@ def test_directory_that_is_not_there(temporary: Path) -> None:
     assert finished.returncode == 1
     (missing,) = [finding for finding in json.loads(finished.stdout) if finding["state"] == "missing"]
     assert missing["what"] == "directory of sessions"
-
-
-def test_too_long_a_path() -> None:
-    assert "too long" in refused("doctor", "--temp-dir", "/tmp/" + "x" * 100)
 
 
 def test_for_people(temporary: Path) -> None:

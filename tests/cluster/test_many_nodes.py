@@ -71,7 +71,7 @@ def test_a_template_is_warm_when_it_had_time(there: Any) -> None:
         found = Start(*moray.get(there.remote(), timeout=TIMEOUT_S))
         if (found.rehearsed and found.has_asyncio) or time.monotonic() > deadline:
             break
-        time.sleep(0.2)
+        time.sleep(0.5)  # Longer than a template waits before it takes itself for idle.
     assert found.rehearsed
     assert found.has_asyncio
     assert found.has_tls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from _thread import allocate_lock
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,10 +176,10 @@ def test_results_that_come_while_output_is_sent_wait_for_their_own_output(tmp_pa
 def _worker(**fields: Any) -> Any:
     """As much of a worker as leases need; what it tells the node is in `told`."""
     told: list[tuple[str, bool]] = []
-    lock = allocate_lock()
+    lock = threading.RLock()
     return SimpleNamespace(
         told=told,
-        node=SimpleNamespace(send=lambda message: told.append((type(message).__name__, lock.locked()))),
+        node=SimpleNamespace(send=lambda message: told.append((type(message).__name__, lock._is_owned()))),  # type: ignore[attr-defined]
         explainer=SimpleNamespace(arm=lambda: None),
         executor=SimpleNamespace(host=None, return_queue=lambda *_: None, flush=lambda: None, revoked=0),
         _wait_lock=lock,

@@ -280,7 +280,7 @@ class Hosts:
         assert done.returncode == 0, done.stderr
         line = next(line for line in done.stdout.splitlines() if "MORAY_TOKEN=" in line)
         self.token = line.split("MORAY_TOKEN=")[1].split()[0]
-        assert line.endswith(f"--address={self.address}"), line
+        assert line.endswith(f"--address='{self.address}'"), line
         joining = [
             host.start(
                 *(sys.executable, "-m", "moray", "start", f"--address={self.address}", *more), MORAY_TOKEN=self.token

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import moray
+from moray.api import connected
 from moray.util.multiprocessing import Pool
 
 #: A loop of calls comes again within seconds; the memory of processes that nobody uses is not held for minutes.
@@ -38,7 +39,7 @@ _keeper: threading.Thread | None = None
 
 def key_of(n_jobs: int, environment: dict[str, str]) -> Any:
     """What two calls must have in common to use the same pool."""
-    return moray.get_runtime_context().get_job_id(), n_jobs, tuple(sorted(environment.items()))
+    return connected().job.hex(), n_jobs, tuple(sorted(environment.items()))
 
 
 def take(key: Any) -> Pool | None:
