@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -385,6 +386,7 @@ ActorCallsMachine.TestCase.settings = SETTINGS
 TestActorCallsMachine = ActorCallsMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=250, derandomize=True, database=None, phases=[Phase.generate])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -524,6 +525,7 @@ ActorsMachine.TestCase.settings = SETTINGS
 TestActorsMachine = ActorsMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=200, derandomize=True, database=None, phases=[Phase.generate])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -269,6 +270,7 @@ BundleMachine.TestCase.settings = SETTINGS
 TestBundleMachine = BundleMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=60, derandomize=True, database=None, phases=[Phase.generate])

@@ -595,6 +595,7 @@ def test_random_walks() -> None:
     run_state_machine_as_test(ClusterMachine, settings=settings(suppress_health_check=list(HealthCheck)))
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks each time, for the seeded faults."""
     fixed = settings(

@@ -7,6 +7,7 @@ state the walk left: with one worker stuck for ever, everything but its current 
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -299,6 +300,7 @@ LeasesMachine.TestCase.settings = SETTINGS
 TestLeasesMachine = LeasesMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=300, derandomize=True, database=None, phases=[Phase.generate])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -238,6 +239,7 @@ def test_random_lives() -> None:
     )
 
 
+@pytest.mark.long
 def test_random_lives_fixed() -> None:
     """The same ones each time, for the seeded faults."""
     run_state_machine_as_test(

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -483,6 +484,7 @@ SchedulerMachine.TestCase.settings = SETTINGS
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=150, derandomize=True, database=None, phases=[Phase.generate])

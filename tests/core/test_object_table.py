@@ -117,6 +117,7 @@ class ObjectTableMachine(RuleBasedStateMachine):
 TestObjectTableMachine = ObjectTableMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
     fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)

@@ -87,6 +87,7 @@ class AheadObjectTableMachine(ObjectTableMachine):
 TestAheadObjectTableMachine = AheadObjectTableMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks_ahead() -> None:
     """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
     fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from msgspec.msgpack import encode
@@ -325,6 +326,7 @@ PlacementMachine.TestCase.settings = SETTINGS
 TestPlacementMachine = PlacementMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=60, derandomize=True, database=None, phases=[Phase.generate])

@@ -447,6 +447,7 @@ StreamsMachine.TestCase.settings = SETTINGS
 TestStreamsMachine = StreamsMachine.TestCase
 
 
+@pytest.mark.long
 def test_fixed_walks() -> None:
     """The same walks every time, and no search for a smaller one: what the mutants are shown."""
     fixed = settings(SETTINGS, max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
