@@ -80,7 +80,9 @@ class PlacementGroup:
             >>> remove_placement_group(group)
         """
         groups, group = self._known()
+        unused = group.unused
         blob = b"" if group.ref is not None else serialize(PlacementGroup(self.id, self.bundle_specs)).to_bytes()
+        group.unused = unused  # Nobody else has got it yet.
         ref: ObjectRef[PlacementGroup] = groups.ready_ref(group, blob)
         return ref
 
