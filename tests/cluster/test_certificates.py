@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 60
 #: A node has this long to start, which takes a while beside other tests.
-LASTS_S = 20.0
+LASTS_S = 30.0
 
 
 @pytest.fixture
