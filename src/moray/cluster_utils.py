@@ -25,10 +25,9 @@ from typing import Any, Final, Self
 from moray import config
 from moray.launch import session_directory
 from moray.launch.cluster import start_head, start_joined
-from moray.launch.cluster_file import OWN_CLUSTERS, own_clusters
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle
-from moray.launch.session_directory import remove_tree
+from moray.launch.session_directory import OWN_CLUSTERS, own_clusters, remove_tree
 from moray.launch.spilling import spill_targets
 from moray.platform import process_control, process_table
 from moray.runtime import state

@@ -157,10 +157,11 @@ def test_block_lives_as_long_as_the_node(sessions: Path) -> None:
     environ = os.environ | {"TMPDIR": str(sessions)}
     command = [sys.executable, "-m", "moray", "start", "--head", "--port=0", "--node-ip-address=127.0.0.1", "--block"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "moray stop" not in process.stdout.readline():
-            pass
-        assert len(find_nodes(str(sessions))) == 1
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            assert any("moray stop" in line for line in iter(process.stdout.readline, "")), "it ended at once"
+            assert len(find_nodes(str(sessions))) == 1
+        finally:
+            process.terminate()
         assert process.wait(30) == 0
     assert find_nodes(str(sessions)) == []

@@ -15,7 +15,7 @@ import moray
 from moray.cluster_utils import Cluster
 from moray.compat.stand_ins._private import state
 from moray.exceptions import ActorError
-from moray.launch.cluster_file import OWN_CLUSTERS
+from moray.launch.session_directory import OWN_CLUSTERS
 from moray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from moray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -74,6 +74,21 @@ def test_programs_that_it_starts_find_it_and_others_do_not(cluster: Cluster) -> 
         env=environ,
     )
     assert "no token" in done.stderr
+
+
+@pytest.mark.usefixtures("leaks")
+def test_a_killed_program_leaves_no_directory_of_its_cluster() -> None:
+    code = (
+        "import time; from moray.cluster_utils import Cluster\n"
+        "made = Cluster(initialize_head=True, head_node_args={'num_cpus': 1}); made.add_node(num_cpus=1)\n"
+        "made.connect(); print(made._temp_dir, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        directory = program.stdout.readline().strip()
+        assert os.path.isdir(directory)
+        program.kill()
+    until(lambda: not os.path.exists(directory))
 
 
 def test_nodes_that_come_and_go_are_waited_for(cluster: Cluster) -> None:

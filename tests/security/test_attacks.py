@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 import statistics
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,27 +280,38 @@ def test_replayed_connection(server: Remote, identity: Identity) -> None:
 
 
 @pytest.mark.usefixtures("bystander")
-def test_replayed_request_to_join(server: Remote) -> None:
+def test_replayed_request_to_join(server: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     """What somebody who has the token has said, said again by somebody who has not."""
     recorded: list[bytes] = []
 
-    class Recorder(ssl.SSLSocket):
-        def sendall(self, data: Any, flags: int = 0) -> None:
-            recorded.append(bytes(data))
-            super().sendall(data, flags)
+    sendall = ssl.SSLSocket.sendall
 
-    original = ssl.SSLContext.sslsocket_class
-    ssl.SSLContext.sslsocket_class = Recorder
-    try:
-        with server.connect(JOIN_TARGET) as sock:
-            join_over(sock, server.token, "honest")
-    finally:
-        ssl.SSLContext.sslsocket_class = original
+    def record(tls: ssl.SSLSocket, data: Any, flags: int = 0) -> None:
+        recorded.append(bytes(data))
+        sendall(tls, data, flags)
+
+    with monkeypatch.context() as patch, server.connect(JOIN_TARGET) as sock:
+        patch.setattr(ssl.SSLSocket, "sendall", record)
+        join_over(sock, server.token, "honest")
     assert len(recorded) == 1
     with join_client_context().wrap_socket(server.connect(JOIN_TARGET)) as tls:
         tls.recv(1 << 14)
         tls.sendall(recorded[0])
         assert b"its token is not this cluster's" in tls.recv(1 << 14)
+
+
+def test_a_server_that_resets_the_connection_leaves_no_socket_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+    fd = sock.fileno()
+    with pytest.raises(ConnectionResetError, match="hung up") as caught:
+        join_over(sock, tokens.Token(bytes(32), bytes(32)), "unlucky")
+    with pytest.raises(OSError, match="Bad file descriptor"):  # While the traceback still holds what was made.
+        os.fstat(fd)
+    assert caught.value.__traceback__ is not None
 
 
 # --- not even TLS ----------------------------------------------------------------------------------------

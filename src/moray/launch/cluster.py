@@ -21,10 +21,10 @@ import msgspec
 from moray import config as config_values
 from moray.config import RELAY_PATIENCE_S
 from moray.launch import session_directory
-from moray.launch.cluster_file import ClusterNode, own_clusters
+from moray.launch.cluster_file import ClusterNode
 from moray.launch.config import ClusterConfig, NodeConfig
 from moray.launch.local import NodeHandle, NodeStartError, start_node
-from moray.launch.session_directory import CLUSTER_FILE, Session, find_sessions
+from moray.launch.session_directory import CLUSTER_FILE, Session, find_sessions, own_clusters
 
 if TYPE_CHECKING:
     from moray.security.token import Token

@@ -6,20 +6,10 @@ Apart from :mod:`moray.launch.cluster`, because the node imports it, and nothing
 from __future__ import annotations
 
 import os
-from typing import Final
 
 import msgspec
 
 from moray.launch.session_directory import CLUSTER_FILE
-
-#: Where the sessions of clusters are that this program, or one above it, has made for itself alone
-#: (:mod:`moray.cluster_utils`); several are separated like those of PATH, the newest first.
-OWN_CLUSTERS: Final = "MORAY_OWN_CLUSTERS"
-
-
-def own_clusters() -> list[str]:
-    """The directories of :data:`OWN_CLUSTERS`."""
-    return [path for path in os.environ.get(OWN_CLUSTERS, "").split(os.pathsep) if path]
 
 
 class ClusterNode(msgspec.Struct, kw_only=True):

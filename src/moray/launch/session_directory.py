@@ -31,6 +31,9 @@ TLS_FOLDER: Final = "tls"
 LOG_FOLDER: Final = "logs"
 SPILL_FOLDER: Final = "spill"
 _PREFIX: Final = "session_"
+#: In the environment: where the sessions of clusters are that this program, or one above it, has made for itself alone
+#: (:mod:`moray.cluster_utils`); several are separated like those of PATH, the newest first.
+OWN_CLUSTERS: Final = "MORAY_OWN_CLUSTERS"
 #: A directory that has no final name yet.
 _NEW_PREFIX: Final = ".new_"
 #: How long making a directory may take before it counts as abandoned.
@@ -50,6 +53,11 @@ def root_directory(temp_dir: str = "") -> str:
     """The directory of all sessions of this user; not necessarily there."""
     parent = temp_dir or config.env_str("TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - checked, 0700
     return os.path.join(os.path.abspath(parent), f"moray-{os.getuid()}")
+
+
+def own_clusters() -> list[str]:
+    """The directories of :data:`OWN_CLUSTERS`."""
+    return [path for path in os.environ.get(OWN_CLUSTERS, "").split(os.pathsep) if path]
 
 
 def new_path(root: str, pid: int) -> str:
@@ -180,10 +188,16 @@ def kill_tagged(session: str) -> int:
 
 
 def remove_session(session_dir: str) -> None:
-    """Remove a session's directory, and the user's if it was the last in it."""
+    """Remove a session's directory, and the user's if it was the last in it.
+
+    What that lies in goes too if it was made for the nodes of a `Cluster` object: its program may have been killed.
+    """
     remove_tree(session_dir)
+    root = os.path.dirname(session_dir)
     try:
-        os.rmdir(os.path.dirname(session_dir))
+        os.rmdir(root)
+        if os.path.dirname(root) in own_clusters():
+            os.rmdir(os.path.dirname(root))
     except OSError:
         pass  # Other sessions are in it.
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from moray import config, exceptions
 from moray.ids import new_process, tag_of
 from moray.labels import check_labels
-from moray.launch.cluster_file import own_clusters
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle, find_sessions, start_node
-from moray.launch.session_directory import read_node_id
+from moray.launch.session_directory import own_clusters, read_node_id
 from moray.launch.spilling import spill_targets
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, receive_blocking, send_blocking

@@ -28,7 +28,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from moray.exceptions import AuthenticationError
 from moray.protocol.connection import HEADER, ProtocolError
@@ -202,12 +202,9 @@ def _other_protocol(host: str, port: int) -> str:
 
 def join_over(sock: socket.socket, token: Token, name: str, warn: Callable[[str], None] = _ignore) -> Identity:
     """The same on a connected socket, whose preface was sent."""
-    try:
-        sock.getpeername()
-    except OSError:
-        # wrap_socket() would find this, too, and leave the socket open.
-        raise ConnectionResetError(errno.ECONNRESET, "the other side hung up") from None
-    with join_client_context().wrap_socket(sock) as tls:
+    context = join_client_context()
+    context.sslsocket_class = _Connected
+    with context.wrap_socket(sock) as tls:
         offer = _receive(tls, _OFFER)
         server_nonce, authority = offer[:_NONCE_BYTES], offer[_NONCE_BYTES:]
         shown = tls.getpeercert(binary_form=True) or b""
@@ -231,6 +228,17 @@ def join_over(sock: socket.socket, token: Token, name: str, warn: Callable[[str]
         if skew:
             warn(f"{skew}: deadlines and the ends of certificates come at other times here. Set it right")
         return identity
+
+
+class _Connected(ssl.SSLSocket):
+    """Closed if the other side hangs up while it is made: wrap_socket() would leave it open."""
+
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError as error:
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, "the other side hung up") from error
 
 
 def _receive(tls: ssl.SSLSocket, kind: bytes) -> bytes:
