@@ -4,6 +4,7 @@ memory nor descriptors have grown."""
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import resource
 import socket
