@@ -68,6 +68,14 @@ _LAZY = {
     ),
 }
 
+#: Modules that are imported when first used.
+_MODULES = frozenset(("actor", "autoscaler", "compat", "dag", "experimental", "runtime_env", "util"))
+
+#: What a process can be, by the names and numbers that programs for Ray know.
+SCRIPT_MODE = 0
+WORKER_MODE = 1
+LOCAL_MODE = 2
+
 
 def __getattr__(name: str) -> Any:
     import importlib
@@ -76,6 +84,6 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "ObjectID":
         return ObjectRef  # Ray's older name.
-    if name in ("actor", "compat", "dag", "experimental", "util"):
+    if name in _MODULES:
         return importlib.import_module(f"moray.{name}")
     raise AttributeError(f"module 'moray' has no attribute {name!r}")

@@ -206,14 +206,14 @@ class ObjectRef(Generic[T_co]):
         return f"ObjectRef({self.hex()})"
 
     @staticmethod
-    def from_binary(binary: bytes) -> ObjectRef[Any]:
+    def from_binary(id_bytes: bytes) -> ObjectRef[Any]:
         """The reference with these 28 bytes; its object must be known to this process's session."""
-        return _rebuild(binary)
+        return _rebuild(id_bytes)
 
     @staticmethod
-    def from_hex(text: str) -> ObjectRef[Any]:
+    def from_hex(hex_id: str) -> ObjectRef[Any]:
         """The reference with this hexadecimal id."""
-        return _rebuild(bytes.fromhex(text))
+        return _rebuild(bytes.fromhex(hex_id))
 
 
 #: Set by the runtime when it starts: makes the reference of an id that arrived in a pickle.

@@ -6,8 +6,8 @@ import functools
 import inspect
 import itertools
 import sys
+from _thread import RLock
 from collections.abc import Callable
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from moray.core.leases import Durations
@@ -15,8 +15,6 @@ from moray.options import TaskOptions
 from moray.protocol import messages as m
 from moray.runtime import state
 from moray.runtime.arguments import LargeArguments, Prepared, prepare
-from moray.runtime.groups import groups_of, placement_of
-from moray.runtime.packages import environment_key
 from moray.runtime.signatures import Signature, parameters_of
 from moray.runtime.strategies import strategy_of
 from moray.runtime.tasks import Function, TaskSettings
@@ -126,7 +124,7 @@ class RemoteFunction(Called[P, R]):
             TypeError: a value of the wrong type.
         """
         if "max_calls" in overrides:
-            raise ValueError("Setting 'max_calls' is not supported in '.options()'. Give it to @moray.remote.")
+            raise ValueError("max_calls belongs to the function: give it to @moray.remote, not to .options()")
         return RemoteFunction(self._function, self._options.merge(**overrides), self._exported)
 
     def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
@@ -146,6 +144,10 @@ class RemoteFunction(Called[P, R]):
 
     def _prepare(self) -> tuple[Runtime, TaskSettings]:
         from moray.api import connected
+
+        # Both bring in what a program needs only once it is connected.
+        from moray.runtime.groups import groups_of, placement_of
+        from moray.runtime.packages import environment_key
 
         runtime = connected()
         options = self._options

@@ -12,6 +12,9 @@ from typing import Any
 
 import moray
 from moray import (
+    LOCAL_MODE,
+    SCRIPT_MODE,
+    WORKER_MODE,
     ObjectRef,
     available_resources,
     cancel,
@@ -41,11 +44,6 @@ __commit__ = ""
 ObjectID = ObjectRef
 #: Makes it a package: everything below it is found by :mod:`moray.compat.finder`.
 __path__: list[str] = []
-
-#: What ``ray._private.worker.global_worker.mode`` says.
-SCRIPT_MODE = 0
-WORKER_MODE = 1
-LOCAL_MODE = 2
 
 __all__ = [
     "LOCAL_MODE", "SCRIPT_MODE", "WORKER_MODE", "ObjectID", "ObjectRef", "__version__", "available_resources", "cancel",

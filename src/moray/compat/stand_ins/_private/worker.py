@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
+from moray import LOCAL_MODE, SCRIPT_MODE, WORKER_MODE
 from moray.api import cancel, get, get_gpu_ids, init, is_initialized, nodes, put, remote, shutdown, wait
 from moray.launch.resources import NODE_ADDRESS
 from moray.object_ref import ObjectRef
@@ -19,10 +20,6 @@ __all__ = [
     "LOCAL_MODE", "SCRIPT_MODE", "WORKER_MODE", "cancel", "get", "get_gpu_ids", "get_resource_ids", "global_worker",
     "init", "is_initialized", "put", "remote", "shutdown", "wait",
 ]  # fmt: skip
-
-SCRIPT_MODE: Final = 0
-WORKER_MODE: Final = 1
-LOCAL_MODE: Final = 2
 
 _MODES: Final = {"driver": SCRIPT_MODE, "worker": WORKER_MODE, "local": LOCAL_MODE}
 

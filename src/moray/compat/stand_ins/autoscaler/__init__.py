@@ -1,1 +1,0 @@
-"""Ray's autoscaler: there is none, the machines are those that were started."""
