@@ -110,8 +110,8 @@ class ActorClass(Generic[T, Parameters]):
 
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> NoReturn:
         raise ActorClassInheritanceException(
-            f"{self.__name__} is an actor class. Inheriting from actor classes is not currently supported. Leave the "
-            "base undecorated, subclass it, and decorate the child with @moray.remote"
+            f"{self.__name__} is an actor class, which cannot be a base class: leave the base undecorated, inherit "
+            "from that, and decorate the child with @moray.remote"
         )
 
     if not TYPE_CHECKING:  # A checker says so before the program runs; and `ActorClass[T]` leaves Parameters open.
@@ -120,8 +120,8 @@ class ActorClass(Generic[T, Parameters]):
         def __call__(self, *_args, **_kwargs):
             name = self.__name__
             raise TypeError(
-                f"an actor cannot be instantiated directly: write {name}.remote(...), "
-                f"or {name}.__ray_actor_class__(...) for an ordinary instance right here"
+                f"{name}(...) makes no actor: write {name}.remote(...), or {name}.__ray_actor_class__(...) for an "
+                "ordinary instance in this process (an actor class cannot be instantiated directly)"
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -176,7 +176,7 @@ class ActorClass(Generic[T, Parameters]):
         """
         if "concurrency_groups" in overrides:
             raise ValueError(
-                "Setting 'concurrency_groups' is not supported in '.options()'. Give them to @moray.remote."
+                "concurrency_groups belong to the class, not to an actor: give them to @moray.remote, not to .options()"
             )
         return ActorClass(self._kind, self._options.merge(**cast("dict[str, Any]", overrides)), self._exported)
 
@@ -573,8 +573,8 @@ def exit_actor() -> NoReturn:
     host = running_actor(runtime) if runtime is not None else None
     if host is None:
         raise TypeError(
-            "exit_actor API is called on a non-actor worker: exit_actor() ends the actor that calls it, and this code "
-            "does not run in one; see moray.kill()"
+            "exit_actor() ends the actor whose method calls it, and this code does not run in an actor; "
+            "moray.kill(handle) ends one from outside"
         )
     from moray.runtime.actor_host import ActorExit
 

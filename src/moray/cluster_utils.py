@@ -416,7 +416,6 @@ def _config(node_args: Mapping[str, Any], system_config: Mapping[str, Any]) -> N
         object_store_memory=int(node_args.get("object_store_memory") or _STORE_BYTES),
         spill_targets=spill_targets(settings, config.env_str("SPILL_DIR")),
         system_config=settings,
-        environ=dict(os.environ),
     )
 
 

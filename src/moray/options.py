@@ -44,10 +44,11 @@ def _wrong_type(name: str, expected: str, value: object) -> TypeError:
 
 
 def _type_of_keyword(name: str, types: tuple[type, ...], value: object) -> TypeError:
-    return TypeError(f"The type of keyword {name!r} must be {types}, but received type {type(value)}: {value!r:.80}")
+    accepted = [each.__name__ for each in types if each is not NoneType]
+    return _wrong_type(name, f"{' or '.join(accepted)}, or None", value)
 
 
-def _number(name: str, value: Any, resource: str = "") -> float | int:
+def _number(name: str, value: Any) -> float | int:
     """A finite number ≥ 0 that is 0 or at least one resource unit. Accepts numpy's numbers."""
     if isinstance(value, (bool, str, bytes)) or not (hasattr(value, "__index__") or hasattr(value, "__float__")):
         raise _wrong_type(name, "a number", value)
@@ -56,8 +57,7 @@ def _number(name: str, value: Any, resource: str = "") -> float | int:
         raise ValueError(f"option {name} must be a finite number of at least 0, not {number}")
     if 0 < number < 1 / RESOURCE_UNIT:
         raise ValueError(
-            f"The precision of the fractional quantity of resource {resource or name} "
-            f"cannot go beyond {1 / RESOURCE_UNIT}; option {name} is {number}"
+            f"option {name} is {number}, less than the smallest share of a resource: give {1 / RESOURCE_UNIT} or 0"
         )
     return number
 
@@ -77,7 +77,7 @@ def _int(least: int, accepts: str, types: tuple[type, ...] = (int, NoneType)) ->
             raise _type_of_keyword(name, types, value)
         number: int = value.__index__()
         if number < least:
-            raise ValueError(f"The keyword {name!r} only accepts None, {accepts}: not {number}")
+            raise ValueError(f"option {name} must be {accepts}, or None, not {number}")
         return number
 
     return check
@@ -153,7 +153,7 @@ def _resources(name: str, value: Any) -> dict[str, float | int]:
             raise _wrong_type(name, "a dict from names of resources to amounts", value)
         if key in _OWN_KEYWORDS:
             raise ValueError(f"option {name} must not contain {key!r}: use {_OWN_KEYWORDS[key]}=… instead")
-        kept[key] = _number(f"{name}[{key!r}]", amount, key)
+        kept[key] = _number(f"{name}[{key!r}]", amount)
     return kept
 
 
@@ -242,10 +242,10 @@ def _tasks_have_none(name: str, value: Any) -> None:
 
 # --- options -------------------------------------------------------------------------------------
 
-_COUNT: Final = "0 or a positive integer"
-_POSITIVE: Final = "a positive integer"
-_COUNT_OR_ENDLESS: Final = "0, -1 or a positive integer, where -1 represents infinity."
-_RETURNS: Final = "a non-negative integer, 'streaming' (for generators), or 'dynamic'"
+_COUNT: Final = "a whole number of at least 0"
+_POSITIVE: Final = "a whole number of at least 1"
+_COUNT_OR_ENDLESS: Final = "a whole number of at least 0, or -1 for no limit"
+_RETURNS: Final = "a whole number of at least 0, 'streaming' or 'dynamic'"
 
 _COMMON_CHECKS: Final[dict[str, _Check]] = {
     "infeasible": _infeasible,

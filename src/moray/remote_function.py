@@ -10,6 +10,7 @@ from _thread import RLock
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
+from moray.config import env_int, env_name
 from moray.core.leases import Durations
 from moray.options import TaskOptions
 from moray.protocol import messages as m
@@ -53,6 +54,12 @@ class RemoteFunction(Called[P, R]):
         __wrapped__: Callable[P, Any]
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions, exported: _Exported | None = None) -> None:
+        if inspect.iscoroutinefunction(function):
+            name = getattr(function, "__qualname__", function)
+            raise ValueError(
+                f"{name} is an 'async def' function, and tasks have no event loop: "
+                "make it a method of an actor, or have an ordinary task call it by asyncio.run()"
+            )
         functools.update_wrapper(cast("Any", self), function)
         self._function = function
         self._function_name = getattr(function, "__name__", type(function).__name__)
@@ -171,7 +178,8 @@ class RemoteFunction(Called[P, R]):
             pool = groups_of(runtime).pool(group, need, key, self._function_name, strategy, placement.index)
         name = options.name or self._function_name
         extra = self._extra(options, num_returns, resources, name, stream, placement)
-        settings = TaskSettings(pool, name, options.max_retries, num_returns, extra)
+        retries = options.max_retries if "max_retries" in options.given else _default_retries()
+        settings = TaskSettings(pool, name, retries, num_returns, extra)
         settings.streaming = stream is not None
         settings.retries_errors = options.retry_exceptions is not False
         self._exported.function = function
@@ -284,6 +292,16 @@ def dump_code(runtime: Runtime, source: Any, modules: set[str], what: str) -> tu
         finally:
             for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+def _default_retries() -> int:
+    """`max_retries` of functions that were not given any: the environment may say it for all of a program's."""
+    retries = env_int("TASK_MAX_RETRIES", TaskOptions().max_retries)
+    if retries < -1:
+        raise ValueError(
+            f"the environment variable {env_name('TASK_MAX_RETRIES')}={retries} should be 0 or more, or -1 for no limit"
+        )
+    return retries
 
 
 def _is_generator(function: Callable[..., Any]) -> bool:

@@ -45,6 +45,7 @@ def test_a_hundred_actors() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("moray_session")
 def test_five_hundred_actors() -> None:

@@ -432,7 +432,7 @@ def test_a_busy_program_never_looks_like_a_deadlock(session: ModuleType) -> None
     """Everything changes while it is being asked for."""
     task: Any = moray.remote(sleep)
     actors = [moray.remote(Person).remote() for _ in range(3)]
-    until = time.monotonic() + 5
+    until = time.monotonic() + 3
     stories: list[str] = []
 
     def work(seed: int) -> None:
@@ -483,12 +483,12 @@ def warnings_of(body: str) -> list[str]:
 @pytest.mark.slow
 def test_healthy_waits_say_nothing() -> None:
     body = """
-moray.get(sleep.remote(2))
-moray.get([sleep.remote(0.5) for _ in range(8)])
+moray.get(sleep.remote(1.2))
+moray.get([sleep.remote(0.5) for _ in range(6)])
 
 @moray.remote
 def nest():
-    return moray.get(sleep.remote(1.5))
+    return moray.get(sleep.remote(1.2))
 
 moray.get(nest.remote())
 """

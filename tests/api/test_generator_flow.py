@@ -366,6 +366,59 @@ def test_a_dropped_method_ends_and_the_actor_goes_on(kind: Any) -> None:
     assert [moray.get(ref) for ref in actor.count.remote(3)] == [0, 1, 2]
 
 
+class Ends:
+    """Notes which of its generators have ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def items(self, name: str) -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            self.ended.append(name)
+
+    def which(self) -> list[str]:
+        return self.ended
+
+
+class AsyncEnds:
+    """The same with coroutines."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def items(self, name: str) -> AsyncIterator[int]:
+        try:
+            for i in range(100):
+                yield i
+        finally:
+            self.ended.append(name)
+
+    async def which(self) -> list[str]:
+        return self.ended
+
+
+@moray.remote(num_cpus=0)
+class Reader:
+    def begin(self, source: Any) -> int:
+        self.items = source.items.options(_generator_backpressure_num_objects=2).remote("mine")
+        moray.get(next(self.items))
+        return os.getpid()
+
+
+@pytest.mark.parametrize(("kind", "concurrency"), [(Ends, 3), (AsyncEnds, 10)])
+def test_a_paused_method_ends_with_its_reader(kind: Any, concurrency: int) -> None:
+    """No word of its reader's will ever end the pause."""
+    source = moray.remote(num_cpus=0, max_concurrency=concurrency)(kind).remote()
+    reader = start(Reader)
+    process = moray.get(reader.begin.remote(source))
+    time.sleep(0.05)
+    assert moray.get(source.which.remote()) == []
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: moray.get(source.which.remote(), timeout=30) == ["mine"], 10, "it has ended")
+
+
 # --- long streams ----------------------------------------------------------------------------------------------------
 
 AFTER_SHUTDOWN = """

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 
 import moray
 from moray import DynamicObjectRefGenerator, ObjectRefGenerator
-from moray.exceptions import (
-    TaskError,
-)
+from moray.exceptions import TaskCancelledError, TaskError
 from tests.support.procs import wait_until
 
 pytestmark = pytest.mark.usefixtures("shared_session")
@@ -183,6 +182,138 @@ def test_async_generator_as_a_task() -> None:
 
 def test_fixed_number_of_returns_is_still_possible() -> None:
     assert moray.get(count.options(num_returns=3).remote(3)) == [0, 1, 2]
+
+
+class OddError(Exception):
+    """Has references in it."""
+
+
+@moray.remote
+def partly(how: str, marker: str = "") -> Iterator[Any]:
+    """Two values, then something else."""
+    yield [moray.put("inside")]
+    yield b"x" * LARGE
+    if how == "raises":
+        raise KeyError("no more")
+    if how == "raises with references":
+        raise OddError([moray.put("in the error")])
+    if how == "does not pickle":
+        yield threading.Lock()
+    if how == "fails once" and not os.path.exists(marker):
+        Path(marker).touch()
+        raise OSError("once")
+    if how == "fails always":
+        raise OSError("always")
+    if how == "sleeps":
+        Path(marker).touch()
+        time.sleep(1000)
+    yield "third"
+
+
+some_of: Any = partly
+
+
+def inside(ref: Any) -> Any:
+    return moray.get(moray.get(ref, timeout=30)[0], timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "text"),
+    [
+        ("raises", KeyError, "no more"),
+        ("does not pickle", TypeError, "item 2 of the result of partly"),
+        ("ends", ValueError, "num_returns=4, but returned 3 values"),
+    ],
+)
+def test_values_before_an_error_are_kept(how: str, kind: type[Exception], text: str) -> None:
+    before = used_bytes()
+    refs = some_of.options(num_returns=4).remote(how)
+    assert inside(refs[0]) == "inside"
+    assert len(moray.get(refs[1])) == LARGE
+    made = 3 if how == "ends" else 2
+    for ref in refs[made:]:
+        with pytest.raises(kind, match=text):
+            moray.get(ref, timeout=30)
+    del ref, refs
+    gc.collect()
+    wait_until(lambda: used_bytes() < before + LARGE, what="freed")
+
+
+def test_values_before_an_error_with_references() -> None:
+    refs = some_of.options(num_returns=4).remote("raises with references")
+    assert inside(refs[0]) == "inside"
+    for ref in refs[2:]:
+        with pytest.raises(TaskError) as info:
+            moray.get(ref)
+        assert moray.get(info.value.cause.args[0][0], timeout=30) == "in the error"
+
+
+def test_values_before_an_error_that_is_retried(tmp_path: Path) -> None:
+    """The last attempt's count, and what the others have stored is freed."""
+    before = used_bytes()
+    retried = some_of.options(num_returns=3, max_retries=2, retry_exceptions=[OSError])
+    refs = retried.remote("fails once", str(tmp_path / "failed"))
+    assert [inside(refs[0]), len(moray.get(refs[1])), moray.get(refs[2])] == ["inside", LARGE, "third"]
+    refs = retried.remote("fails always")
+    assert [inside(refs[0]), len(moray.get(refs[1]))] == ["inside", LARGE]
+    with pytest.raises(OSError, match="always"):
+        moray.get(refs[2], timeout=30)
+    del refs
+    gc.collect()
+    wait_until(lambda: used_bytes() < before + LARGE, what="freed")
+
+
+def test_values_before_a_cancel_leave_nothing(tmp_path: Path) -> None:
+    before = used_bytes()
+    refs = some_of.options(num_returns=3).remote("sleeps", str(tmp_path / "there"))
+    wait_until((tmp_path / "there").exists)
+    moray.cancel(refs[2])
+    with pytest.raises(TaskCancelledError):
+        moray.get(refs[2], timeout=30)
+    del refs
+    gc.collect()
+    wait_until(lambda: used_bytes() < before + LARGE, what="freed")
+
+
+def test_values_are_as_they_were_when_they_were_yielded() -> None:
+    @moray.remote(num_returns=3)
+    def grows() -> Iterator[Any]:
+        some = np.zeros(100_000)
+        for number in range(3):
+            some[:] = number
+            yield some
+
+    assert [int(moray.get(ref)[0]) for ref in grows.remote()] == [0, 1, 2]
+
+
+@moray.remote(num_cpus=0)
+class Makers:
+    def fails(self) -> Iterator[int]:
+        yield 1
+        raise KeyError("no more")
+
+
+@moray.remote(num_cpus=0)
+class AsyncMakers:
+    def fails(self) -> Iterator[int]:
+        yield 1
+        raise KeyError("no more")
+
+    async def other(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [Makers, AsyncMakers])
+def test_values_before_an_error_of_a_method(kind: Any) -> None:
+    refs = kind.remote().fails.options(num_returns=3).remote()
+    assert moray.get(refs[0], timeout=30) == 1
+    for ref in refs[1:]:
+        with pytest.raises(KeyError, match="no more"):
+            moray.get(ref, timeout=30)
+
+
+def test_what_is_raised_after_the_last_value_is_only_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert moray.get(fails_after.options(num_returns=2).remote(2)) == [0, 1]
+    wait_until(lambda: "raised KeyError after its last one" in capfd.readouterr().err)
 
 
 def test_what_is_printed_before_an_item_is_shown_before_it(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -526,3 +657,6 @@ def test_dynamic_error() -> None:
     assert len(made) == 3
     with pytest.raises(KeyError, match="no more"):
         moray.get(last)
+    (only,) = moray.get(fails_after.options(num_returns="dynamic").remote(0))
+    with pytest.raises(KeyError, match="no more"):
+        moray.get(only)

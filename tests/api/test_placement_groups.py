@@ -163,7 +163,7 @@ def test_what_waits_for_other_groups_is_created_when_they_go() -> None:
         ({"bundles": [{"CPU": -1}]}, ValueError, "bundle 0: CPU=-1 must be a finite number of at least 0"),
         ({"bundles": [{"CPU": "1"}]}, TypeError, "bundle 0: CPU must be a number, not '1' (str)"),
         ({"bundles": [{"GPU": 1.5}]}, ValueError, "more than one GPU must be a whole number"),
-        ({"bundles": CPU}, TypeError, "bundles must be a list of dicts"),
+        ({"bundles": CPU}, TypeError, "give a list with a dict for each bundle"),
         ({"bundles": [CPU], "strategy": "STRIKT_PACK"}, ValueError, "did you mean 'STRICT_PACK'?"),
         ({"bundles": [CPU], "strategy": "x"}, ValueError, "there are 'PACK', 'SPREAD', 'STRICT_PACK', 'STRICT_SPREAD'"),
         ({"bundles": [CPU], "lifetime": "long"}, ValueError, 'lifetime must be "detached" or None'),
@@ -263,9 +263,11 @@ def test_what_needs_more_than_a_bundle_has_is_refused_with_the_numbers() -> None
         where.options(num_cpus=3, placement_group=group).remote()
     with pytest.raises(ValueError, match=r"and bundle 0 of placement group 'small' has CPU: 1"):
         Member.options(num_cpus=2, scheduling_strategy=InGroup(group, 0)).remote()
-    with pytest.raises(ValueError, match=r"index 2 is invalid: .* has 2 bundles; give 0 to 1, or -1 for any"):
+    with pytest.raises(
+        ValueError, match=r"no bundle 2: .* has 2 bundles; give 0 to 1 as the bundle's index, or -1 for any"
+    ):
         where.options(placement_group=group, placement_group_bundle_index=2).remote()
-    with pytest.raises(ValueError, match="index 5 is invalid"):
+    with pytest.raises(ValueError, match="there is no bundle 5"):
         check_placement_group_index(group, 5)
     check_placement_group_index(group, -1)
 

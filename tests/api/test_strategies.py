@@ -213,11 +213,11 @@ def test_wrong_options_are_refused_where_they_are_written(options: dict[str, Any
         (lambda: NodeAffinitySchedulingStrategy("zz" * 28, False), ValueError, "is no node's id"),
         (lambda: NodeAffinitySchedulingStrategy(ELSEWHERE, False, _spill_on_unavailable=True), ValueError, "soft=True"),
         (lambda: NodeAffinitySchedulingStrategy(ELSEWHERE, True, True, True), ValueError, "exclude each other"),
-        (lambda: NodeLabelSchedulingStrategy({}), ValueError, "needs conditions"),
+        (lambda: NodeLabelSchedulingStrategy({}), ValueError, "neither `hard` nor `soft`"),
         (lambda: NodeLabelSchedulingStrategy({"zone": "a"}), ValueError, "did you mean In\\('a'\\)"),  # type: ignore[dict-item]
         (lambda: NodeLabelSchedulingStrategy({"z z": In("a")}), ValueError, "is no label"),
-        (lambda: NodeLabelSchedulingStrategy([In("a")]), ValueError, "hard parameter must be a map"),  # type: ignore[arg-type]
-        (lambda: In(), ValueError, "needs the values"),
+        (lambda: NodeLabelSchedulingStrategy([In("a")]), ValueError, "give a dict of labels and conditions"),  # type: ignore[arg-type]
+        (lambda: In(), ValueError, "names no value"),
         (lambda: NotIn("a b"), ValueError, "cannot have the value"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import time
@@ -105,7 +106,7 @@ def test_workers_that_have_ended(shared_session: ModuleType) -> None:
 def test_a_worker_that_does_not_answer_is_named(shared_session: ModuleType) -> None:
     moray.get(moray.remote(nap).remote(0))
     # One call into C code that keeps the interpreter for seconds.
-    stuck = moray.remote(lambda: (sum(range(3 * 10**8)), os.getpid())[1]).remote()
+    stuck = moray.remote(lambda: (ctypes.PyDLL(None).sleep(3), os.getpid())[1]).remote()
     moray.wait([stuck], timeout=0.3)
     begin = time.monotonic()
     events = moray.timeline() or []

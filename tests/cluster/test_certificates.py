@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import moray
 from moray.cluster_utils import Cluster, ClusterNode
-from moray.security.identity import Identity, validity
+from moray.launch.config import SESSION_VARIABLE
+from moray.platform.process_table import tagged
+from moray.protocol.tcp import connect_tcp, parse_address
+from moray.security.identity import Identity, client_context, validity
 from tests.support.packages import install
 
 pytestmark = pytest.mark.slow
@@ -28,17 +33,29 @@ TIMEOUT_S = 60
 LASTS_S = 30.0
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, leaks: Any) -> Iterator[Cluster]:
-    del leaks
-    monkeypatch.setenv("MORAY_CERTIFICATE_LIFETIME_S", f"{LASTS_S}")
-    monkeypatch.setenv("MORAY_AUTHORITY_LIFETIME_S", f"{2 * 86400}")
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as made:
-        made.add_node(num_cpus=1, resources={"b": 4})
-        made.add_node(num_cpus=1, resources={"c": 4})
-        made.connect()
-        made.wait_for_nodes()
-        yield made
+class Aging(NamedTuple):
+    """A cluster, and the certificates that its nodes had at first."""
+
+    cluster: Cluster
+    first: dict[ClusterNode, Identity]
+
+
+@pytest.fixture(scope="module")
+def shared_session(module_leaks: set[str]) -> Iterator[Aging]:
+    """Three nodes, whose certificates grow old while the tests of this module go on. The token is in the environment of
+    who starts them and connects."""
+    del module_leaks
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("MORAY_CERTIFICATE_LIFETIME_S", f"{LASTS_S}")
+        environ.setenv("MORAY_AUTHORITY_LIFETIME_S", f"{2 * 86400}")
+        with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as made:
+            environ.setenv("MORAY_TOKEN", made.token)
+            made.add_node(num_cpus=1, resources={"b": 4})
+            made.add_node(num_cpus=1, resources={"c": 4})
+            first = {node: certificate(node) for node in made.list_of_nodes}
+            made.connect()
+            made.wait_for_nodes()
+            yield Aging(made, first)
 
 
 def certificate(node: ClusterNode) -> Identity:
@@ -61,35 +78,29 @@ def log_of(node: ClusterNode) -> str:
     return "".join(path.read_text() for path in sorted(Path(node.session_dir, "logs").glob("*node*.log")))
 
 
-def test_certificates_are_renewed_while_all_goes_on(cluster: Cluster) -> None:
-    nodes = cluster.list_of_nodes
-    first = [certificate(node) for node in nodes]
-    old_b, old_c = (Speaker.options(resources={name: 1}).remote() for name in "bc")
-    homes = moray.get([old_b.where.remote(), old_c.where.remote()], timeout=TIMEOUT_S)
-    last = max(validity(each.certificate)[1] for each in first)
-    while time.time() < last + 1:
-        # What stands goes on.
-        assert moray.get([old_b.where.remote(), old_c.where.remote()], timeout=TIMEOUT_S) == homes
-        time.sleep(0.1)
-    for node, before in zip(nodes, first, strict=True):
-        now = certificate(node)
-        assert now.certificate != before.certificate
-        assert (now.key, now.authority) == (before.key, before.authority)
-        assert validity(now.certificate)[1] > time.time()
-        assert "was renewed: it is good until" in log_of(node)
-    # New connections, of old processes and of new ones, of both nodes and the head.
-    assert moray.get(old_b.ask.remote(old_c), timeout=TIMEOUT_S) == homes[1]
-    new_c = Speaker.options(resources={"c": 1}).remote()
-    assert moray.get(old_b.ask.remote(new_c), timeout=TIMEOUT_S) == homes[1]
-    assert len(moray.get(old_b.make.remote(1 << 20), timeout=TIMEOUT_S)) == 1 << 20
-    assert cluster.head_node is not None
-    cluster.head_node.kill_gcs_server()
-    added = cluster.add_node(num_cpus=0, resources={"d": 1})
-    newest = Speaker.options(resources={"d": 1}).remote()
-    assert moray.get(new_c.ask.remote(newest), timeout=TIMEOUT_S) == added.node_id
+def test_only_who_has_the_token_has_it(shared_session: Aging) -> None:
+    """Nodes and workers need it no more, and tasks may say what their environment is."""
+
+    @moray.remote(num_cpus=0)
+    def environment() -> tuple[str | None, bytes]:
+        return os.environ.get("MORAY_TOKEN"), Path("/proc/self/environ").read_bytes()
+
+    secret = shared_session.cluster.token.split(".")[2].encode()
+    sees = [environment.options(resources=resources).remote() for resources in ({}, {"b": 1})]
+    for variable, started_with in moray.get(sees, timeout=TIMEOUT_S):
+        assert variable is None
+        assert secret not in started_with
+    for node in shared_session.cluster.list_of_nodes:
+        for process in tagged(SESSION_VARIABLE, Path(node.session_dir).name):
+            if process == os.getpid():
+                continue
+            for said in ("environ", "cmdline"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It may have just ended.
+                    assert secret not in Path(f"/proc/{process}/{said}").read_bytes()
 
 
-def test_the_authoritys_end_is_told(cluster: Cluster) -> None:
+def test_the_authoritys_end_is_told(shared_session: Aging) -> None:
+    cluster = shared_session.cluster
     from moray.runtime.cluster_report import cluster_report
 
     ends = cluster_report()["authority_ends"]
@@ -98,7 +109,8 @@ def test_the_authoritys_end_is_told(cluster: Cluster) -> None:
     assert "the cluster's authority ends in 2.0 days" in log_of(cluster.head_node)
 
 
-def test_nodes_join_while_the_head_is_started_anew(cluster: Cluster) -> None:
+def test_nodes_join_while_the_head_is_started_anew(shared_session: Aging) -> None:
+    cluster = shared_session.cluster
     assert cluster.head_node is not None
     for _ in range(3):
         cluster.head_node.kill_gcs_server()
@@ -128,11 +140,9 @@ def faketime() -> str:
         ("+0", 0, ""),
     ],
 )
-def test_joining_with_a_wrong_clock(faketime: str, shift: str, status: int, said: str) -> None:
-    with (
-        Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster,
-        tempfile.TemporaryDirectory(prefix="moray-clock-") as sessions,
-    ):
+def test_joining_with_a_wrong_clock(shared_session: Aging, faketime: str, shift: str, status: int, said: str) -> None:
+    cluster = shared_session.cluster
+    with tempfile.TemporaryDirectory(prefix="moray-clock-") as sessions:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("MORAY_")}
         environ |= {"TMPDIR": sessions, "HOME": sessions, "MORAY_TOKEN": cluster.token}
         environ["MORAY_TEST_RUN"] = os.environ.get("MORAY_TEST_RUN", "")
@@ -160,3 +170,74 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.5 < time.monotonic() - began < 10
     assert len(told) == 1
     assert "trying for up to 1 s" in told[0]
+
+
+# --- renewal: the last tests, since it takes its time -----------------------------------------------------------
+
+
+def shown_at(address: str, identity: Identity) -> bytes:
+    """The certificate that is shown to a new connection, as DER."""
+    with (
+        connect_tcp(*parse_address(address)) as sock,
+        client_context(identity).wrap_socket(sock) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
+
+
+def old_connections_go_on(aging: Aging, until: Callable[[], bool]) -> tuple[list[Any], list[str]]:
+    """Actors of two nodes, and where they are; they are called all the time."""
+    speakers = [Speaker.options(resources={name: 1}).remote() for name in "bc"]
+    homes = moray.get([speaker.where.remote() for speaker in speakers], timeout=TIMEOUT_S)
+    deadline = time.monotonic() + 2 * LASTS_S
+    while not until():
+        assert time.monotonic() < deadline
+        assert moray.get([speaker.where.remote() for speaker in speakers], timeout=TIMEOUT_S) == homes
+        time.sleep(0.1)
+    for node, before in aging.first.items():
+        now = certificate(node)
+        assert now.certificate != before.certificate
+        assert (now.key, now.authority) == (before.key, before.authority)
+        assert validity(now.certificate)[1] > time.time()
+        assert "was renewed: it is good until" in log_of(node)
+    return speakers, homes
+
+
+def new_connections_are_made(aging: Aging, speakers: list[Any], homes: list[str]) -> None:
+    """By old processes and by new ones, of both nodes and the head."""
+    cluster, (old_b, old_c) = aging.cluster, speakers
+    assert moray.get(old_b.ask.remote(old_c), timeout=TIMEOUT_S) == homes[1]
+    new_c = Speaker.options(resources={"c": 1}).remote()
+    assert moray.get(old_b.ask.remote(new_c), timeout=TIMEOUT_S) == homes[1]
+    assert len(moray.get(old_b.make.remote(1 << 20), timeout=TIMEOUT_S)) == 1 << 20
+    assert cluster.head_node is not None
+    cluster.head_node.kill_gcs_server()
+    added = cluster.add_node(num_cpus=0, resources={"d": 1})
+    newest = Speaker.options(resources={"d": 1}).remote()
+    assert moray.get(new_c.ask.remote(newest), timeout=TIMEOUT_S) == added.node_id
+    cluster.remove_node(added)
+
+
+def test_certificates_are_renewed_while_all_goes_on(shared_session: Aging) -> None:
+    """And the new ones are shown, by nodes and by the head."""
+
+    def renewed() -> bool:
+        return all(certificate(node).certificate != first.certificate for node, first in shared_session.first.items())
+
+    speakers, homes = old_connections_go_on(shared_session, renewed)
+    ports = {node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in moray.nodes()}
+    head = shared_session.cluster.head_node
+    assert head is not None
+    for node in shared_session.first:
+        now = certificate(node)
+        der = ssl.PEM_cert_to_DER_cert(now.certificate.decode())
+        assert shown_at(ports[node.node_id], now) == der
+        if node is head:
+            assert shown_at(shared_session.cluster.address, now) == der
+    new_connections_are_made(shared_session, speakers, homes)
+
+
+@pytest.mark.long
+def test_the_first_certificates_end_while_all_goes_on(shared_session: Aging) -> None:
+    last = max(validity(each.certificate)[1] for each in shared_session.first.values())
+    speakers, homes = old_connections_go_on(shared_session, lambda: time.time() > last + 1)
+    new_connections_are_made(shared_session, speakers, homes)

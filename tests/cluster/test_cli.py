@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from moray.launch.cluster import find_nodes
+from moray.launch.cluster import find_nodes, own_head
 from tests.support.procs import wait_until
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -96,6 +97,40 @@ def test_a_program_uses_the_cluster(cli: Cli, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import moray\nmoray.init('auto')\nprint(moray.get(moray.remote(lambda: 6 * 7).remote()))\n")
     assert cli("run", str(program)).stdout.strip() == "42"
+
+
+def test_a_head_of_this_machine_is_meant_by_localhost(cli: Cli, sessions: Path) -> None:
+    """It listens on its own address alone, and needs no token here."""
+    started = cli("start", "--head", "--port=0", "--node-ip-address=127.0.0.2", "--num-cpus=1")
+    assert started.returncode == 0, started.stderr
+    address = next(line for line in started.stdout.splitlines() if "moray.init" in line).split('"')[1]
+    port = address.partition(":")[2]
+    program = sessions / "program.py"
+    program.write_text(
+        "import moray, sys\n"
+        "for address in sys.argv[1:]:\n"
+        "    with moray.init(address):\n"
+        "        print(moray.get(moray.remote(lambda: 42).remote()))\n"
+    )
+    ran = cli("run", str(program), f"localhost:{port}", f"ray://127.0.0.1:{port}", "ray://localhost:10001")
+    assert ran.stdout.split() == ["42"] * 3, ran.stderr
+    joined = cli("start", f"--address=localhost:{port}", "--node-ip-address=127.0.0.3")
+    assert joined.returncode == 0, joined.stderr
+    assert len(json.loads(cli("status", "--json", f"--address=localhost:{port}").stdout)["nodes"]) == 2
+
+
+def test_what_listens_at_localhost_is_meant_first(cli: Cli, sessions: Path) -> None:
+    """A tunnel to another machine's head, for example."""
+    assert cli("start", "--head", "--port=0", "--node-ip-address=127.0.0.2", "--num-cpus=1").returncode == 0
+    head = find_nodes(str(sessions))[0].node.head
+    port = int(head.partition(":")[2])
+    assert own_head(f"localhost:{port}", str(sessions)) == head
+    assert own_head("localhost:10001", str(sessions)) == "localhost:10001"
+    assert own_head(f"127.0.0.9:{port}", str(sessions), any_port=True) == head
+    assert own_head(f"10.1.2.3:{port}", str(sessions), any_port=True) == f"10.1.2.3:{port}"
+    assert own_head("nonsense", str(sessions)) == "nonsense"
+    with socket.create_server(("127.0.0.1", port)):
+        assert own_head(f"127.0.0.1:{port}", str(sessions)) == f"127.0.0.1:{port}"
 
 
 def test_connect_and_disconnect(cli: Cli, sessions: Path) -> None:

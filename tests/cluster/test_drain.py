@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -82,7 +84,10 @@ class Counter:
     def make(self, size: int) -> bytes:
         return bytes(size)
 
-    def keep(self, size: int) -> Any:
+    def keep(self, size: int, seconds: float = 0, begun: Path | None = None) -> Any:
+        if begun is not None:
+            begun.touch()
+        time.sleep(seconds)
         return [moray.put(bytes(size))]
 
 
@@ -428,3 +433,180 @@ def test_streams_of_tasks_go_elsewhere(cluster: Cluster) -> None:
     finally:
         over.set()
         thread.join()
+
+
+@moray.remote(max_restarts=1, max_concurrency=4)
+class Asker:
+    """Threads; its calls ask another actor, which asks it."""
+
+    def ask(self, other: Any, me: Any, depth: int, begun: Path) -> int:
+        begun.touch()
+        time.sleep(0.5 if depth > 1 else 0)
+        return 1 + moray.get(other.ask.remote(me, other, depth - 1, begun)) if depth else 0
+
+    def where(self) -> str:
+        return str(moray.get_runtime_context().get_node_id())
+
+
+@moray.remote(max_restarts=1)
+class AsyncAsker:
+    async def ask(self, other: Any, me: Any, depth: int, begun: Path) -> int:
+        await asyncio.to_thread(begun.touch)
+        await asyncio.sleep(0.5 if depth > 1 else 0)
+        return 1 + await other.ask.remote(me, other, depth - 1, begun) if depth else 0
+
+    async def where(self) -> str:
+        return str(moray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.parametrize("kind", [Asker, AsyncAsker])
+def test_calls_that_come_back_to_an_actor_that_moves(cluster: Cluster, tmp_path: Path, kind: Any) -> None:
+    """What it has begun could not finish otherwise."""
+    node = cluster.worker_nodes[0]
+    actor = kind.options(num_cpus=0.5, **at(node)).remote()
+    other = kind.options(num_cpus=0.5, **at(cluster.worker_nodes[1])).remote()
+    assert moray.get([actor.where.remote(), other.where.remote()], timeout=TIMEOUT_S)[0] == node.node_id
+    calls = [actor.ask.remote(other, actor, 2, tmp_path / "begun") for _ in range(2)]
+    wait_until((tmp_path / "begun").exists, 20, "a call has begun")
+    drain(node, 60)
+    assert moray.get(calls, timeout=20) == [2, 2]
+    wait_gone(node, 20)
+    assert moray.get(actor.where.remote(), timeout=TIMEOUT_S) != node.node_id
+
+
+@moray.remote(max_restarts=1)
+class Signal:
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    async def wait(self, begun: Path) -> str:
+        await asyncio.to_thread(begun.touch)
+        await self.event.wait()
+        return "sent"
+
+    async def send(self) -> str:
+        self.event.set()
+        return str(moray.get_runtime_context().get_node_id())
+
+
+def test_a_call_that_waits_for_what_another_one_sets(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.worker_nodes[0]
+    actor = Signal.options(num_cpus=0.5, **at(node)).remote()
+    waits = actor.wait.remote(tmp_path / "begun")
+    wait_until((tmp_path / "begun").exists, 20, "the call has begun")
+    drain(node, 60)
+    time.sleep(2)
+    assert moray.get(actor.send.remote(), timeout=20) == node.node_id
+    assert moray.get(waits, timeout=5) == "sent"
+    wait_gone(node, 20)
+    assert moray.get(actor.send.remote(), timeout=TIMEOUT_S) != node.node_id
+
+
+def test_objects_that_a_call_in_progress_returns(cluster: Cluster, tmp_path: Path) -> None:
+    """OWNER-STAYS: they came after the actor had been told to move."""
+    node = cluster.worker_nodes[0]
+    actor = Counter.options(num_cpus=0.5, **at(node)).remote()
+    slow = actor.keep.remote(SIZE, 2, tmp_path / "begun")
+    behind = actor.add.remote()
+    wait_until((tmp_path / "begun").exists, 20, "the call has begun")
+    drain(node, 60)
+    [kept] = moray.get(slow, timeout=TIMEOUT_S)
+    assert moray.get(behind, timeout=TIMEOUT_S) == 1
+    assert moray.get(actor.where.remote(), timeout=TIMEOUT_S) == node.node_id, "it goes on"
+    assert len(moray.get(kept, timeout=TIMEOUT_S)) == SIZE
+    del kept, slow
+    wait_gone(node, 30)
+    assert moray.get(actor.where.remote(), timeout=TIMEOUT_S) != node.node_id
+
+
+def test_a_second_drain_sets_another_deadline(cluster: Cluster, tmp_path: Path) -> None:
+    """Earlier: what has not begun costs nothing nevertheless. Later: what was kept for others stays."""
+    first, second = cluster.worker_nodes
+    actors = [Counter.options(num_cpus=0.5, **at(node)).remote() for node in (first, second)]
+    kept = [moray.get(actor.keep.remote(SIZE), timeout=TIMEOUT_S)[0] for actor in actors]
+    drain(first, 600)
+    drain(second, 6)
+    time.sleep(1)  # Both have been told to move.
+    long_call, behind = actors[0].add.remote(600, tmp_path / "begun"), actors[0].add.remote()
+    wait_until((tmp_path / "begun").exists, 20, "the call has begun")
+    drain(first, 6)
+    drain(second, 600)
+    wait_gone(first, 15)
+    with pytest.raises(moray.exceptions.ActorUnavailableError, match="drained: test"):
+        moray.get(long_call, timeout=TIMEOUT_S)
+    assert moray.get(behind, timeout=TIMEOUT_S) == 1, "what had not begun costs nothing"
+    assert moray.get(actors[1].where.remote(), timeout=TIMEOUT_S) == second.node_id
+    assert len(moray.get(kept[1], timeout=TIMEOUT_S)) == SIZE
+    del kept
+    wait_gone(second, 20)
+
+
+def test_the_deadline_comes_and_nobody_has_room(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.worker_nodes[0]
+    actor = Counter.options(num_cpus=0, resources={"b": 3}, **at(node)).remote()
+    other = Counter.options(num_cpus=0, resources={"b": 2}, **at(cluster.worker_nodes[1])).remote()
+    moray.get([actor.add.remote(), other.add.remote()], timeout=TIMEOUT_S)
+    long_call, behind = actor.add.remote(600, tmp_path / "begun"), actor.add.remote()
+    wait_until((tmp_path / "begun").exists, 20, "the call has begun")
+    drain(node, 5)
+    wait_gone(node, 15)
+    with pytest.raises(moray.exceptions.ActorUnavailableError, match="drained: test"):
+        moray.get(long_call, timeout=TIMEOUT_S)
+    del other
+    assert moray.get(behind, timeout=TIMEOUT_S) == 1, "what had not begun costs nothing"
+
+
+def test_the_node_that_takes_objects_over_dies(cluster: Cluster) -> None:
+    """Copies that it had are those of the node that leaves again."""
+    node, other = cluster.worker_nodes
+    refs = [make.options(num_cpus=0.5, **at(node)).remote(SIZE) for _ in range(150)]
+    moray.wait(refs, num_returns=len(refs), timeout=TIMEOUT_S, fetch_local=False)
+    keeper = Counter.options(num_cpus=0.5, max_restarts=0, **at(node)).remote()
+    assert moray.get(keeper.add.remote(), timeout=TIMEOUT_S) == 1
+    drain(node, 60)
+    time.sleep(0.5)
+    other.kill()
+    cluster.worker_nodes.remove(other)
+    time.sleep(0.2)
+    del keeper
+    wait_gone(node, 40)
+    assert [len(value) for value in moray.get(refs, timeout=TIMEOUT_S)] == [SIZE] * len(refs)
+
+
+@moray.remote(max_restarts=0)
+class Owner:
+    """Has objects at a node that leaves."""
+
+    def begin(self, options: dict[str, Any]) -> int:
+        self.refs = [make.options(num_cpus=0.5, **options).remote(SIZE) for _ in range(4)]
+        moray.wait(self.refs, num_returns=4, timeout=TIMEOUT_S, fetch_local=False)
+        return os.getpid()
+
+    def sizes(self) -> list[int]:
+        return [len(value) for value in moray.get(self.refs, timeout=20)]
+
+
+def test_a_copy_stays_until_its_owner_has_found_it() -> None:
+    """The node that took objects over dies, and what is left of them lies at the node that leaves."""
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 64 << 20}) as cluster:
+        node, other = (cluster.add_node(num_cpus=1, object_store_memory=256 << 20) for _ in range(2))
+        cluster.connect()
+        assert cluster.head_node is not None
+        owner = Owner.options(num_cpus=0.5, **at(cluster.head_node)).remote()
+        keeper = Counter.options(num_cpus=0, max_restarts=0, **at(node)).remote()
+        assert moray.get(keeper.where.remote(), timeout=TIMEOUT_S) == node.node_id
+        pid = moray.get(owner.begin.remote(at(node)), timeout=TIMEOUT_S)
+        drain(node, 60)
+        wait_until(lambda: leaving(node) == ["1 actor: Counter"], 20, "the objects have moved")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            other.kill()
+            cluster.worker_nodes.remove(other)
+            wait_until(lambda: any("copies" in line for line in leaving(node)), 20, "the node waits for the owner")
+            del keeper
+            wait_until(lambda: not any("actor" in line for line in leaving(node)), 20, "nothing else is there")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert moray.get(owner.sizes.remote(), timeout=TIMEOUT_S) == [SIZE] * 4
+        wait_gone(node, 20)
+        assert moray.get(owner.sizes.remote(), timeout=TIMEOUT_S) == [SIZE] * 4

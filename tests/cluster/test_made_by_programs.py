@@ -153,7 +153,7 @@ def test_placement_groups_as_programs_for_ray_see_them(cluster: Cluster) -> None
     assert (again, again.bundle_specs) == (group, group.bundle_specs)
     task = moray.remote(abs)
     for index in (2, -2):
-        with pytest.raises(ValueError, match=f"bundle index {index} is invalid"):
+        with pytest.raises(ValueError, match=f"there is no bundle {index}: "):
             task.options(placement_group=group, placement_group_bundle_index=index).remote(1)
     with pytest.raises(ValueError, match="bundle index must be -1"):
         task.options(placement_group_bundle_index=0).remote(1)

@@ -21,7 +21,7 @@ from moray.protocol.relaying import RELAY_TARGET
 from moray.protocol.tcp import parse_address, preface, start_connect
 from moray.protocol.tls import TlsConnection
 from moray.security.contexts import contexts_of
-from moray.security.identity import join_client_context
+from moray.security.identity import CERTIFICATE_FILE, join_client_context
 
 TIMEOUT_S = 20
 
@@ -39,7 +39,7 @@ def _cluster(module_leaks: set[str]) -> Iterator[Cluster]:
 class Raw:
     """A tunnel's connection, by hand."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, context: ssl.SSLContext | None = None) -> None:
         assert cluster.head_node is not None
         self.directory = Path(cluster.head_node._handle.session_dir)
         self.address = cluster.address.rpartition("/")[2]
@@ -52,14 +52,23 @@ class Raw:
             self.reactor,
             lambda _connection, message: self.said.append(message),
             lambda _connection, reason: self.closed.append(reason),
-            context=contexts_of(self.directory / "tls").client,
+            context=context or contexts_of(self.directory / "tls").client,
             server_side=False,
             preface=preface(RELAY_TARGET),
         )
 
-    def hello(self, session: bytes, secret: bytes, *, attempt: int = 1, received: int = 0, fresh: bool = True) -> None:
+    def hello(
+        self,
+        session: bytes,
+        secret: bytes,
+        *,
+        attempt: int = 1,
+        received: int = 0,
+        fresh: bool = True,
+        patience_s: float = 5.0,
+    ) -> None:
         self.connection.send(
-            m.TunnelHello(m.PROTOCOL_VERSION, session, secret, session[:4], attempt, received, fresh, 5.0)
+            m.TunnelHello(m.PROTOCOL_VERSION, session, secret, session[:4], attempt, received, fresh, patience_s)
         )
 
     def say(self, kind: int, stream: int, data: bytes = b"", amount: int = 0) -> None:
@@ -93,11 +102,11 @@ class Raw:
 
 
 @pytest.fixture(name="raw")
-def _raw(shared_session: Cluster) -> Iterator[Callable[[], Raw]]:
+def _raw(shared_session: Cluster) -> Iterator[Callable[..., Raw]]:
     made: list[Raw] = []
 
-    def make() -> Raw:
-        made.append(Raw(shared_session))
+    def make(context: ssl.SSLContext | None = None) -> Raw:
+        made.append(Raw(shared_session, context))
         return made[-1]
 
     yield make
@@ -160,6 +169,44 @@ def test_an_older_attempt_comes_late(raw: Callable[[], Raw]) -> None:
     assert not first.said
     second.say(OPEN, 0, b"nowhere")
     second.frame(0, RESET)
+
+
+def test_a_certificate_that_cannot_be_used(raw: Callable[..., Raw]) -> None:
+    """Who comes while it is in that state is refused. Those who are here stay, and so does the relay."""
+    one = raw()
+    one.hello(*names())
+    one.first(m.TunnelWelcome)
+    directory = one.directory / "tls"
+    context = contexts_of(directory).client
+    os.chmod(directory / CERTIFICATE_FILE, 0o644)
+    try:
+        two = raw(context)
+        two.wait(lambda: two.closed)
+        log = one.directory / "logs" / "relay.log"
+        one.wait(lambda: "others may read or change it (mode 0644)" in log.read_text(encoding="utf-8"))
+    finally:
+        os.chmod(directory / CERTIFICATE_FILE, 0o600)
+    three = raw()
+    three.hello(*names())
+    three.first(m.TunnelWelcome)
+    one.say(OPEN, 0, b"nowhere")
+    one.frame(0, RESET)
+
+
+def test_patience_is_for_connections_that_are_lost(raw: Callable[[], Raw]) -> None:
+    """A driver asks every two seconds. One with less patience than that does not go while it is connected."""
+    session, secret = names()
+    one = raw()
+    one.hello(session, secret, patience_s=0.2)
+    one.first(m.TunnelWelcome)
+    quiet_until = time.monotonic() + 4
+    one.wait(lambda: one.closed or time.monotonic() > quiet_until)
+    one.connection.send(m.TunnelAck(0, ping=True))
+    one.first(m.TunnelAck)
+    one.connection.close()
+    log = one.directory / "logs" / "relay.log"
+    gone = f"the session of node {session[:4].hex()} has ended: nothing was heard of it for"
+    one.wait(lambda: gone in log.read_text(encoding="utf-8"))
 
 
 def test_what_was_lost_is_sent_again(raw: Callable[[], Raw]) -> None:

@@ -17,7 +17,7 @@ def printed(code: str, **kwargs: object) -> list[str]:
     return run_driver(START + code, **kwargs).stdout.splitlines()  # type: ignore[arg-type]
 
 
-NOT_MET = "The condition wasn't met before the timeout expired (0.05 s)."
+NOT_MET = "the condition did not hold within 0.05 s."
 
 
 def test_signals_semaphores_and_conditions() -> None:
@@ -115,7 +115,7 @@ def test_errors_that_are_pushed() -> None:
             ray.get(ref)
         except ray.exceptions.RayError as error:
             (pushed,) = get_error_message(errors, 1, ray_constants.WORKER_DIED_PUSH_ERROR)
-            print(type(error).__name__, "died or was killed while executing" in pushed.error_message)
+            print(type(error).__name__, "died" in pushed.error_message)
     print(get_error_message(errors, 1, timeout=0))
     actor = Actor.remote()
     ray.get(actor.ping.remote())

@@ -117,7 +117,7 @@ def test_the_phrases_of_deaths() -> None:
         try:
             ray.get(child.pid.remote())
         except ray.exceptions.RayActorError as error:
-            print("The actor is dead because its owner has died" in str(error))
+            print("its owner has died" in str(error))
             break
     last = Actor.remote()
     with pytest.raises(ray.exceptions.RayActorError, match="exited with exit code 7"):
@@ -125,13 +125,13 @@ def test_the_phrases_of_deaths() -> None:
     for wrong, phrase in (
         (lambda: ray.get_actor("nobody"), "Failed to look up actor with name"),
         (lambda: Actor(), "cannot be instantiated directly"),
-        (lambda: ray.actor.exit_actor(), "exit_actor API is called on a non-actor worker"),
-        (lambda: ray.cancel(Actor.remote().pid.remote(), force=True), "force=True is not supported"),
+        (lambda: ray.actor.exit_actor(), "does not run in an actor"),
+        (lambda: ray.cancel(Actor.remote().pid.remote(), force=True), "force=True would end the whole actor"),
     ):
         with pytest.raises((ValueError, TypeError), match=phrase):
             wrong()
     kept = Actor.options(name="x").remote()
-    with pytest.raises(ValueError, match="The name 'x' is already taken. Please use a different name"):
+    with pytest.raises(ValueError, match="the name 'x' is already taken"):
         Actor.options(name="x").remote()
     for name in (None, "", " "):
         with pytest.raises(ValueError):
@@ -139,7 +139,7 @@ def test_the_phrases_of_deaths() -> None:
     """
     assert printed(code) == [
         "it was killed by `ray.kill`",
-        "The actor is dead because its worker process has died. its",
+        "its worker process has died: its",
         "True",
     ]
 

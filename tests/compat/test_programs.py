@@ -18,15 +18,13 @@ def _missing(program: Program) -> list[str]:
     return [module for module in program.modules if find_spec(module.partition(".")[0]) is None]
 
 
+# Ordinary runs have scikit-learn on moray in tests/util/test_joblib.py, and a program for Ray in tests/examples.
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "program",
-    [
-        pytest.param(each, id=each.script, marks=[] if each.script == "sklearn_forest" else [pytest.mark.long])
-        for each in PROGRAMS
-        if not each.fails
-    ],
+    [pytest.param(each, id=each.script) for each in PROGRAMS if not each.fails],
 )
 def test_program_on_moray_gives_the_results_without_ray(program: Program) -> None:
     missing = _missing(program)

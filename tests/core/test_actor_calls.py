@@ -7,17 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moray.core.actor_calls import Incoming, Outgoing
+from tests.support.machines import searched, walk_fixed
 
 
 @dataclass
@@ -376,18 +370,9 @@ class ActorCallsMachine(RuleBasedStateMachine):
             assert not side.calls.replies, "what was answered is forgotten"
 
 
-SETTINGS = settings(
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-ActorCallsMachine.TestCase.settings = SETTINGS
-TestActorCallsMachine = ActorCallsMachine.TestCase
+TestActorCallsMachine = searched(ActorCallsMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=250, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(ActorCallsMachine, settings=fixed)
+    walk_fixed(ActorCallsMachine, 250)

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.actor_actions import (
     ActorAction,
@@ -32,6 +32,7 @@ from moray.core.actor_actions import (
     Withdraw,
 )
 from moray.core.actors import ActorTable
+from tests.support.machines import searched, walk_fixed
 
 JOBS = (1, 2)
 NAMES = ("", "x", "x", "y")
@@ -515,18 +516,9 @@ class ActorsMachine(RuleBasedStateMachine):
                 return
 
 
-SETTINGS = settings(
-    stateful_step_count=80,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-ActorsMachine.TestCase.settings = SETTINGS
-TestActorsMachine = ActorsMachine.TestCase
+TestActorsMachine = searched(ActorsMachine, steps=80)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=200, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(ActorsMachine, settings=fixed)
+    walk_fixed(ActorsMachine, 200, steps=80)

@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.arena import ALIGNMENT, LARGEST_EXTENT, SMALLEST_EXTENT, Arena, rounded
+from tests.support.machines import searched, walk_fixed
 
 CAPACITY = 1 << 20
 
@@ -78,14 +79,12 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.arena.largest_free() == max(self.gaps())
 
 
-TestArenaMachine = ArenaMachine.TestCase
+TestArenaMachine = searched(ArenaMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
-    fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
-    run_state_machine_as_test(ArenaMachine, settings=fixed)
+    walk_fixed(ArenaMachine, 200)
 
 
 def backed(capacity: int = 1 << 30) -> Arena:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moray.core.actor_actions import Place, Registration, Tell, WarnJob, Withdraw
-from moray.core.actors import UNSCHEDULABLE, ActorTable
+from moray.core.actor_actions import UNSCHEDULABLE, Place, Registration, Tell, WarnJob, Withdraw
+from moray.core.actors import ActorTable
 from moray.core.local_scheduler import LocalScheduler
 from moray.core.scheduler_actions import Refuse
 from moray.core.strategies import NODE, Strategy

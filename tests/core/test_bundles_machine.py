@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.bundles import bundle_need, group_of, split_name
 from moray.core.local_scheduler import LocalScheduler
@@ -23,6 +23,7 @@ from moray.core.scheduler_actions import (
     StopWorker,
     Warn,
 )
+from tests.support.machines import searched, walk_fixed
 
 UNIT = 10_000
 TOTAL = {"CPU": 3 * UNIT, "GPU": 2 * UNIT}
@@ -260,18 +261,9 @@ class BundleMachine(RuleBasedStateMachine):
             self._call("tick", self.now)
 
 
-SETTINGS = settings(
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-BundleMachine.TestCase.settings = SETTINGS
-TestBundleMachine = BundleMachine.TestCase
+TestBundleMachine = searched(BundleMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=60, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(BundleMachine, settings=fixed)
+    walk_fixed(BundleMachine, 60)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.cluster_scheduler import ClusterScheduler, Demand, Knobs
 from moray.core.cluster_view import IN_FLIGHT_S, ClusterView, Node
 from moray.core.strategies import LABELS, NODE, SPREAD, Strategy, choices, selector_of
 from moray.core.wishes import Choice
+from tests.support.machines import search, walk_fixed
 
 UNIT = 10_000
 CPU = {"CPU": UNIT}
@@ -592,22 +593,12 @@ class ClusterMachine(RuleBasedStateMachine):
 
 
 def test_random_walks() -> None:
-    run_state_machine_as_test(ClusterMachine, settings=settings(suppress_health_check=list(HealthCheck)))
+    search(ClusterMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks each time, for the seeded faults."""
-    fixed = settings(
-        max_examples=80,
-        stateful_step_count=40,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(ClusterMachine, settings=fixed)
+    walk_fixed(ClusterMachine, 80, steps=40)
 
 
 @pytest.mark.parametrize("strategy", [None, Strategy(SPREAD), Strategy(selector=selector_of({"zone": "!b"}))])

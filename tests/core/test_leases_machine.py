@@ -8,17 +8,11 @@ state the walk left: with one worker stuck for ever, everything but its current 
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.core.leases_world import Worker, World
+from tests.support.machines import searched, walk_fixed
 
 FUNCTIONS = 4
 MOST_WORKERS = 4
@@ -290,21 +284,12 @@ class LeasesMachine(RuleBasedStateMachine):
             self.world.hear(worker)
 
 
-SETTINGS = settings(
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-LeasesMachine.TestCase.settings = SETTINGS
-TestLeasesMachine = LeasesMachine.TestCase
+TestLeasesMachine = searched(LeasesMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=300, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(LeasesMachine, settings=fixed)
+    walk_fixed(LeasesMachine, 300)
 
 
 # --- scenarios that random walks reach too rarely ------------------------------------------------------

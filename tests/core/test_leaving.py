@@ -95,6 +95,22 @@ def test_a_node_that_dies_while_it_leaves_costs_no_restart() -> None:
     assert (told.restarts_left, told.begun) == (1, None)
 
 
+def test_another_deadline_is_told() -> None:
+    table, _site = moving()
+    assert table.moving(b"bbbb") == [b"a"]
+    assert table.moving(b"cccc") == []
+    assert table.move(b"a", "drained", 5.0) == [Move(HOME, b"a", 0, "drained", 5.0)]
+    table.kill(b"a", no_restart=True)
+    assert table.moving(b"bbbb") == [], "it ends in any case"
+
+
+def test_why_it_died_before_it_had_moved() -> None:
+    table, _site = moving()
+    told = only(table.worker_died(HOME, "killed by SIGSEGV", "its last words"), Tell)
+    assert told.begun is None
+    assert all(words in told.reason for words in ("SIGSEGV", "drained", "its last words"))
+
+
 def test_killed_while_it_moves() -> None:
     table, _site = moving()
     table.kill(b"a", no_restart=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.lineage import RECIPE_BYTES, Gone, Lineage, Plan, Why
+from tests.support.machines import search, walk_fixed
 
 BUDGET = 12 * RECIPE_BYTES
 #: Values that were put: name → bytes.
@@ -233,19 +234,9 @@ class LineageMachine(RuleBasedStateMachine):
 
 
 def test_random_lives() -> None:
-    run_state_machine_as_test(
-        LineageMachine,
-        settings=settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
-    )
+    search(LineageMachine, steps=40)
 
 
 @pytest.mark.long
 def test_random_lives_fixed() -> None:
-    """The same ones each time, for the seeded faults."""
-    run_state_machine_as_test(
-        LineageMachine,
-        settings=settings(
-            max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, database=None,
-            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+    walk_fixed(LineageMachine, 150, steps=40)

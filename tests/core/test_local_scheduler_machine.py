@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.local_scheduler import (
     Action,
@@ -26,6 +26,7 @@ from moray.core.local_scheduler import (
     Warn,
 )
 from moray.core.worker_pool import RETRY_LAST_S
+from tests.support.machines import searched, walk_fixed
 
 UNIT = 10_000
 CPUS = 3
@@ -474,18 +475,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._return(number, discard=False)
 
 
-SETTINGS = settings(
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-SchedulerMachine.TestCase.settings = SETTINGS
-TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine = searched(SchedulerMachine, steps=60)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(SchedulerMachine, settings=fixed)
+    walk_fixed(SchedulerMachine, 150, steps=60)

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.cluster_view import ClusterView
 from moray.core.membership import LEASE_S, MARGIN, REJOIN_LEASES, Membership
@@ -26,6 +26,7 @@ from moray.core.membership_actions import (
     Welcome,
 )
 from moray.ids import tag_of
+from tests.support.machines import search, walk_fixed
 
 WAIT_S = LEASE_S * (1 + MARGIN)
 
@@ -380,19 +381,9 @@ class MembershipMachine(RuleBasedStateMachine):
 
 
 def test_random_walks() -> None:
-    run_state_machine_as_test(MembershipMachine, settings=settings(suppress_health_check=list(HealthCheck)))
+    search(MembershipMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks each time, for the seeded faults."""
-    fixed = settings(
-        max_examples=120,
-        stateful_step_count=40,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(MembershipMachine, settings=fixed)
+    walk_fixed(MembershipMachine, 120, steps=40)

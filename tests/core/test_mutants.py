@@ -53,7 +53,8 @@ def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_tests(copy: Path, core: Path) -> subprocess.CompletedProcess[str]:
-    # Without conftest: what other sessions leave on the machine is no matter of a pure core.
+    # Without conftest: what other sessions leave on the machine is no matter of a pure core, and the profile of this
+    # run (MORAY_HYPOTHESIS) is not theirs.
     options = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "--tb=short"]
     return run(copy, "-m", "pytest", *options, *(core / "TESTS").read_text().split())
 
@@ -81,9 +82,12 @@ def mutants() -> list[Any]:
 
 
 def test_all_patches_apply(copy: Path) -> None:
+    """And what they make is Python: one that has slipped to a like place often is not."""
     for patch in PATCHES:
         assert patch.read_text().startswith("# catches: "), f"{patch.name}: the first line says what the fault is"
-        apply(patch, copy, "--dry-run")
+        mutant = copy / "mutant.py"
+        apply(patch, copy, "-o", str(mutant))
+        compile(mutant.read_text(), str(patch), "exec")
 
 
 @pytest.mark.slow

@@ -7,19 +7,13 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings, strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moray.core.object_table import ObjectTable
 from moray.core.object_table_types import TRANSITIONS, Created, Done, Extend, Failed, Pinned, Restore, Spill, State
 from tests.core.object_table_model import CAPACITY, LINE, Machine
+from tests.support.machines import searched, walk_fixed
 
 PROCESSES = [b"process-%04d" % i for i in range(3)]
 OBJECTS = [b"object-%021d" % i for i in range(7)]
@@ -114,14 +108,12 @@ class ObjectTableMachine(RuleBasedStateMachine):
             assert stats[total] == 0, f"{total} is {stats[total]} in the end"
 
 
-TestObjectTableMachine = ObjectTableMachine.TestCase
+TestObjectTableMachine = searched(ObjectTableMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
-    fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
-    run_state_machine_as_test(ObjectTableMachine, settings=fixed)
+    walk_fixed(ObjectTableMachine, 200)
 
 
 def filled(objects: int = 4) -> Machine:

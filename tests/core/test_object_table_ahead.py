@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings, strategies as st
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
 
 from moray.core.object_table import ObjectTable
 from moray.core.object_table_types import (
@@ -23,6 +23,7 @@ from moray.core.object_table_types import (
 from tests.core.object_table_ahead_model import AheadMachine, own_name
 from tests.core.object_table_model import CAPACITY, LINE
 from tests.core.test_object_table import OBJECTS, PROCESSES, ObjectTableMachine
+from tests.support.machines import searched, walk_fixed
 
 A, B, C = PROCESSES
 X, Y, Z = OBJECTS[:3]
@@ -84,14 +85,12 @@ class AheadObjectTableMachine(ObjectTableMachine):
         assert self.m.table.stats()["ahead_bytes"] == 0
 
 
-TestAheadObjectTableMachine = AheadObjectTableMachine.TestCase
+TestAheadObjectTableMachine = searched(AheadObjectTableMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks_ahead() -> None:
-    """The same walks each time, reported as they are: seeded faults are judged by them (tests/mutants)."""
-    fixed = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
-    run_state_machine_as_test(AheadObjectTableMachine, settings=fixed)
+    walk_fixed(AheadObjectTableMachine, 200)
 
 
 def holding(count: int, size: int = LINE) -> AheadMachine:

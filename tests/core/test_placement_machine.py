@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.msgpack import encode
 
 from moray.core.bundles import total_of
@@ -29,6 +29,7 @@ from moray.core.placement_types import (
     TellGroup,
     WarnOwner,
 )
+from tests.support.machines import searched, walk_fixed
 
 UNIT = 10_000
 BUNDLES: list[tuple[dict[str, int], ...]] = [
@@ -316,18 +317,9 @@ class PlacementMachine(RuleBasedStateMachine):
         assert not waiting or created, f"nobody has anything, and still {waiting[0].describe()} waits"
 
 
-SETTINGS = settings(
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-PlacementMachine.TestCase.settings = SETTINGS
-TestPlacementMachine = PlacementMachine.TestCase
+TestPlacementMachine = searched(PlacementMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=60, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(PlacementMachine, settings=fixed)
+    walk_fixed(PlacementMachine, 60)

@@ -6,15 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moray.core.streams import (
     ACKNOWLEDGED_BYTES,
@@ -26,6 +19,7 @@ from moray.core.streams import (
     Kept,
     Making,
 )
+from tests.support.machines import searched, walk_fixed
 
 # --- the owner ---------------------------------------------------------------------------------------
 
@@ -437,18 +431,9 @@ class StreamsMachine(RuleBasedStateMachine):
         assert len(self.seen) >= self.worker.length
 
 
-SETTINGS = settings(
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-)
-
-StreamsMachine.TestCase.settings = SETTINGS
-TestStreamsMachine = StreamsMachine.TestCase
+TestStreamsMachine = searched(StreamsMachine, steps=40)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks every time, and no search for a smaller one: what the mutants are shown."""
-    fixed = settings(SETTINGS, max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(StreamsMachine, settings=fixed)
+    walk_fixed(StreamsMachine, 150, steps=40)

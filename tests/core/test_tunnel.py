@@ -9,8 +9,8 @@ from collections import deque
 from itertools import islice
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.tunnel import (
     CREDIT,
@@ -25,6 +25,7 @@ from moray.core.tunnel import (
     Tunnel,
     TunnelError,
 )
+from tests.support.machines import search, walk_fixed
 
 SMALL = Limits(streams=3, window=8, most_window=32, pool=40, kept_bytes=8 * FRAME_COST, kept_frames=500)
 
@@ -303,22 +304,12 @@ class TunnelMachine(RuleBasedStateMachine):
 
 
 def test_random_walks() -> None:
-    run_state_machine_as_test(TunnelMachine, settings=settings(suppress_health_check=list(HealthCheck)))
+    search(TunnelMachine)
 
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    """The same walks each time, for the seeded faults."""
-    fixed = settings(
-        max_examples=150,
-        stateful_step_count=40,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(TunnelMachine, settings=fixed)
+    walk_fixed(TunnelMachine, 150, steps=40)
 
 
 # --- one by one ---------------------------------------------------------------------------------------
@@ -532,6 +523,7 @@ def test_too_many_streams() -> None:
         ([Frame(1, DATA, 1, b"x")], "was not opened"),
         ([Frame(1, OPEN, 0), Frame(2, EOF, 0), Frame(3, DATA, 0, b"x")], "after its end"),
         ([Frame(1, OPEN, 0), Frame(2, EOF, 0), Frame(3, EOF, 0)], "ended twice"),
+        ([Frame(1, OPEN, 0), Frame(2, DATA, 0)], "no bytes"),
         ([Frame(1, OPEN, 0), Frame(2, OPEN, 0)], "2 is the next"),
         ([Frame(1, OPEN, 0), Frame(2, CREDIT, 0)], "a credit of 0"),
         ([Frame(1, OPEN, 0), Frame(2, 9, 0)], "kind 9"),
@@ -567,6 +559,18 @@ def test_who_acknowledges_nothing_cannot_make_the_other_keep_much() -> None:
             for kind in (OPEN, RESET):
                 number += 1
                 tunnel.receive(1, Frame(number, kind, stream))
+
+
+def test_only_what_was_sent_can_be_acknowledged() -> None:
+    """Else what waits for somebody who takes nothing would not count as kept, and have no limit."""
+    tunnel = Tunnel(0, SMALL)
+    stream = tunnel.open(b"")
+    tunnel.attach(1, 0)
+    tunnel.send(stream, bytes(5))
+    assert tunnel.take() is not None
+    tunnel.acknowledged(1, 1)
+    with pytest.raises(TunnelError, match="acknowledges frame 2, of 1 that were sent"):
+        tunnel.acknowledged(1, 2)
 
 
 def test_an_acknowledgement_is_due_by_bytes_or_frames() -> None:

@@ -66,14 +66,14 @@ def test_parts_of_a_compiled_graphs_input_are_arguments(shared_session: ModuleTy
         refs: Any = compiled.execute(3)
         assert moray.get(refs) == [3, 6]
         for wrong in ((), (1, 2)):
-            with pytest.raises(ValueError, match=rf"must be called with 1 positional args, got {len(wrong)}"):
+            with pytest.raises(ValueError, match=rf"it needs 1 positional ones, and got {len(wrong)}"):
                 compiled.execute(*wrong)
     with InputNode() as x:
         named = counter.add_two.bind(x.left, x["right"])
     with named.experimental_compile() as compiled:
         refs = compiled.execute(left=1, right=2)
         assert moray.get(refs) == 9
-        with pytest.raises(ValueError, match="must be called with kwarg `right`"):
+        with pytest.raises(ValueError, match="it needs the keyword 'right', and got 'left'"):
             compiled.execute(left=1)
 
 
@@ -82,29 +82,29 @@ def test_steps_that_would_never_run_are_refused(shared_session: ModuleType) -> N
     with InputNode() as x:
         counter.add.bind(x)
         graph = counter.add.bind(x)
-    with pytest.raises(ValueError, match=r"results of Counter.add\..* There are 1 leaf nodes"):
+    with pytest.raises(ValueError, match=r"results of Counter.add .*leaf nodes: 1"):
         graph.experimental_compile()
     with InputNode() as x:
         first, _second = counter.pair.bind(x)
-    with pytest.raises(ValueError, match="There are 1 leaf nodes"):
+    with pytest.raises(ValueError, match="leaf nodes: 1"):
         first.experimental_compile()
     with InputNode() as x:
         parts = x[0], x[1]
         graph = counter.add.bind(parts[0])
-    with pytest.raises(ValueError, match="of attributes 0, 1, but 1 is unused"):
+    with pytest.raises(ValueError, match=r"asked for \(0, 1\), no step of the graph uses 1: "):
         graph.experimental_compile()
     with InputNode() as x:
         graph = counter.add_two.bind(x, x[0])
-    with pytest.raises(ValueError, match="must either use"):
+    with pytest.raises(ValueError, match="input whole and the parts 0 of it"):
         graph.experimental_compile()
 
 
 def test_kinds_of_errors(shared_session: ModuleType) -> None:
     counter: Any = Counter.remote()
-    with pytest.raises(ValueError, match="should not take any args"):
+    with pytest.raises(ValueError, match="has no arguments"):
         InputNode(1)
     with InputNode() as x:
-        with pytest.raises(AssertionError, match="int index or str"):
+        with pytest.raises(AssertionError, match="by a number or a string"):
             x[1.5]
         with pytest.raises(ValueError, match="constructor"):
             Counter.bind(x)
@@ -112,10 +112,10 @@ def test_kinds_of_errors(shared_session: ModuleType) -> None:
             MultiOutputNode(counter.add.bind(x))
     with pytest.raises(AssertionError, match="context manager"):
         total.bind(InputNode()).execute()
-    with pytest.raises(AssertionError, match="only have one unique InputNode"):
+    with pytest.raises(AssertionError, match="has one InputNode, this one has 2"):
         total.bind(InputNode(), InputNode()).execute(1)
     wrongs: list[tuple[Any, str]] = [
-        (lambda: cast("Any", Counter.bind()).bind(), r"\.bind\(\) cannot be used again"),
+        (lambda: cast("Any", Counter.bind()).bind(), "is bound already"),
         (lambda: cast("Any", Counter.bind()).remote(), "'Counter' has no attribute 'remote'"),
         (lambda: Counter.bind().get.remote(), r"\.remote\(\) cannot be used on ClassMethodNodes"),
         (lambda: total.bind().remote(), r"\.remote\(\) cannot be used on"),
@@ -125,7 +125,7 @@ def test_kinds_of_errors(shared_session: ModuleType) -> None:
             wrong()
     with InputNode() as x:
         graph = total.bind(x)
-    with pytest.raises(NotImplementedError, match="only support actor method nodes"):
+    with pytest.raises(NotImplementedError, match="methods of actors"):
         graph.experimental_compile()
 
 
@@ -140,8 +140,8 @@ def test_results_of_compiled_graphs(shared_session: ModuleType) -> None:
         for way, what in ways:
             with pytest.raises(ValueError, match=f"cannot be {what}"):
                 way(refs[0])
-        with pytest.raises(ValueError, match="must be a list of CompiledDAGRefs"):
+        with pytest.raises(ValueError, match="results of compiled graphs only beside"):
             moray.get([*refs, cast("Any", None)])
         assert moray.get(refs) == [1, 2]
-        with pytest.raises(ValueError, match="only be called once"):
+        with pytest.raises(ValueError, match="fetched already"):
             moray.get(refs[0])

@@ -13,14 +13,21 @@ import threading
 import time
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import moray
 from moray.dag import CompiledDAG, CompiledDAGRef, DAGContext, DAGNode, InputNode, MultiOutputNode
-from moray.exceptions import ActorDiedError, ChannelError, ChannelTimeoutError, MorayError, TaskError
+from moray.exceptions import (
+    ActorDiedError,
+    ChannelError,
+    ChannelTimeoutError,
+    GraphCapacityExceededError,
+    MorayError,
+    TaskError,
+)
 from tests.support.procs import END_GRACE_S, processes_with, spawn_driver, wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -137,8 +144,8 @@ def test_a_chain_and_ordinary_calls_after_it(steps: list[Any]) -> None:
 
 
 def test_results_in_any_order_and_of_dropped_executions(steps: list[Any]) -> None:
-    with chain(*steps).experimental_compile() as compiled:
-        refs: list[Any] = [compiled.execute(x) for x in range(200)]  # More than may be under way: they come out.
+    with chain(*steps).experimental_compile(_max_inflight_executions=200) as compiled:
+        refs: list[Any] = [compiled.execute(x) for x in range(200)]
         refs[100:150] = [None] * 50
         for x in reversed(range(200)):
             if refs[x] is not None:
@@ -321,22 +328,53 @@ def test_timeouts_leave_the_result_to_be_fetched(steps: list[Any]) -> None:
         with pytest.raises(ChannelTimeoutError, match=r"no result within 0\.05 s"):
             refs[0].get(timeout=0.05)
         with pytest.raises(ChannelTimeoutError, match="2 executions are under way"):
-            compiled.execute(0.0)
+            compiled.execute(0.0)  # It has asked for a result, so it waits.
         assert [ref.get() for ref in refs] == [0.6, 0.0]
         assert compiled.execute(0.0).get() == 0.0  # type: ignore[union-attr]
 
 
-def test_too_many_results_that_nobody_fetches(steps: list[Any]) -> None:
-    with chain(*steps).experimental_compile(_max_buffered_results=5, _max_inflight_executions=2) as compiled:
-        refs: list[Any] = []
-        with pytest.raises(ChannelError, match="5 executions have results that were not fetched"):
-            for x in range(100):
-                refs.append(compiled.execute(x))  # noqa: PERF401 - until it raises.
-        assert len(refs) == 7
+def test_too_many_executions_whose_results_nobody_asks_for(steps: list[Any]) -> None:
+    with chain(*steps).experimental_compile(_max_inflight_executions=3) as compiled:
+        refs: list[Any] = [compiled.execute(x) for x in range(3)]
+        for _ in range(2):
+            with pytest.raises(GraphCapacityExceededError, match=r"^3 executions .* _max_inflight_executions"):
+                compiled.execute(3)
         assert refs[0].get() == 111
-        compiled.execute(1)
+        refs.append(compiled.execute(3))
+        with pytest.raises(GraphCapacityExceededError):
+            compiled.execute(4)
+        assert refs[3].get() == 114  # Those before it have come out with it.
+        refs += [compiled.execute(x) for x in range(4, 7)]
+        with pytest.raises(GraphCapacityExceededError):
+            compiled.execute(7)
+        assert [ref.get() for ref in refs[1:3] + refs[4:]] == [112, 113, 115, 116, 117]
         for _ in range(50):  # Those that were dropped are not in the way.
             compiled.execute(1)
+        assert compiled.execute(2).get() == 113  # type: ignore[union-attr]
+
+
+def test_too_many_results_that_are_passed_over(steps: list[Any]) -> None:
+    with chain(*steps).experimental_compile(_max_buffered_results=2) as compiled:
+        refs: list[Any] = [compiled.execute(x) for x in range(4)]
+        assert refs[1].get() == 112
+        with pytest.raises(GraphCapacityExceededError, match=r"^2 executions before number 4 .* _max_buffered_results"):
+            refs[3].get()
+        assert [refs[x].get() for x in (0, 3, 2)] == [111, 114, 113]
+
+
+def test_many_coroutines_wait_for_room_and_one_alone_does_not(steps: list[Any]) -> None:
+    async def once(compiled: CompiledDAG, x: int) -> Any:
+        return await cast("Any", await compiled.execute_async(x))
+
+    async def main(compiled: CompiledDAG) -> None:
+        assert await asyncio.gather(*(once(compiled, x) for x in range(30))) == [x + 111 for x in range(30)]
+        futures: list[Any] = [await compiled.execute_async(x) for x in range(2)]
+        with pytest.raises(GraphCapacityExceededError):
+            await compiled.execute_async(2)
+        assert [await future for future in futures] == [111, 112]
+
+    with chain(*steps).experimental_compile(_max_inflight_executions=2) as compiled:
+        asyncio.run(main(compiled))
 
 
 def test_the_default_timeout_is_the_contexts(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

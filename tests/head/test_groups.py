@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moray.config import WARN_AFTER_S
 from moray.protocol import messages as m
 from tests.head.world import ONE_CPU, FakeNode, World, running_world
 
@@ -77,11 +79,13 @@ def test_an_attempt_that_was_under_way_is_given_back_and_begins_anew(tmp_path: P
         first = step(a, "prepare")
         step(b, "prepare")
         world.kill_head()
+        began = time.monotonic()
         for node in (a, b):
             assert step(node, "return").request == first.request
         answer(a, first)
         reserve(world, [a, b])
         state(a, group, "created")
+        assert time.monotonic() - began < WARN_AFTER_S, "nobody had to say anything for it to begin"
 
 
 def test_bundles_of_a_dead_node_are_placed_anew(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -253,6 +254,16 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     root.mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="mode 0700"):
         session_directory.create(session_directory.new_path(str(root), 1))
+
+
+def test_who_tidies_temporary_directories_sees_that_it_is_in_use() -> None:
+    with running_node() as handle:
+        held = os.open(os.path.dirname(handle.address), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(held)
 
 
 @pytest.mark.long

@@ -223,6 +223,25 @@ def test_man_in_the_middle_with_a_certificate_of_the_cluster(server: Remote, ide
 
 
 @pytest.mark.usefixtures("bystander")
+def test_a_refusal_does_no_harm_to_a_terminal(server: Remote) -> None:
+    """Anybody can refuse, in any words."""
+
+    def act(sock: socket.socket) -> None:
+        sock.recv(PREFACE, socket.MSG_WAITALL)
+        with join_server_context(Authority.create().issue("head")).wrap_socket(sock, server_side=True) as victim:
+            refusal = b"X\x1b]0;hello\x07\nmoray: all is well\xff" + b"!" * 5000
+            victim.sendall(HEADER.pack(len(refusal), PROTOCOL_VERSION) + refusal)
+            victim.recv(1)
+
+    middle = Middle(act)
+    with pytest.raises(AuthenticationError, match="the head refused: ") as raised:
+        join(HOST, middle.port, server.token, "victim")
+    middle.close()
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.usefixtures("bystander")
 def test_an_answer_without_the_token_is_not_believed(server: Remote, identity: Identity) -> None:
     """Somebody with a certificate, but without the token, plays the head."""
 

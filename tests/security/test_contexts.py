@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from moray.exceptions import AuthenticationError
+from moray.protocol.reactor import Reactor
+from moray.protocol.tcp import TcpServer, preface
 from moray.security.authority import Authority
 from moray.security.contexts import contexts_of, rehearse
 from moray.security.identity import CERTIFICATE_FILE, Identity
@@ -69,13 +71,56 @@ def test_what_others_may_read_is_refused_however_often_it_was_read(directory: Pa
     contexts_of(directory)
     file = directory / CERTIFICATE_FILE
     file.chmod(0o644)
-    with pytest.raises(AuthenticationError, match="others may read or change it"):
+    with pytest.raises(PermissionError, match="others may read or change it"):
         contexts_of(directory)
     file.chmod(0o600)
     contexts_of(directory)
-    file.unlink()
-    with pytest.raises(FileNotFoundError):
+    file.write_bytes(b"nonsense")
+    with pytest.raises(OSError, match="should hold a certificate"):
         contexts_of(directory)
+
+
+def test_what_was_read_outlasts_its_file(directory: Path, authority: Authority) -> None:
+    """The directory is below /tmp, which is tidied up on some machines. A new file counts again."""
+    made = contexts_of(directory)
+    file = directory / CERTIFICATE_FILE
+    file.unlink()
+    assert contexts_of(directory) is made
+    with pytest.raises(FileNotFoundError):
+        contexts_of(directory / "elsewhere")
+    authority.issue("somebody").save(directory)
+    assert contexts_of(directory) is not made
+
+
+def test_a_renewed_certificate_waits_for_descriptors(directory: Path, authority: Authority) -> None:
+    made = contexts_of(directory)
+    authority.issue("somebody").save(directory)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert contexts_of(directory) is made
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert contexts_of(directory) is not made
+
+
+def test_a_stranger_does_not_end_a_process_whose_certificate_cannot_be_read(directory: Path) -> None:
+    """Its connection is closed, and the log says why."""
+    contexts_of(directory)
+    (directory / CERTIFICATE_FILE).chmod(0o644)
+    reactor, told = Reactor(), list[str]()
+    server = TcpServer(reactor, "127.0.0.1", 0, lambda *_: contexts_of(directory), log=told.append)  # type: ignore[arg-type]
+    try:
+        with socket.create_connection(server.address, TIMEOUT_S) as stranger:
+            stranger.sendall(preface())
+            while not told:
+                with reactor.lead:
+                    reactor.turn(0.1)
+            assert "others may read or change it" in told[0]
+            assert stranger.recv(1) == b""
+    finally:
+        server.close()
+        reactor.close()
 
 
 def test_a_rehearsal_is_done_once_for_each_certificate(directory: Path, authority: Authority) -> None:

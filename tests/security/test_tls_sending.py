@@ -319,6 +319,53 @@ def test_an_interrupt_between_any_two_bytecodes(identity: Identity, kind: str) -
         ends.close()
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_interrupts_one_after_another(identity: Identity, narrow: bool) -> None:
+    """Whoever finishes what another one has begun is interrupted, too; raw bytes as well as frames."""
+    ends, chance, codes = Ends(identity), random.Random(7), _codes()
+    end, number, sent, came, done = ends.near, 0, dict[int, bytes](), dict[int, bytes](), list[int]()
+    if narrow:
+        end._sock = NarrowSocket(end._sock)
+
+    def on_message(connection: TlsConnection, message: Any) -> None:
+        into = bytearray(int.from_bytes(message.key, "big"))
+
+        def complete() -> None:
+            came[message.request] = bytes(into)
+
+        connection.receive_raw(len(into), memoryview(into), complete)
+
+    ends.far.on_message = on_message
+
+    def send(number: int) -> None:
+        data = sent[number] = chance.randbytes(chance.choice((0, 5, 1_000, tls_sending.SEAL_BYTES + 9)))
+        frame = encode_frame(m.KvRequest(number, "put", b"", len(data).to_bytes(4, "big")))
+        if data:
+            end.send_raw(frame, memoryview(data), lambda: done.append(number))
+        else:
+            end.send_frame(frame, number)
+
+    try:
+        for _round in range(80):
+            for _ in range(chance.randrange(4)):
+                number += 1
+                _interrupt_at(chance.randrange(110), codes, lambda number=number: send(number))  # type: ignore[misc]
+                assert not end.inside()
+            number += 1
+            send(number)
+            begin = time.monotonic()
+            while number not in came:
+                assert time.monotonic() - begin < 20
+                ends.turn()
+        ends.turn()
+        assert list(came) == sorted(came)
+        assert all(came[number] == sent[number] for number in came)
+        assert sorted([*done, *(entry[2] for entry in end.settled)]) == list(came)
+        assert not end.unfinished()
+    finally:
+        ends.close()
+
+
 def _storm(ends: Ends, wanted: int, handle: Callable[[], None], raised: list[int]) -> threading.Thread:
     """Real signals to this thread at random moments, each of which calls `handle` if it hits `send_frame`, but not a
     destructor there, which would swallow what that raises."""

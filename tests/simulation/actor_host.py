@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from moray.core.limits import Limit
 from moray.protocol import messages as m
 from moray.runtime.work import Called, Caller
 from tests.simulation import actor_programs
 from tests.simulation.actors import constructor_error
 from tests.simulation.context import Context, CrashError, TaskFailedError, load_payload
 from tests.simulation.objects import Finished, Token, Value, dump
-from tests.simulation.user_code import Code, Thread
+from tests.simulation.user_code import Code, Coroutine, InterruptError, Open, Thread
 from tests.simulation.world import RefusedError
 
 if TYPE_CHECKING:
@@ -26,16 +28,24 @@ class ActorHost:
 
     def __init__(self, worker: Worker, start: m.StartActor, connection: End | None) -> None:
         self._worker = worker
-        self._start = start
+        self._start_message = start
         self._connection = connection
         self.actor = start.actor
         self.incarnation = start.incarnation
+        creation = start.creation
+        #: Calls are coroutines.
+        self.asynchronous = creation.asynchronous
+        #: Group → how many of its calls run at once; "" is missing if the main thread runs those one by one.
+        self._limits = {group: Limit(size) for group, size in creation.groups.items()}
+        if creation.asynchronous or creation.max_concurrency > 1:
+            self._limits[""] = Limit(creation.max_concurrency)
         #: Calls run several at once.
-        self.concurrent = start.creation.max_concurrency > 1
+        self.concurrent = bool(self._limits)
         #: What arrived before the constructor returned.
         self._early: list[Called] | None = []
-        #: Of a concurrent actor: what waits, and (caller, seq) → what runs.
-        self._waiting: list[Called] = []
+        #: Of a concurrent actor: what waits for a place → what wakes it.
+        self._waiting: dict[Called, Callable[[], None]] = {}
+        #: (caller, seq) → what runs in a thread, or is a coroutine.
         self._calls: dict[tuple[bytes, int], Called] = {}
         self.running: dict[tuple[bytes, int], Thread] = {}
         self.exiting = False
@@ -66,30 +76,87 @@ class ActorHost:
             connection.send(m.CallResults(again))
 
     def _dispatch(self, call: Called) -> None:
+        group = self._group_of(call)
         if self._early is not None:
             self._early.append(call)
-        elif self.concurrent:
-            self._waiting.append(call)
-            self._begin_some()
-        else:
+        elif group not in self._limits:
             self._worker.queue.append(call)
+        elif self.asynchronous:
+            self._start(call, Coroutine, self._run_async(call, group), lambda: None)
+        elif self._limits[group].take():
+            self._enter(call, group)
+            self._start_thread(call, group)
+        else:
+            self._line_up(call, group, lambda: self._start_thread(call, group))
 
-    def _begin_some(self) -> None:
-        """Have threads take waiting calls."""
-        while self._waiting and len(self.running) < self._start.creation.max_concurrency:
-            call = self._waiting.pop(0)
-            key = call.caller.process, call.spec.seq
-            self._calls[key] = call
-            self.running[key] = self._worker.start(self._worker.perform(call), lambda key=key: self._over(key))  # type: ignore[misc]
+    @staticmethod
+    def _group_of(call: Called) -> str:
+        return call.spec.extra.group if call.spec.extra is not None else ""
 
-    def _over(self, key: tuple[bytes, int]) -> None:
-        del self.running[key], self._calls[key]
-        self._worker.flush_results()
-        self._begin_some()
+    def _size_of(self, group: str) -> int:
+        creation = self._start_message.creation
+        return creation.groups.get(group) or creation.max_concurrency
+
+    def _start(self, call: Called, kind: type[Thread], code: Code[None], then: Callable[[], None]) -> None:
+        key = call.caller.process, call.spec.seq
+
+        def over() -> None:
+            del self.running[key], self._calls[key]
+            self._worker.flush_results()
+            then()
+
+        self._calls[key] = call
+        self.running[key] = kind(self._worker, code, over)
+
+    def _start_thread(self, call: Called, group: str) -> None:
+        """A thread has taken a call."""
+        self._start(call, Thread, self._worker.perform(call), lambda: self._leave_group(call, group))
+
+    def _run_async(self, call: Called, group: str) -> Code[None]:
+        """A coroutine, from its arrival on."""
+        limit, worker = self._limits[group], self._worker
+        if limit.take():
+            self._enter(call, group)
+        else:
+            try:
+                yield Open(lambda resume: self._line_up(call, group, lambda: resume(None)))
+            except InterruptError:
+                worker.oracle.interrupted(worker, call.caller.process, call.spec.seq)
+                given = not limit.withdraw(call)
+                self._waiting.pop(call, None)
+                yield from worker.perform(call)  # It is cancelled: that is its result.
+                self._leave_group(call, group, given)
+                return
+        yield from worker.perform(call)
+        self._leave_group(call, group)
+
+    # --- the places of groups ----------------------------------------------------------------------------
+
+    def _line_up(self, call: Called, group: str, wake: Callable[[], None]) -> None:
+        self._limits[group].line_up(call)
+        self._waiting[call] = wake
+        self._worker.oracle.calls.waits(self._worker, group, (call.caller.process, call.spec.seq))
+
+    def _enter(self, call: Called, group: str) -> None:
+        """A call has a place, whether or not it knows."""
+        key = call.caller.process, call.spec.seq
+        self._worker.oracle.calls.enters(self._worker, group, self._size_of(group), key)
+
+    def _leave_group(self, call: Called, group: str, has_place: bool = True) -> None:
+        """A call has ended: whoever waits has its place."""
+        worker = self._worker
+        worker.oracle.calls.leaves(worker, group, (call.caller.process, call.spec.seq))
+        if has_place:
+            following = self._limits[group].release()
+            if following is not None:
+                self._enter(following, group)
+                self._waiting.pop(following)()
+        worker.oracle.calls.check_places(worker, group, self._size_of(group))
 
     def pending(self) -> list[Called]:
         """Calls that are not in the worker's queue."""
-        return [*self._calls.values(), *(self._early or ()), *self._waiting]
+        waiting = [call for call in self._waiting if (call.caller.process, call.spec.seq) not in self._calls]
+        return [*self._calls.values(), *(self._early or ()), *waiting]
 
     def forget_caller(self, process: bytes) -> None:
         """A caller died: what it still wanted is not begun."""
@@ -99,7 +166,7 @@ class ActorHost:
 
     def unsent(self) -> list[Any]:
         """What is here and has references in it."""
-        found: list[Any] = [self._start, *(call.spec for call in self.pending())]
+        found: list[Any] = [self._start_message, *(call.spec for call in self.pending())]
         for peer in self._worker.peers.values():
             if peer.caller is not None:
                 found += peer.caller.replies.values()
@@ -109,7 +176,7 @@ class ActorHost:
 
     def become(self) -> Code[None]:
         """Run the constructor; the creator and the head are told how it went."""
-        worker, start = self._worker, self._start
+        worker, start = self._worker, self._start_message
         token = Token(start.creator or worker.name, start.seq)
         plan, inside = load_payload(start.creation.payload)
         context = Context(worker, plan, start.incarnation)
@@ -138,7 +205,7 @@ class ActorHost:
             self._dispatch(call)
 
     def _answer(self, token: Token, failure: str) -> None:
-        worker, start = self._worker, self._start
+        worker, start = self._worker, self._start_message
         if self._connection is None or not start.seq:
             return
         extra = m.ResultExtra(error=True) if failure else None

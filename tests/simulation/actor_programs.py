@@ -48,13 +48,23 @@ def _create(context: Context, mean_s: float) -> Code[None]:
         b"", "Actor", _resources(random, universe.total), random.choice(({}, {"CPU": RESOURCE_UNIT})), name, "space",
         detached, random.choice((0, 0, 1, 2, -1)), random.random() < 0.5,
     )  # fmt: skip
-    concurrent = random.random() < 0.3
-    creation = m.Creation(
-        "Actor", b"", b"", max_concurrency=random.randint(2, 4) if concurrent else 1, unordered=concurrent
-    )
+    creation = _draw_kind(random)
     arguments, inside = ([], []) if detached else (context.pick(1), context.pick(2))
     retries = random.choice((0, 0, 2)), random.random() < 0.3
     yield from context.create_actor(plan, spec, creation, retries, arguments, inside)
+
+
+def _draw_kind(random: Random) -> m.Creation:
+    """How its calls run: one after another, in threads, or as coroutines; some in groups of their own."""
+    kind = random.choice(("ordinary",) * 5 + ("threaded",) * 2 + ("async",) * 3)
+    creation = m.Creation("Actor", b"", b"", asynchronous=kind == "async", unordered=kind != "ordinary")
+    if kind == "ordinary":
+        return creation
+    if random.random() < 0.4:
+        creation.groups = {name: random.randint(1, 3) for name in ("io", "disk")[: random.randint(1, 2)]}
+    least = 1 if creation.asynchronous or creation.groups else 2
+    creation.max_concurrency = random.randint(least, 4)
+    return creation
 
 
 def _resources(random: Random, total: Resources) -> Resources:
@@ -85,12 +95,18 @@ def _call(context: Context, mean_s: float) -> Code[None]:
         return
     handle = random.choice(handles)
     for _ in range(random.choice((1, 2, 4, 9))):
+        group = random.choice(["", *handle[0].groups])
         if random.random() < 0.15:
             plan = draw_generator(random, mean_s, universe.faulty)
-            context.call(handle, plan, context.pick(1), context.pick(1), draw_stream(random))
+            context.call(handle, plan, context.pick(1), context.pick(1), draw_stream(random), group)
         else:
             plan = draw_call(random, mean_s, universe.faulty)
-            context.call(handle, plan, context.pick(1), context.pick(2))
+            context.call(handle, plan, context.pick(1), context.pick(2), group=group)
+            if plan.num_returns and random.random() < 0.1:
+                # It has just begun, or waits for those before it.
+                yield from context.process.compute(random.random() * 0.005)
+                if context.refs:
+                    context.process.cancels.cancel(context.refs[-1], False, random.random() < 0.7)
     if random.random() < 0.3:
         yield from context.process.compute(random.random() * 0.01)
 

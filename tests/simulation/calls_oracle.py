@@ -3,6 +3,9 @@
 One process at a time is an actor, and each is a later incarnation than the one before. An incarnation runs a call
 once, unless that asked to be tried again; an ordered actor begins the calls of each caller in the order in which it
 made them, but for those. A call ends once, with a result, or with an error that has its cause.
+
+Of a group of calls no more run at once than it allows, and none waits while a place is free (LIMITS). A coroutine
+sees a cancel once.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ class CallsOracle:
         self._deaths: dict[bytes, int] = {}
         #: (caller, actor, incarnation) → the last seq that was begun in order.
         self._begun: dict[tuple[bytes, bytes, int], int] = {}
+        #: (process, group) → the calls that run there, and those that wait.
+        self._inside: dict[tuple[bytes, str], set[tuple[bytes, int]]] = {}
+        self._outside: dict[tuple[bytes, str], dict[tuple[bytes, int], None]] = {}
+        #: (process, caller, seq) → cancels that its coroutine has not seen.
+        self._unseen: dict[tuple[bytes, bytes, int], int] = {}
 
     def began(self, worker: Process, actor: bytes, incarnation: int) -> None:
         """A worker becomes an actor."""
@@ -75,3 +83,52 @@ class CallsOracle:
         host = getattr(process, "host", None)
         if host is not None:
             self._deaths[host.actor] = self._deaths.get(host.actor, 0) + 1
+
+    # --- groups, coroutines ----------------------------------------------------------------------------
+
+    def waits(self, worker: Process, group: str, call: tuple[bytes, int]) -> None:
+        """A call waits for a place in its group."""
+        self._outside.setdefault((worker.name, group), {})[call] = None
+
+    def enters(self, worker: Process, group: str, size: int, call: tuple[bytes, int]) -> None:
+        """A call has a place in its group."""
+        where = worker.name, group
+        waiting = self._outside.setdefault(where, {})
+        if waiting and next(iter(waiting)) != call:
+            raise ViolationError(
+                f"call {call} of group {group!r} at {worker.title} has overtaken {list(waiting)} (LIMITS)"
+            )
+        waiting.pop(call, None)
+        inside = self._inside.setdefault(where, set())
+        inside.add(call)
+        if len(inside) > size:
+            raise ViolationError(f"{len(inside)} calls of group {group!r} run at {worker.title}, which allows {size}")
+
+    def leaves(self, worker: Process, group: str, call: tuple[bytes, int]) -> None:
+        """A call has ended, or waits no longer."""
+        self._outside.get((worker.name, group), {}).pop(call, None)
+        self._inside.get((worker.name, group), set()).discard(call)
+
+    def check_places(self, worker: Process, group: str, size: int) -> None:
+        """Places that were given back have been given to those that wait."""
+        waiting, inside = self._outside.get((worker.name, group)), self._inside.get((worker.name, group), set())
+        if waiting and len(inside) < size and not worker.dead:
+            raise ViolationError(
+                f"calls {list(waiting)} of group {group!r} wait at {worker.title}, and {len(inside)} of {size} run"
+            )
+
+    def cancelled(self, worker: Process, caller: bytes, seq: int) -> None:
+        """A worker says that it interrupts a call."""
+        key = worker.name, caller, seq
+        self._unseen[key] = self._unseen.get(key, 0) + 1
+
+    def interrupted(self, worker: Any, caller: bytes, seq: int) -> None:
+        """User code has been interrupted."""
+        if worker.host is None or not worker.host.asynchronous or self._universe.processes[caller].dead:
+            return  # A generator whose reader has died ends by itself.
+        key = worker.name, caller, seq
+        if not self._unseen.get(key):
+            raise ViolationError(
+                f"call {seq} of {caller!r} at {worker.title} was interrupted more often than cancelled"
+            )
+        self._unseen[key] -= 1

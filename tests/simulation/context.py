@@ -60,6 +60,8 @@ class ActorInfo(msgspec.Struct, array_like=True, frozen=True):
     #: max_task_retries; and whether calls that raise are tried again.
     retries: int
     retries_errors: bool
+    #: Names of its concurrency groups.
+    groups: list[str] = []
 
 
 class Outcome(msgspec.Struct):
@@ -138,7 +140,7 @@ class Context:
         self.process.submitter.submit(task)
 
     def _open_stream(self, task: Task, ref: Ref, spec: m.StreamSpec) -> None:
-        task.extra = TaskExtra(stream=spec)
+        task.extra = msgspec.structs.replace(task.extra or TaskExtra(), stream=spec)
         task.stream = Stream(self.process, spec, ref)
         inbox = task.stream.open(task)
         if spec.dynamic:
@@ -212,7 +214,7 @@ class Context:
         creation.payload, held = self._pickle_arguments(plan, arguments, inside)
         life = b"" if spec.detached else process.object_id(process.next_seq(), 0)
         creator = b"" if spec.detached else process.name
-        info = ActorInfo(spec.actor, creator, life, not creation.unordered, *retries)
+        info = ActorInfo(spec.actor, creator, life, not creation.unordered, *retries, list(creation.groups))
         spec.meta = creation.meta = msgspec.msgpack.encode(info)
         if spec.detached:
             spec.creation = msgspec.msgpack.encode(creation)
@@ -234,14 +236,15 @@ class Context:
 
     def call(
         self, handle: tuple[ActorInfo, Ref | None], plan: Plan, arguments: list[Ref], inside: list[Ref],
-        spec: m.StreamSpec | None = None,
+        spec: m.StreamSpec | None = None, group: str = "",
     ) -> None:  # fmt: skip
         """Call a method; its references (of a stream: its inbox) are held."""
         info, reference = handle
+        special = plan.num_returns != 1 or bool(group)
         seq, payload, entries, refs, held = self._prepare(plan, arguments, inside)
         call = Call(
             seq, _FUNCTION, _FUNCTION.durations, None, payload, entries,
-            TaskExtra(num_returns=plan.num_returns) if plan.num_returns != 1 else None,
+            TaskExtra(num_returns=plan.num_returns, group=group) if special else None,
             retries_left=info.retries, retries_errors=info.retries_errors, held=held, arguments=list(arguments),
             parent=self.work, callee=self.process.actors.callee(info.actor, info.creator, info.ordered),
             method=plan.kind, handle=reference.hold() if reference is not None else None,

@@ -184,14 +184,17 @@ class Oracle:
         if record.last < 0:
             record.last = task.attempt
 
-    def answered_cancel(self, owner: bytes, seq: int, answer: str) -> None:
+    def answered_cancel(self, worker: Process, owner: bytes, seq: int, answer: str) -> None:
         """A worker answers a cancel."""
         if answer == "unstarted":
             self.tasks[owner, seq].unstarted = True
+        elif answer == "interrupting":
+            self.calls.cancelled(worker, owner, seq)
 
-    def interrupted(self, owner: bytes, seq: int) -> None:
+    def interrupted(self, worker: Process, owner: bytes, seq: int) -> None:
         """A worker ends a running task."""
         record = self.tasks[owner, seq]
+        self.calls.interrupted(worker, owner, seq)
         if record.last < 0 and not (record.owner.dead or record.owner.leaving):
             raise ViolationError(f"task {seq} of {owner!r} was interrupted, and nobody had asked for that (CANCEL)")
 

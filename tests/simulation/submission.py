@@ -484,6 +484,8 @@ class Submitter:
             self._forget(pool, slot)
             tasks = pool.lost(slot)
             begun = max(0, mark[1] - slot.answered) if mark[0] == slot.lease else 0
+            if mark[0] > slot.lease:
+                begun = len(tasks)  # It was revoked, and others have the worker: any of them may have begun.
             for task in tasks[:begun]:
                 self._survive(task)
             pool.queue.extendleft(reversed(tasks[begun:]))

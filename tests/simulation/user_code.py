@@ -69,7 +69,37 @@ class Thread:
 
         (wait.wait if isinstance(wait, Open) else wait)(resume)
 
+    def cancel(self) -> None:
+        """Only coroutines know of cancels: a thread of an actor's asks whether its call is cancelled."""
+
     def interrupt(self) -> None:
         """Raise InterruptError in the user's code, if it is the user's that runs."""
         if self._open:
             self._soon(lambda: self._code.throw(InterruptError()))
+
+
+class Coroutine(Thread):
+    """Runs a coroutine: each cancel is raised once, where it awaits, or at its next `await`."""
+
+    #: Cancelled, and it does not know yet.
+    _cancelled = False
+
+    def cancel(self) -> None:
+        """Raise InterruptError in it."""
+        self._cancelled = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._cancelled and self._open and not self.over:
+            self._soon(lambda: None)
+
+    def _go_on(self, number: int, step: Callable[[], Any]) -> None:
+        if number == self._wait and self._cancelled and self._open:
+            self._cancelled = False
+            step = self._raise
+        super()._go_on(number, step)
+        if number == self._wait - 1:
+            self._wake()
+
+    def _raise(self) -> Any:
+        return self._code.throw(InterruptError())

@@ -221,11 +221,13 @@ class Worker(Process):
             return
         if message.recursive:
             self.cancels.cancel_children(work)
+        if thread is not None:
+            thread.cancel()
         if work is self.current and self.thread is not None:
             self._interrupt(self.thread)
 
     def _answer_cancel(self, connection: End, message: m.CancelTask, answer: str) -> None:
-        self.oracle.answered_cancel(connection.peer.name, message.seq, answer)
+        self.oracle.answered_cancel(self, connection.peer.name, message.seq, answer)
         connection.send(m.CancelAnswer(message.seq, message.attempt, answer))
 
     def _interrupt(self, thread: Thread) -> None:
@@ -295,7 +297,7 @@ class Worker(Process):
                 else:
                     outcome = yield from programs.run(context)
         except InterruptError:
-            self.oracle.interrupted(owner, spec.seq)
+            self.oracle.interrupted(self, owner, spec.seq)
             failure = "cancelled"
         except (TaskFailedError, RefusedError) as error:
             failure = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moray.runtime.runtime import Runtime
+from tests.support.procs import wait_until
 
 _CORE = ("owned", "foreign", "containers", "tasks", "pinned", "questions")
 _PEER = ("registered", "provisional", "transit", "unacked", "tombstones", "done")
@@ -27,3 +28,16 @@ def runtime_tables(runtime: Runtime) -> dict[str, int]:
 def empty_tables() -> dict[str, int]:
     """What :func:`runtime_tables` says when nothing is left."""
     return dict.fromkeys((*_CORE, *_PEER, *_VALUES, "entries", "gated", "pending", "pins", "waiting"), 0)
+
+
+def wait_until_empty(runtime: Runtime, timeout_s: float = 20, **held: int) -> None:
+    """Wait until nothing is left in the tables but what is `held`, or fail with what is."""
+    expected = empty_tables() | held
+
+    def left() -> dict[str, int]:
+        return {name: size for name, size in runtime_tables(runtime).items() if size > expected[name]}
+
+    try:
+        wait_until(lambda: not left(), timeout_s, "empty tables")
+    except AssertionError:
+        raise AssertionError(f"left: {left()}") from None

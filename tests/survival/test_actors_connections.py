@@ -17,8 +17,7 @@ import pytest
 import moray
 from moray.exceptions import MorayError, TaskCancelledError
 from moray.runtime import state
-from tests.support.procs import wait_until
-from tests.support.tables import empty_tables, runtime_tables
+from tests.support.tables import wait_until_empty
 
 pytestmark = pytest.mark.slow
 
@@ -206,16 +205,8 @@ def test_calls_with_references_both_ways(moray_session: ModuleType, kind: str) -
     assert sorted(moray.get(actor.read_kept.remote(), timeout=60)) == list(range(200))
     assert sorted(moray.get(actor.all.remote(), timeout=30)) == list(range(200))
     del actor
-    runtime = state.runtime
-    assert runtime is not None
-
-    def left() -> dict[str, int]:
-        return {name: size for name, size in runtime_tables(runtime).items() if size > empty_tables()[name]}
-
-    try:
-        wait_until(lambda: not left(), 20)
-    except AssertionError:
-        raise AssertionError(f"left: {left()}") from None
+    assert state.runtime is not None
+    wait_until_empty(state.runtime)
 
 
 def test_cuts_by_the_actor(moray_session: ModuleType) -> None:

@@ -22,7 +22,7 @@ from moray.exceptions import MorayError, TaskCancelledError
 from moray.protocol import messages as m
 from moray.runtime import state
 from tests.support.procs import anonymous_bytes, wait_until
-from tests.support.tables import empty_tables, runtime_tables
+from tests.support.tables import runtime_tables, wait_until_empty
 
 pytestmark = pytest.mark.slow
 
@@ -216,15 +216,7 @@ def test_a_thousand_random_cancels(moray_session: ModuleType, tmp_path: Path, se
 
 def _nothing_is_left(runtime: Any, actors: list[Any]) -> None:
     # The actors' own hidden objects stay.
-    expected = empty_tables() | {"owned": len(actors), "entries": len(actors)}
-
-    def left() -> dict[str, int]:
-        return {name: size for name, size in runtime_tables(runtime).items() if size > expected[name]}
-
-    try:
-        wait_until(lambda: not left(), 20, "empty tables")
-    except AssertionError:
-        raise AssertionError(f"left in the driver: {left()}") from None
+    wait_until_empty(runtime, owned=len(actors), entries=len(actors))
     assert not runtime.submitter.pending_tasks()
     assert not runtime.actors.pending_calls()
     assert not runtime.cancels._swept

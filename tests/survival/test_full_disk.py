@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.procs import run_driver
+from tests.support.small_disks import needs_mount, small_disk
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting small file systems needs root"
-)
+pytestmark = needs_mount
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 30 MB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a file system is not allowed: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+@pytest.fixture(name="disk")
+def _disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "30m") as directory:
+        yield directory
 
 
 PRELUDE = """
@@ -52,7 +40,7 @@ def run(body: str, disk: Path) -> str:
     return run_driver(PRELUDE + body, env={"MORAY_SPILL_DIR": str(disk)}, timeout_s=100).stdout
 
 
-def test_full_disk_is_an_error_with_numbers(small_disk: Path) -> None:
+def test_full_disk_is_an_error_with_numbers(disk: Path) -> None:
     out = run(
         """
 refs = []
@@ -64,14 +52,14 @@ except (ObjectStoreFullError, OutOfDiskError) as error:
 for i, ref in enumerate(refs):
     assert (moray.get(ref, timeout=30) == i).all(), i
 """,
-        small_disk,
+        disk,
     )
     line = next(line for line in out.splitlines() if line.startswith("refused"))
     assert 7 <= int(line.split()[2]) <= 11
     assert any(character.isdigit() for character in line.split("blocks:")[1])
 
 
-def test_room_that_is_made_is_used(small_disk: Path) -> None:
+def test_room_that_is_made_is_used(disk: Path) -> None:
     out = run(
         """
 refs = []
@@ -86,12 +74,12 @@ for _ in range(3):
 assert (moray.get(moray.put(block(5))) == 5).all()
 assert not [p for p in os.scandir(os.environ["MORAY_SPILL_DIR"]) if p.is_file() and p.stat().st_size]
 """,
-        small_disk,
+        disk,
     )
     assert out.split() == ["full"] * 3
 
 
-def test_results_that_do_not_fit_are_errors_of_their_tasks(small_disk: Path) -> None:
+def test_results_that_do_not_fit_are_errors_of_their_tasks(disk: Path) -> None:
     """The worker lives on, and so does every task whose result fits."""
     out = run(
         """
@@ -110,7 +98,7 @@ while moray.available_resources()["object_store_memory"] < 40_000_000:
     time.sleep(0.01)  # What was dropped is booked by another thread than the one that submits next.
 assert (moray.get(make.remote(3), timeout=30) == 3).all()
 """,
-        small_disk,
+        disk,
     )
     good, bad = map(int, out.split()[-2:])
     assert good + bad == 30
@@ -118,7 +106,7 @@ assert (moray.get(make.remote(3), timeout=30) == 3).all()
     assert bad >= 1
 
 
-def test_disk_that_fills_up_for_another_reason(small_disk: Path) -> None:
+def test_disk_that_fills_up_for_another_reason(disk: Path) -> None:
     """Somebody else's file takes the space while objects are being spilled; afterwards it goes on."""
     run(
         """
@@ -142,11 +130,11 @@ refs += [moray.put(block(len(refs)))]
 for i, ref in enumerate(refs):
     assert (moray.get(ref, timeout=30) == i).all()
 """,
-        small_disk,
+        disk,
     )
 
 
-def test_small_objects_need_no_disk(small_disk: Path) -> None:
+def test_small_objects_need_no_disk(disk: Path) -> None:
     run(
         """
 refs = []
@@ -158,7 +146,7 @@ except (ObjectStoreFullError, OutOfDiskError):
 small = moray.remote(lambda x: x + 1)
 assert moray.get([small.remote(i) for i in range(1000)], timeout=30) == list(range(1, 1001))
 """,
-        small_disk,
+        disk,
     )
 
 

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.procs import run_driver
+from tests.support.small_disks import needs_mount, small_disk
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting small file systems needs root"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_mount]
 
 
 @pytest.fixture
 def no_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that takes next to nothing."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a file system is not allowed: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+    """It takes next to nothing."""
+    with small_disk(tmp_path / "disk", "64k") as directory:
+        yield directory
 
 
 PRELUDE = """

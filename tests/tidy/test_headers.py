@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.tidy.source import PACKAGE, ROOT, modules, short, tree
 
 MODULES = modules(PACKAGE)
@@ -34,27 +32,34 @@ def docstrings(path: Path) -> list[str]:
     return [ast.get_docstring(node) or "" for node in ast.walk(tree(path)) if isinstance(node, kinds)]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=short)
-def test_module_has_a_header(path: Path) -> None:
-    assert ast.get_docstring(tree(path)), f"{short(path)} does not say what it is for"
+# Each test looks at all files: one for each of them would take longer to begin and to end than it lasts.
 
 
-@pytest.mark.parametrize("path", MODULES, ids=short)
-def test_cited_rules_exist(path: Path) -> None:
-    cited = {name for text in docstrings(path) for group in _CITATION.findall(text) for name in group.split(", ")}
-    unknown = cited - rules() - OTHER_CAPITALS
-    assert not unknown, f"{short(path)} cites {unknown}, which docs/rules.md does not have"
+def test_modules_have_headers() -> None:
+    found = [short(path) for path in MODULES if not ast.get_docstring(tree(path))]
+    assert not found, f"they do not say what they are for: {found}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=short)
-def test_file_is_no_monster(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES, f"{short(path)} has {lines} lines: it is more than one concept"
+def test_cited_rules_exist() -> None:
+    known = rules() | OTHER_CAPITALS
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        cited = {name for text in docstrings(path) for group in _CITATION.findall(text) for name in group.split(", ")}
+        if cited - known:
+            found[short(path)] = cited - known
+    assert not found, f"they cite what docs/rules.md does not have: {found}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=short)
-def test_functions_are_small(path: Path) -> None:
-    functions = [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    sizes = {f"{short(path)}:{n.lineno} {n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
-    found = {name: size for name, size in sizes.items() if size > MOST_FUNCTION_LINES}
+def test_no_file_is_a_monster() -> None:
+    lines = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    found = {name: count for name, count in lines.items() if count > MOST_LINES}
+    assert not found, f"more than {MOST_LINES} lines are more than one concept: {found}"
+
+
+def test_functions_are_small() -> None:
+    found: dict[str, int] = {}
+    for path in MODULES:
+        functions = [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        sizes = {f"{short(path)}:{n.lineno} {n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
+        found |= {name: size for name, size in sizes.items() if size > MOST_FUNCTION_LINES}
     assert not found, f"longer than {MOST_FUNCTION_LINES} lines: {found}"

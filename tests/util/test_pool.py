@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import moray
 from moray.exceptions import ActorDiedError
 from moray.util.multiprocessing import Pool, TimeoutError as PoolTimeout
 from tests.support.procs import run_driver, wait_until
@@ -31,6 +32,22 @@ def test_closures_and_lambdas_can_be_sent(pool: Pool) -> None:
     assert pool.map(lambda x: x * factor, range(5)) == [0, 3, 6, 9, 12]
     assert pool.apply(lambda: factor) == 3
     assert list(pool.imap(lambda x: x + factor, [1])) == [4]
+
+
+def used_bytes() -> float:
+    return float(moray.cluster_resources()["object_store_memory"] - moray.available_resources()["object_store_memory"])
+
+
+def test_long_chunks(pool: Pool) -> None:
+    """Chunks that are put into the store; what it takes is free when they are done."""
+    numbers, before = range(100_000, 160_000), used_bytes()
+    for size in (9_999, 10_000, 30_000):
+        assert pool.map(f.square, numbers, size) == [x * x for x in numbers]
+        assert pool.starmap(f.add, [(x, 1) for x in numbers], size) == [x + 1 for x in numbers]
+    with pytest.raises(TypeError, match="pickle"):
+        pool.map(_type, [*numbers, threading.Lock()], 30_000)
+    assert pool.map(f.square, numbers, 30_000) == [x * x for x in numbers]
+    wait_until(lambda: used_bytes() < before + 1_000_000, 20, "what chunks took is free")
 
 
 def test_what_an_object_is_at_the_call_counts(pool: Pool) -> None:

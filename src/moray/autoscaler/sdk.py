@@ -31,6 +31,7 @@ def request_resources(
         >>> import warnings
         >>> from moray.autoscaler.sdk import request_resources
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     request_resources(num_cpus=64)
         >>> "starts none yet" in str(caught[0].message)
         True

@@ -57,6 +57,7 @@ class Program(NamedTuple):
             from moray import compat
 
             compat.install()
+            compat.install_in_children()
         code, names = self.load()
         main = ModuleType("__main__")
         main.__dict__.update(names, __builtins__=builtins)

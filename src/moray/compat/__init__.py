@@ -10,10 +10,15 @@ stands in :mod:`moray.compat.stand_ins`; what neither has is a ModuleNotFoundErr
 they have a finder that looks, at an ``import ray`` and only then, for a file that the driver leaves in the
 session's directory (:mod:`moray.compat.on_demand`). The file is there before any task that could need it is submitted.
 The job of a detached actor is not its driver's: for detached actors that name ray, install before ``init()``.
+
+*Other processes* that the program starts, such as multiprocessing's by *spawn*, know ``ray`` under ``moray run
+--as-ray``, which puts the directory ``for_children`` before their PYTHONPATH; a program that calls :func:`install`
+itself does so in each of them.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from _thread import allocate_lock
 from types import ModuleType
@@ -71,6 +76,20 @@ def _too_late(found: ModuleType) -> RuntimeError:
         f"moray.compat.install() comes too late: ray {version} from {place} has been imported already; call it at the "
         "start of the program, or run that by `moray run --as-ray`"
     )
+
+
+def install_in_children() -> None:
+    """Make ``import ray`` give moray in the Python processes that this one starts, too, by their PYTHONPATH.
+
+    And by sys.path, which is what multiprocessing gives its processes.
+    """
+    folder = os.path.join(os.path.dirname(__file__), "for_children")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in paths:
+        # An empty entry would be their working directory.
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, paths)])
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def is_installed() -> bool:

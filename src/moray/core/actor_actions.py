@@ -5,11 +5,14 @@ A call returns these in the order in which they must be carried out.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from moray.core.strategies import Strategy
+
+#: Begins the reason of actors that no node may host and that were not to wait for one.
+UNSCHEDULABLE: Final = "it cannot be scheduled: "
 
 
 class Registration(msgspec.Struct, frozen=True):

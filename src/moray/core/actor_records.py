@@ -13,8 +13,9 @@ from typing import Final
 import msgspec
 
 from moray.core.actor_actions import ActorAction, Move, Registration, Site
+from moray.core.actor_state import Actor, Phase
 from moray.core.actor_tombstones import Tombstone
-from moray.core.actors import Actor, ActorTable, Phase
+from moray.core.actors import ActorTable
 from moray.ids import TAG_BYTES, tag_of
 
 #: Incarnations of these phases have a process.
@@ -150,6 +151,11 @@ class RecordedActorTable(ActorTable):
         living = self._actors.get(actor)
         return None if living is None else living.incarnation
 
+    def lives_in(self, process: bytes) -> bytes:
+        """The actor that a process is; b"": it is none."""
+        living = self._by_process.get(process)
+        return b"" if living is None else living.made.actor
+
     # --- nodes that leave -------------------------------------------------------------------------------
 
     def movable(self, tag: bytes) -> list[Registration]:
@@ -164,13 +170,22 @@ class RecordedActorTable(ActorTable):
             and not actor.moving
         ]
 
+    def moving(self, tag: bytes) -> list[bytes]:
+        """Actors on a node that were told to, and whose process is not dead yet."""
+        return [
+            actor.made.actor
+            for process, actor in self._by_process.items()
+            if tag_of(process) == tag and actor.moving and not actor.ending
+        ]
+
     def is_moving(self, actor: bytes) -> bool:
         """Whether it was told to move, and its process is not dead yet."""
         living = self._actors.get(actor)
         return living is not None and bool(living.moving)
 
     def move(self, actor: bytes, reason: str, deadline: float) -> list[ActorAction]:
-        """Its node leaves: have a `movable` one end there and live elsewhere, which is no restart that counts."""
+        """Its node leaves: have a `movable` one end there and live elsewhere, which is no restart that counts; or tell
+        one that is `moving` of another deadline."""
         moving = self._actors[actor]
         moving.moving = reason
         self._changed.add(actor)

@@ -37,11 +37,11 @@ Invariants:
 from __future__ import annotations
 
 from difflib import get_close_matches
-from enum import Enum
 from typing import Any, Final
 
 from moray.core.actor_actions import (
     NOWHERE,
+    UNSCHEDULABLE,
     ActorAction,
     Names,
     Over,
@@ -56,7 +56,8 @@ from moray.core.actor_actions import (
     WarnJob,
     Withdraw,
 )
-from moray.core.actor_tombstones import Tombstone, Tombstones, bury
+from moray.core.actor_state import Actor, Phase, audience, describe, describe_dead, last_word, news, no_restart
+from moray.core.actor_tombstones import Tombstones, bury
 from moray.core.bundles import group_of
 
 #: Words that are kept for registrations on their way. They take a moment; more are about actors that never come.
@@ -66,70 +67,8 @@ _EARLY_WORDS: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 10.0
 
-#: Begins the reason of actors that no node may host and that were not to wait for one.
-UNSCHEDULABLE: Final = "it cannot be scheduled: "
-
 #: Dead actors that are listed.
 _LISTED_DEAD: Final = 200
-
-
-class Phase(Enum):
-    """How far the present incarnation has come."""
-
-    HELD = "held"
-    WAITING = "waiting"
-    PLACED = "placed"
-    ALIVE = "alive"
-
-
-class Actor:
-    """One actor that is not dead."""
-
-    __slots__ = (
-        "ending", "failures", "incarnation", "killed", "made", "moved", "moving", "orphaned", "phase", "refused",
-        "restarts", "site", "stopped", "watchers", "why",
-    )  # fmt: skip
-
-    def __init__(self, made: Registration) -> None:
-        self.made = made
-        self.phase = Phase.HELD
-        self.incarnation = 0
-        #: How often it was restarted.
-        self.restarts = 0
-        self.site = NOWHERE
-        #: How many processes in a row died before it lived in them.
-        self.failures = 0
-        #: Why it is to die; "": it is not.
-        self.ending = ""
-        #: Its process is being killed for another incarnation.
-        self.killed = False
-        #: 0: its process was not told to end; 1: asked; 2: killed.
-        self.stopped = 0
-        #: Why it is to live elsewhere, which is no restart that counts; "": it is not.
-        self.moving = ""
-        #: Its process begins no more calls. Of each caller, the numbers of those that it may have begun.
-        self.moved: dict[bytes, list[int]] | None = None
-        #: What became of the last incarnation.
-        self.why = ""
-        #: Why it gets no worker.
-        self.refused = ""
-        #: Its creator is dead: nobody can ask for it late.
-        self.orphaned = False
-        #: Who wants to know, beside the creator.
-        self.watchers: dict[bytes, None] = {}
-
-    @property
-    def state(self) -> str:
-        """As others see it."""
-        if self.phase is Phase.ALIVE:
-            return "alive"
-        return "restarting" if self.incarnation else "pending"
-
-    @property
-    def restarts_left(self) -> int:
-        """-1: without end."""
-        most = self.made.max_restarts
-        return most if most < 0 else most - self.restarts
 
 
 class ActorTable:
@@ -275,13 +214,14 @@ class ActorTable:
         if actor.ending:
             self._finish(actor, actor.ending)
         elif not restarts_left and not actor.moving:
-            self._finish(actor, why + _no_restart(actor) + words)
+            self._finish(actor, why + no_restart(actor) + words)
         else:
             actor.restarts += not actor.moving
             actor.incarnation += 1
             actor.failures += actor.phase is Phase.PLACED
             actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
-            actor.phase, actor.why = Phase.WAITING, actor.moving or why + words
+            died = f"{why}; {actor.moving}" if actor.moving else why
+            actor.phase, actor.why = Phase.WAITING, died + words if actor.moved is None else actor.moving
             self._tell(actor)
             actor.moving, actor.moved = "", None
             self._place(actor)
@@ -342,9 +282,9 @@ class ActorTable:
         watched, dead = self._actors.get(actor), self._dead.get(actor)
         if watched is not None:
             self._add_watcher(watched, process)
-            self._actions.append(self._news(watched, (process,)))
+            self._actions.append(news(watched, (process,)))
         elif dead is not None:
-            self._actions.append(_last_word(dead, (process,)))
+            self._actions.append(last_word(dead, (process,)))
         elif creator_lives:
             self._early.setdefault(creator, {}).setdefault(actor, {})[process] = None
         else:
@@ -376,30 +316,8 @@ class ActorTable:
 
     def describe(self) -> list[dict[str, Any]]:
         """All that live and the last that died; JSON-like."""
-        living = [
-            {
-                **_identity(actor.made),
-                "state": actor.state,
-                "process": actor.site.process.hex(),
-                "pid": actor.site.pid,
-                "incarnation": actor.incarnation,
-                "restarts": actor.restarts,
-                "reason": actor.ending or actor.refused or actor.why or _waits_for(actor),
-            }
-            for actor in self._actors.values()
-        ]
-        dead = [
-            {
-                **_identity(stone),
-                "state": "dead",
-                "process": "",
-                "pid": 0,
-                "incarnation": stone.incarnation,
-                "restarts": stone.restarts,
-                "reason": stone.reason,
-            }
-            for stone in self._dead.latest(_LISTED_DEAD)
-        ]
+        living = [describe(actor) for actor in self._actors.values()]
+        dead = [describe_dead(stone) for stone in self._dead.latest(_LISTED_DEAD)]
         return living + dead[::-1]
 
     def validate(self) -> None:
@@ -440,9 +358,9 @@ class ActorTable:
         dead = self._dead.get(made.actor)
         if known is None:
             if dead is not None:
-                self._actions.append(_last_word(dead, (made.creator,)))
+                self._actions.append(last_word(dead, (made.creator,)))
             return
-        self._actions.append(self._news(known, (made.creator,)))
+        self._actions.append(news(known, (made.creator,)))
         if known.phase is Phase.PLACED and not made.detached:
             self._tell_place(known)
 
@@ -462,7 +380,7 @@ class ActorTable:
         for process in watchers:
             self._add_watcher(actor, process)
         if watchers:
-            self._actions.append(self._news(actor, watchers))
+            self._actions.append(news(actor, watchers))
 
     def _take_early(self, made: Registration) -> tuple[bytes, ...]:
         """The watchers that were quicker than this registration."""
@@ -522,7 +440,7 @@ class ActorTable:
         stone = bury(made, actor.incarnation, actor.restarts, reason, error)
         if not actor.orphaned:
             self._dead.add(stone)
-        self._actions.append(_last_word(stone, _audience(actor)))
+        self._actions.append(last_word(stone, audience(actor)))
         self._actions.append(Over(made.actor))
 
     def _free_name(self, actor: Actor) -> None:
@@ -533,22 +451,7 @@ class ActorTable:
     # --- words ------------------------------------------------------------------------------------------------
 
     def _tell(self, actor: Actor) -> None:
-        self._actions.append(self._news(actor, _audience(actor)))
-
-    @staticmethod
-    def _news(actor: Actor, processes: tuple[bytes, ...]) -> Tell:
-        alive = actor.phase is Phase.ALIVE
-        return Tell(
-            processes,
-            actor.made.actor,
-            actor.state,
-            actor.incarnation,
-            actor.site if alive else NOWHERE,
-            "" if alive else actor.refused or actor.why,
-            b"",
-            actor.restarts_left,
-            actor.moved,
-        )
+        self._actions.append(news(actor, audience(actor)))
 
     def _tell_unknown(self, actor: bytes, processes: tuple[bytes, ...], why: str) -> None:
         if processes:
@@ -587,41 +490,6 @@ class ActorTable:
     def _done(self) -> list[ActorAction]:
         actions, self._actions = self._actions, []
         return actions
-
-
-def _audience(actor: Actor) -> tuple[bytes, ...]:
-    """The creator and the watchers, each once."""
-    return tuple({actor.made.creator: None, **actor.watchers})
-
-
-def _last_word(stone: Tombstone, processes: tuple[bytes, ...]) -> Tell:
-    return Tell(processes, stone.actor, "dead", stone.incarnation, NOWHERE, stone.reason, stone.error, 0)
-
-
-def _no_restart(actor: Actor) -> str:
-    most = actor.made.max_restarts
-    return f"; all {most} restarts are used" if most else "; it is not restarted, because max_restarts is 0"
-
-
-def _waits_for(actor: Actor) -> str:
-    return {
-        Phase.HELD: "its constructor's arguments are not ready",
-        Phase.WAITING: "it waits for a worker",
-        Phase.PLACED: "its constructor has not returned yet",
-        Phase.ALIVE: "",
-    }[actor.phase]
-
-
-def _identity(who: Registration | Tombstone) -> dict[str, Any]:
-    return {
-        "actor": who.actor.hex(),
-        "class_name": who.class_name,
-        "name": who.name,
-        "namespace": who.namespace,
-        "job": who.job,
-        "creator": who.creator.hex(),
-        "detached": who.detached,
-    }
 
 
 def _remove(index: dict[Any, dict[bytes, Actor]], key: Any, actor: bytes) -> None:

@@ -3,24 +3,14 @@ beside its leases for the bundles that are reserved here (:mod:`moray.core.lease
 
 from __future__ import annotations
 
-from moray.core.lease_alarms import Alarms
-from moray.core.lease_bundles import Reservations
-from moray.core.lease_model import NEVER, Lease, LeaseState, Owner, Request, Worker
-from moray.core.lease_queue import LeaseQueue
+from moray.core.lease_model import NEVER, Lease, LeaseState, Request, Worker
 from moray.core.resources import Amounts
 from moray.core.scheduler_actions import Action, BundlesReady
+from moray.core.scheduler_state import SchedulerState
 
 
-class GroupScheduling:
-    """A part of the scheduler; what it uses of the rest is declared here."""
-
-    _bundles: Reservations
-    _queue: LeaseQueue
-    _alarms: Alarms
-    _owners: dict[bytes, Owner]
-    _leases: dict[int, Lease]
-    _actions: list[Action]
-    _now: float
+class GroupScheduling(SchedulerState):
+    """A part of the scheduler; what it uses of the rest is declared at its end."""
 
     def prepare_bundles(
         self,
@@ -102,9 +92,6 @@ class GroupScheduling:
                 if lease.group == group:
                     self._stop(lease.serving(), self._bundles.why_removed(group))
 
-    def _advance(self, now: float) -> None:
-        raise NotImplementedError
-
     def _decide(self) -> list[Action]:
         raise NotImplementedError
 
@@ -120,11 +107,5 @@ class GroupScheduling:
     def _forget_if_idle(self, request: Request) -> None:
         raise NotImplementedError
 
-    def _revoke(self, lease: Lease) -> None:
-        raise NotImplementedError
-
     def _stop(self, worker: Worker, reason: str) -> None:
-        raise NotImplementedError
-
-    def _all_leases(self) -> list[Lease]:
         raise NotImplementedError

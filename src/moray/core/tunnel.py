@@ -111,6 +111,8 @@ class Tunnel:
         #: Number of the last frame that arrived.
         self.received = 0
         self._number = 0
+        #: Of the frames of this side: the last one that was ever sent.
+        self._sent = 0
         #: What the other side may not have, oldest first, and what that costs; what was not sent on this attempt.
         self._kept: deque[Frame] = deque()
         self._kept_bytes = 0
@@ -217,7 +219,11 @@ class Tunnel:
 
     def take(self) -> Frame | None:
         """The next frame for the present connection. It stays kept."""
-        return self._queue.popleft() if self._queue else None
+        if not self._queue:
+            return None
+        frame = self._queue.popleft()
+        self._sent = max(self._sent, frame.number)
+        return frame
 
     def waits(self) -> bool:
         """Whether a frame waits for the present connection."""
@@ -238,8 +244,9 @@ class Tunnel:
         """The other side has all frames up to this one."""
         if attempt != self.attempt or not self.attached:
             return
-        if received > self._number:
-            raise TunnelError(f"the other side acknowledges frame {received}, of {self._number} that were sent")
+        if received > self._sent:
+            # Else who takes nothing could have any number of frames wait for it.
+            raise TunnelError(f"the other side acknowledges frame {received}, of {self._sent} that were sent")
         self._forget(received)
 
     def receive(self, attempt: int, frame: Frame) -> bool:
@@ -310,6 +317,9 @@ class Tunnel:
     def _arrived(self, frame: Frame, books: _Stream) -> bool:
         if books.got_end:
             raise TunnelError(f"data came on stream {frame.stream} after its end")
+        if not frame.data:
+            # It would need no credit, so any number of them could wait for their reader.
+            raise TunnelError(f"a frame with no bytes of data came on stream {frame.stream}")
         books.received += len(frame.data)
         if books.received > books.granted:
             raise TunnelError(f"{books.received} bytes came on stream {frame.stream}, and {books.granted} were granted")

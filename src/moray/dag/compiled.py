@@ -1,9 +1,7 @@
 """Compiled graphs: the side of the process that compiled one.
 
-It writes each execution's input to one channel, and reads the results from others, in order. Who waits for a result
-takes out of the channels whatever is there, for everybody: so ``get`` in any order, from any thread, never blocks
-another. At most ``max_inflight_executions`` may be under way, which is also the length of all rings, so that no step
-ever waits for room.
+A :class:`~moray.dag.pipeline.Pipeline` carries inputs and results, :mod:`moray.dag.results` stands for the latter. Here
+are the loops of the actors, and what begins and ends with them.
 
 **The end.** When the loop of an actor ends, because the actor died, all channels are closed, in this process's I/O
 thread. That wakes whoever waits here, who finds the error among the loops' results, and ends the loops of the other
@@ -18,10 +16,8 @@ import threading
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pickle import dumps
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
@@ -30,165 +26,28 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from moray import exceptions
 from moray.dag import loop as actor_loop, pictures
 from moray.dag.context import DAGContext
-from moray.dag.nodes import DAGNode, GraphError
-from moray.dag.plan import DRIVER, INPUT_PLACE, GraphPlan, input_of
+from moray.dag.nodes import DAGNode
+from moray.dag.pipeline import Execution, Pipeline
+from moray.dag.plan import GraphPlan, input_of
+from moray.dag.results import CompiledDAGFuture, CompiledDAGRef, get_all
 from moray.runtime import state
-from moray.runtime.channels import SLOT_BYTES, Channel, ChannelClosed, Reader, Writer, check_supported, refuse_inside
-from moray.runtime.interrupts import TaskInterrupt
+from moray.runtime.channels import Channel, ChannelClosed, check_supported
 from moray.runtime.values import load_error
-from moray.serialization import Serialized, loads_covered, serialize
+from moray.serialization import loads_covered
 
 if TYPE_CHECKING:
     from moray.actor import ActorHandle
     from moray.object_ref import ObjectRef
-    from moray.runtime.runtime import Runtime
+
+__all__ = ["CompiledDAG", "CompiledDAGFuture", "CompiledDAGRef", "get_all"]
 
 #: Actors that run a loop for this process → the graph's id.
 _busy: dict[bytes, str] = {}
 
+_TORN_DOWN = "the compiled graph was torn down; what was under way has no result. Channel closed."
+
 #: Something to call when an execution has got a result, or can get none: in the waiting thread.
 Watched: TypeAlias = "tuple[Execution, int, Callable[[], None]]"
-
-
-class Execution:
-    """One execution, as long as somebody may ask for its results."""
-
-    __slots__ = ("__weakref__", "blobs", "number")
-
-    def __init__(self, number: int, results: int) -> None:
-        self.number = number
-        #: One per result, None as long as it is not here: its kind and its blob.
-        self.blobs: list[tuple[int, bytes | memoryview] | None] = [None] * results
-
-
-class Pipeline:
-    """The channels to and from the actors. `readers`: one per distinct place that the driver reads."""
-
-    def __init__(self, runtime: Runtime, plan: GraphPlan, slots: int, extent_bytes: int) -> None:
-        # Without a way back to this object: a cycle would keep the memory until the next collection of garbage.
-        check = partial(_check, runtime)
-        self.channels = {place: Channel.create(slots, len(readers)) for place, readers in plan.readers.items()}
-        self._writer = Writer(self.channels[INPUT_PLACE], extent_bytes, check)
-        places = list(dict.fromkeys(plan.results))
-        self._readers = [Reader(self.channels[place], plan.readers[place].index(DRIVER), check) for place in places]
-        #: Per reader: which results it brings.
-        self._brings = [[i for i, each in enumerate(plan.results) if each == place] for place in places]
-        self._results = len(plan.results)
-        #: Which reader brings a result.
-        self._reader_of = [self._readers[places.index(place)] for place in plan.results]
-        #: Held by who writes; by who takes out results.
-        self._write_lock, self._read_lock = threading.RLock(), threading.RLock()
-        #: Executions that somebody may ask for, by number; and some more, until there are many.
-        self._open: dict[int, weakref.ref[Execution]] = {}
-
-    @property
-    def completed(self) -> int:
-        """All executions up to this one have brought all results."""
-        readers = self._readers
-        return readers[0].taken if len(readers) == 1 else min(reader.taken for reader in readers)
-
-    @property
-    def submitted(self) -> int:
-        """How many executions there have been."""
-        return self._writer.channel.published
-
-    def submit(self, value: Any, most: int, timeout_s: float) -> Execution:
-        """Begin an execution, once fewer than `most` are under way."""
-        blob = dumps(value, 5) if type(value) in actor_loop.PLAIN else None
-        if blob is None or len(blob) > SLOT_BYTES:
-            serialized = serialize_input(value) if blob is None else Serialized(blob, [], [])
-        deadline = None if timeout_s < 0 else monotonic() + timeout_s
-        refuse_inside(self._write_lock)
-        with self._write_lock:
-            number = self._writer.channel.published + 1
-            if number - self.completed > most and not self.wait_for_room(most, deadline):
-                raise exceptions.ChannelTimeoutError(
-                    f"{most} executions are under way, the most that there may be, and none of them ended within "
-                    f"{timeout_s:g} s: a step takes long, or hangs. _max_inflight_executions and _submit_timeout of "
-                    "experimental_compile() change these limits"
-                )
-            execution = Execution(number, self._results)
-            self._open[number] = weakref.ref(execution)
-            if blob is not None and len(blob) <= SLOT_BYTES:
-                self._writer.write_small(blob, actor_loop.VALUE, deadline)
-            else:
-                self._writer.write(serialized, actor_loop.VALUE, deadline)
-        return execution
-
-    def wait_for_room(self, most: int, deadline: float | None) -> bool:
-        """Whether fewer than `most` executions are under way by the deadline. Raises ChannelClosed."""
-        while True:
-            self.collect()
-            behind = min(self._readers, key=lambda reader: reader.taken)
-            if self.submitted - behind.taken < most:
-                return True
-            if not behind.wait(behind.taken + 1, deadline):
-                return False
-
-    def collect(self) -> None:
-        """Take out all results that are there."""
-        refuse_inside(self._read_lock)
-        with self._read_lock:
-            for reader, brings in zip(self._readers, self._brings, strict=True):
-                while (message := reader.peek()) is not None:
-                    known = self._open.get(reader.taken + 1)
-                    execution = known() if known is not None else None
-                    if execution is not None:
-                        for index in brings:
-                            execution.blobs[index] = message
-                    del execution, message  # A large one nobody wants is released when it is done with.
-                    reader.advance()
-
-    def forget(self, execution: Execution) -> None:
-        """A result of it was fetched. Any thread."""
-        if execution.number <= self.completed:
-            self._open.pop(execution.number, None)
-
-    def unfetched(self, most: int) -> int:
-        """How many executions may still be asked for; exact if it is `most` or more."""
-        if len(self._open) >= most:
-            for number in [number for number, known in list(self._open.items()) if known() is None]:
-                self._open.pop(number, None)
-        return len(self._open)
-
-    def wait_for(self, execution: Execution, index: int, deadline: float | None) -> bool:
-        """Whether the result is here by the deadline. Raises ChannelClosed."""
-        while True:
-            self.collect()
-            if execution.blobs[index] is not None:
-                return True
-            # A result that another thread is putting in its place is published already: no wait, another look.
-            if not self._reader_of[index].wait(execution.number, deadline):
-                return False
-
-    def close(self) -> None:
-        """End it. Any thread."""
-        for channel in self.channels.values():
-            channel.close()
-
-
-def _check(runtime: Runtime) -> None:
-    """Now and then while a thread waits: whether it should."""
-    if state.runtime is not runtime:
-        raise ChannelClosed
-    runtime.check_usable()
-    interrupts = getattr(runtime, "interrupts", None)
-    if interrupts is not None and threading.current_thread() is threading.main_thread() and interrupts.due():
-        raise TaskInterrupt
-
-
-def serialize_input(value: Any) -> Any:
-    """The message of an input. Raises TypeError naming what cannot be pickled."""
-    try:
-        serialized = serialize(value)
-    except RecursionError:
-        raise
-    except Exception as error:
-        from moray.runtime.values import unpicklable
-
-        raise unpicklable(value, "the input of a compiled graph", error) from error
-    actor_loop.pin_contained(serialized)
-    return serialized
 
 
 class CompiledDAG:
@@ -302,14 +161,16 @@ class CompiledDAG:
     def execute(self, *args: Any, **kwargs: Any) -> CompiledDAGRef | list[CompiledDAGRef]:
         """Begin an execution; arguments as for :meth:`DAGNode.execute`.
 
-        It waits if as many are under way as there may be.
+        It waits for room if as many are under way as there may be, and somebody waits for their results or nobody wants
+        them.
 
         Returns:
             What stands for the result; a list of them if the graph ends in a MultiOutputNode.
 
         Raises:
+            GraphCapacityExceededError: the caller has begun as many as there may be, and asked for no result of them.
             ChannelTimeoutError: no execution ended in time for this one to begin.
-            ChannelError: the graph was torn down, or too many results were not fetched.
+            ChannelError: the graph was torn down.
             ActorDiedError: an actor of the graph is dead.
         """
         execution = self._submit(args, kwargs)
@@ -320,6 +181,7 @@ class CompiledDAG:
     async def execute_async(self, *args: Any, **kwargs: Any) -> CompiledDAGFuture | list[CompiledDAGFuture]:
         """:meth:`execute` for asyncio: what it returns can be awaited, once."""
         if self._pipeline.submitted - self._pipeline.completed >= self._most:
+            self._pipeline.refuse_too_many(self._most)
             await asyncio.to_thread(self._wait_for_room)
         execution = self._submit(args, kwargs)
         futures = [CompiledDAGFuture(self, execution, index) for index in range(self._results)]
@@ -348,6 +210,7 @@ class CompiledDAG:
 
     def fetch(self, execution: Execution, index: int, timeout_s: float | None) -> Any:
         """A result, made from its bytes; or raise its error. See CompiledDAGRef.get."""
+        self._pipeline.ask(execution.number)
         if execution.blobs[index] is None:
             if timeout_s is None:
                 timeout_s = DAGContext.get_current().get_timeout
@@ -392,6 +255,7 @@ class CompiledDAG:
 
     def watch(self, execution: Execution, index: int, done: Callable[[], None]) -> None:
         """Have a thread call `done` when the result is there, or the graph has ended."""
+        self._pipeline.ask(execution.number)
         self._watched.put((execution, index, done))
         with self._lock:
             if self._torn_down:
@@ -498,110 +362,6 @@ class CompiledDAG:
 
     def __repr__(self) -> str:
         return f"CompiledDAG({self._id}, {len(self._handles)} actors)"
-
-
-_TORN_DOWN = "the compiled graph was torn down; what was under way has no result. Channel closed."
-#: In place of a fetched result, whose memory may be used again.
-_FETCHED = (actor_loop.VALUE, b"N")
-
-
-def _refuses(what: str) -> Callable[..., Any]:
-    def refuse(self: _Result, *_args: Any) -> Any:
-        raise GraphError(f"{type(self).__name__} cannot be {what}. get() it, and use the value")
-
-    return refuse
-
-
-class _Result:
-    """What stands for one result."""
-
-    __slots__ = ("_dag", "_execution", "_fetched", "_index")
-
-    def __init__(self, dag: CompiledDAG, execution: Execution, index: int) -> None:
-        self._dag = dag
-        self._execution = execution
-        self._index = index
-        self._fetched = False
-
-    def _fetch(self, timeout_s: float | None) -> Any:
-        if self._fetched:
-            raise ValueError(
-                f"{self!r} was fetched already: ray.get() can only be called once on a CompiledDAGRef, and it was "
-                "already called."
-            )
-        try:
-            return self._dag.fetch(self._execution, self._index, timeout_s)
-        finally:
-            if self._execution.blobs[self._index] is not None:
-                self._fetched = True
-                self._execution.blobs[self._index] = _FETCHED
-                self._dag._pipeline.forget(self._execution)
-
-    __reduce__ = _refuses("pickled")
-    __copy__ = _refuses("copied")
-    __deepcopy__ = _refuses("deep copied")
-
-    def __repr__(self) -> str:
-        index = self._index if self._dag._several else None
-        number = self._execution.number - 1
-        return f"{type(self).__name__}({self._dag._id}, execution_index={number}, channel_index={index})"
-
-
-class CompiledDAGRef(_Result):
-    """A result of a compiled graph; it can be fetched once."""
-
-    __slots__ = ()
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The value.
-
-        Args:
-            timeout: seconds; 0 only looks, -1 waits without a limit, None takes ``DAGContext.get_timeout`` (10 s).
-
-        Raises:
-            TaskError: a step raised; it is also of the type that was raised.
-            ActorDiedError: an actor died before the result was there.
-            ChannelTimeoutError: it was not there in time. It can be fetched later.
-            ChannelError: the graph was torn down.
-            ValueError: it was fetched already.
-        """
-        return self._fetch(timeout)
-
-
-def get_all(refs: list[Any] | tuple[Any, ...], timeout: float | None) -> list[Any]:
-    """The values of several results. See CompiledDAGRef.get."""
-    if not all(isinstance(ref, CompiledDAGRef) for ref in refs):
-        raise GraphError(f"{refs!r:.200} must be a list of CompiledDAGRefs if there is any CompiledDAGRef within it")
-    if timeout is None or timeout < 0:
-        return [ref.get(timeout) for ref in refs]
-    deadline = monotonic() + timeout
-    return [ref.get(max(0.0, deadline - monotonic())) for ref in refs]
-
-
-class CompiledDAGFuture(_Result):
-    """A result of a compiled graph for ``await``; it can be awaited once."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        if self._execution.blobs[self._index] is None:
-            loop = asyncio.get_running_loop()
-            here: asyncio.Future[None] = loop.create_future()
-
-            def done() -> None:
-                try:
-                    loop.call_soon_threadsafe(_set, here)
-                except RuntimeError:
-                    pass  # The event loop was closed: nobody waits.
-
-            self._dag.watch(self._execution, self._index, done)
-            yield from here.__await__()
-        return self._fetch(0)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _watch(pipeline: Pipeline, watched: SimpleQueue[Watched | None]) -> None:

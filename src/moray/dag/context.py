@@ -16,12 +16,12 @@ class DAGContext:
     Each begins with the value of the variable ``MORAY_CGRAPH_<name>`` (or ``RAY_CGRAPH_<name>``), if it is set.
 
     Attributes:
-        submit_timeout: seconds that ``execute()`` waits at most until one more execution may be in flight.
+        submit_timeout: seconds that ``execute()`` waits at most until one more execution may be under way.
         get_timeout: seconds that a result is waited for at most if ``get`` is given no timeout; -1: no limit.
         teardown_timeout: seconds that ``teardown()`` waits for the steps that run.
         buffer_size_bytes: least memory for a message that does not fit into a slot of the ring (8 KB).
-        max_inflight_executions: executions whose results have not come out.
-        max_buffered_results: executions whose results have come out and were not fetched.
+        max_inflight_executions: executions that may be under way, and that one may begin without asking for results.
+        max_buffered_results: executions whose results were not fetched while that of a later one was.
 
     Example:
         >>> from moray.dag import DAGContext

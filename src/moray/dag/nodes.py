@@ -218,7 +218,7 @@ class ClassNode(DAGNode):
         if kind is None or name.startswith("__") or not callable(getattr(kind._kind, name, None)):
             called = "it" if kind is None else kind.__name__
             if name == "bind":
-                problem = f".bind() cannot be used again on actor class {called}, which is bound already"
+                problem = f"actor class {called} is bound already: a second .bind() has no meaning, bind its methods"
             else:
                 problem = f"actor class {called!r} has no attribute {name!r}, and no method {name!r} to bind"
             raise AttributeError(problem, name=name, obj=self)
@@ -407,7 +407,7 @@ class InputNode(DAGNode):
     def __init__(self, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
         if args or kwargs:
             raise GraphError(
-                f"InputNode should not take any args or kwargs, it got {[*args, *kwargs]!r:.80}: execute() gets them"
+                f"InputNode() has no arguments, and got {[*args, *kwargs]!r:.80}: the values of a graph go to execute()"
             )
         super().__init__()
         self._input_type = input_type
@@ -427,7 +427,7 @@ class InputNode(DAGNode):
 
     def __getitem__(self, key: Any) -> InputAttributeNode:
         if not isinstance(key, (int, str)):
-            raise GraphError(f"Please only use int index or str as first-level key of an input, not {key!r:.80}")
+            raise GraphError(f"a part of an input is named by a number or a string, not by {key!r:.80}")
         self._keys[key] = None
         return InputAttributeNode(self, key, "__getitem__")
 
@@ -564,14 +564,9 @@ def _given(nodes: list[DAGNode], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """The value of the InputNode among `nodes`."""
     inputs = [node for node in nodes if isinstance(node, InputNode)]
     if len(inputs) > 1:
-        raise GraphError(
-            f"a graph has one InputNode, this one has {len(inputs)}. Each DAG should only have one unique InputNode: "
-            "bind all its steps to the same one"
-        )
+        raise GraphError(f"a graph has one InputNode, this one has {len(inputs)}: bind all its steps to the same one")
     if inputs and not args and not kwargs:
-        hint = (
-            "; InputNode is a singleton instance that should be only used in context manager: `with InputNode() as x:`"
-        )
+        hint = "; an InputNode is made by `with InputNode() as x:` (a context manager), and x is what is bound"
         raise GraphError(
             "the graph has an InputNode, so execute() needs an argument for it" + ("" if inputs[0]._entered else hint)
         )

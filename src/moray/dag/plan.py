@@ -119,8 +119,8 @@ class GraphPlan:
             self._add_step(node)
         elif isinstance(node, FunctionNode):
             raise TaskInGraphError(
-                f"{node!r} is a task: Compiled DAGs currently only support actor method nodes; use execute(), or an "
-                "actor"
+                f"{node!r} is a task, and what is compiled are methods of actors: make it one, or run the graph step "
+                "by step, with execute()"
             )
         elif isinstance(node, ClassNode):
             raise ValueError(  # noqa: TRY004
@@ -154,8 +154,8 @@ class GraphPlan:
             if all(source[0] == "constant" for source in (*step.args, *step.kwargs.values())):
                 _refuse_hidden(label, node)
                 raise GraphError(
-                    f"{label} is bound to no other step: nothing would tell it when to run. Compiled DAGs require each "
-                    "task to take a ray.dag.InputNode or at least one other DAGNode as an input"
+                    f"{label} is bound to no other step: nothing would tell it when to run. Bind the InputNode or "
+                    "another step to it"
                 )
         plan.steps.append(step)
 
@@ -209,16 +209,15 @@ def _parts(nodes: list[DAGNode]) -> list[int | str]:
     taken = {node._key: None for node in nodes if isinstance(node, InputAttributeNode)}
     if whole and taken:
         raise GraphError(
-            f"the graph takes its input whole and the parts {', '.join(map(repr, taken))} of it. All tasks must either "
-            "use InputNode() directly, or they must index to specific args or kwargs."
+            f"the graph takes its input whole and the parts {', '.join(map(repr, taken))} of it: bind either the whole "
+            "input to every step that needs some of it, or parts of it"
         )
     asked = next((node._keys for node in nodes if isinstance(node, InputNode)), {})
     unused = [key for key in asked if key not in taken]
     if taken and unused:
         raise GraphError(
-            f"Compiled Graph expects input to be accessed using all of attributes {', '.join(map(str, asked))}, but "
-            f"{', '.join(map(str, unused))} is unused. Ensure all input attributes are used and contribute to the "
-            "computation of the Compiled Graph output."
+            f"of the parts of the input that were asked for ({', '.join(map(repr, asked))}), no step of the graph uses "
+            f"{', '.join(map(repr, unused))}: bind it to a step that leads to a result, or do not ask for it"
         )
     return list(taken)
 
@@ -233,8 +232,8 @@ def _refuse_hidden(label: str, node: ClassMethodNode) -> None:
 
 def _hidden(label: str, value: Any, count: int) -> GraphError:
     return GraphError(
-        f"{label} has a step inside one of its arguments: bind each step as an argument of its own. "
-        f"Found {count} DAGNodes from the arg {value!r:.80} in {label}. "
+        f"{label} has a step inside one of its arguments ({value!r:.80} holds {count} DAGNodes): bind each step as an "
+        "argument of its own"
     )
 
 
@@ -252,9 +251,8 @@ def _refuse_left_out(nodes: list[DAGNode]) -> None:
                     left_out.append(trace.step)
     if left_out:
         raise GraphError(
-            f"nobody takes the results of {', '.join(left_out)}. Compiled DAG doesn't support leaf nodes, i.e., nodes "
-            "that don't have downstream nodes and are not output nodes. "
-            f"There are {len(left_out)} leaf nodes in the DAG. Please add the outputs of them to a MultiOutputNode"
+            f"nobody takes the results of {', '.join(left_out)} (leaf nodes: {len(left_out)}), so they would never "
+            "run: bind them to a later step, or make them part of the MultiOutputNode"
         )
 
 
@@ -264,11 +262,11 @@ def input_of(parts: list[int | str], args: tuple[Any, ...], kwargs: dict[str, An
         if not args and not kwargs:
             raise GraphError("execute() of a compiled graph needs an argument: the value of its InputNode")
         return input_value(args, kwargs)
-    called = "the graph takes parts of its input, so dag.execute() or dag.execute_async() must be called with"
+    called = "the graph takes parts of its input, which are arguments of execute() and execute_async():"
     wanted = max((key for key in parts if isinstance(key, int)), default=-1) + 1
     if len(args) != wanted:
-        raise GraphError(f"{called} {wanted} positional args, got {len(args)}")
+        raise GraphError(f"{called} it needs {wanted} positional ones, and got {len(args)}")
     for key in parts:
         if isinstance(key, str) and key not in kwargs:
-            raise GraphError(f"{called} kwarg `{key}`, got {', '.join(kwargs) or 'none'}")
+            raise GraphError(f"{called} it needs the keyword {key!r}, and got {', '.join(map(repr, kwargs)) or 'none'}")
     return DAGInputData(*args, **kwargs)

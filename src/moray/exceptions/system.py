@@ -84,4 +84,4 @@ class ChannelTimeoutError(ChannelError, TimeoutError):
 
 
 class GraphCapacityExceededError(ChannelError):
-    """So many results of a compiled graph were not fetched that it takes no more executions."""
+    """So many results of a compiled graph were not asked for, or not fetched, that it goes no further."""

@@ -314,8 +314,8 @@ def _warn_of_plain(original: type[Exception], reason: Exception) -> None:
     import logging
 
     logging.getLogger("ray.exceptions" if dual_prefix == "RayTaskError" else "moray.exceptions").warning(
-        "%s cannot be subclassed (%s). This exception is raised as %s only. "
-        "You can use `ray_task_error.cause` to access the user exception.",
+        "%s cannot be subclassed (%s), so `except` of that type will not see it: what is raised is a %s, and its "
+        "`cause` is the user's exception.",
         original.__qualname__,
         describe(reason),
         dual_prefix,
@@ -359,7 +359,47 @@ class TaskCancelledError(MorayError):
         self.task_id = task_id
         self.error_message = error_message
         named = f"task {task_id}" if task_id is not None else "the task"
-        super().__init__(f"{named} was cancelled" + (f": {error_message}" if error_message else ""))
+        # Past TaskError, which comes between for a task that had begun.
+        MorayError.__init__(self, f"{named} was cancelled" + (f": {error_message}" if error_message else ""))
+
+
+class _BegunTaskCancelledError(TaskCancelledError, TaskError):
+    """Of a task that had begun: a TaskError, too, for programs that catch whatever a task raises.
+
+    It looks and prints like a plain one, which is its `cause`.
+    """
+
+    #: An attribute, and not TaskError's property.
+    task_id: Any = None
+
+    def __init__(self, task_id: object, error_message: str | None, function_name: str, pid: int) -> None:
+        super().__init__(task_id, error_message)
+        cause = TaskCancelledError(task_id, error_message)
+        place = Place(pid=pid, task_id=str(task_id))
+        _fill(self, _Remote(function_name, str(cause), place, type_name(cause), str(cause)), cause, None, like=self)
+
+    def as_instanceof_cause(self) -> TaskError:
+        """It is one already."""
+        return self
+
+    make_dual_exception_instance = as_instanceof_cause
+
+    __str__ = BaseException.__str__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = self.task_id, self.error_message, self.function_name, self.pid
+        notes = getattr(self, "__notes__", None)
+        return make_cancelled_error, fields, {"__notes__": list(notes)} if notes else None
+
+
+# What a traceback shows is the name that programs know.
+_BegunTaskCancelledError.__name__ = _BegunTaskCancelledError.__qualname__ = "TaskCancelledError"
+_BegunTaskCancelledError.__module__ = "moray.exceptions"
+
+
+def make_cancelled_error(task_id: str, how: str, function_name: str, pid: int) -> TaskCancelledError:
+    """The error of a task that was cancelled after it had begun: also a TaskError, and pickled by this function."""
+    return _BegunTaskCancelledError(task_id, how, function_name, pid)
 
 
 class WorkerCrashedError(MorayError):

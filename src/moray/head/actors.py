@@ -22,6 +22,7 @@ from moray.head.leaving import no_room
 from moray.head.storage import Storage
 from moray.ids import tag_of
 from moray.node.actors import Actors
+from moray.node.logs import log
 from moray.protocol import messages as m
 from moray.protocol.reactor import Timer
 
@@ -274,8 +275,8 @@ class HeadActors:
         self._stored: set[bytes] = set()
         self._early = EarlyRecord()
         self._deaths = 0
-        #: Actors that were told to move, for which a place is booked.
-        self._leaving: set[bytes] = set()
+        #: Actors that were told to move, for which a place may be booked → the deadline that they were told.
+        self._leaving: dict[bytes, float] = {}
         self._places = Places(head, self._changed.add, self._refused)
         workers = HeadWorkers(head, head.config.actor_stop_grace_s)
         self._actors = Actors(self._clients, self._places, workers, head.reactor, head, self.table)
@@ -334,6 +335,12 @@ class HeadActors:
         return self.table.is_waiting(actor, incarnation)
 
     def _on_placed(self, _process: bytes, _pid: int, _job: int, placed: m.WorkerPlaced) -> None:
+        if (other := self.table.lives_in(placed.process)) not in (b"", placed.actor):
+            # A process is one actor (ACTORS-1); the wish stands.
+            text = f"process {placed.process.hex()} was given to actor {placed.actor.hex()}, and is {other.hex()}"
+            log(text)
+            self._head.events.add("error", text)
+            return
         self._places.placed(placed.actor, placed.incarnation, placed.process)
         site = Site(placed.process, placed.pid, placed.address, placed.job, placed.devices)
         self._actors.placed_at(placed.actor, placed.incarnation, site)
@@ -353,27 +360,35 @@ class HeadActors:
 
     # --- nodes that leave -----------------------------------------------------------------------------------
 
-    def move_from(self, tag: bytes, reason: str, deadline: float) -> list[str]:
-        """Have actors of a node that leaves live elsewhere, those for which there is room; the others, and why not."""
+    def move_from(self, tag: bytes, reason: str, deadline: float, last: bool) -> list[str]:
+        """Have actors of a node that leaves live elsewhere, those for which there is room; the others, and why not.
+        `last`: they end there in any case, so all of them are told, that what they have not begun is not lost."""
         members, stuck = self._head.members, []
+        for actor in self.table.moving(tag):
+            if self._leaving.get(actor) != deadline:
+                self._tell_to_move(actor, reason, deadline)  # There is another deadline, or another head.
         for made in self.table.movable(tag):
             demand = Demand(made.actor, made.resources, 1, made.strategy, placement=made.placement)
             choice = members.scheduler.decide(demand, members.pick, monotonic())
-            if choice.now:
-                # It stays booked until the next incarnation asks for its place.
-                self._leaving.add(made.actor)
-                self._actors.move(self.table.move(made.actor, reason, deadline))
-            else:
+            if not choice.now:
                 members.view.release(made.actor)
                 stuck.append(f"actor {made.label}: {choice.reason or no_room(members.view, demand)}")
+            if choice.now or last:
+                # What is booked stays so until the next incarnation asks for its place.
+                self._tell_to_move(made.actor, reason, deadline)
         return stuck
 
-    def forget_moves(self) -> None:
-        """Give back what is booked for actors that have ended instead of asking for a place."""
+    def _tell_to_move(self, actor: bytes, reason: str, deadline: float) -> None:
+        self._leaving[actor] = deadline
+        self._actors.move(self.table.move(actor, reason, deadline))
+
+    def forget_moves(self) -> bool:
+        """Give back what is booked for actors that have ended instead of asking for a place; whether some still may."""
         for actor in [actor for actor in self._leaving if not self.table.is_moving(actor)]:
-            self._leaving.discard(actor)
+            del self._leaving[actor]
             if not self._places.asks(actor):
                 self._head.members.view.release(actor)
+        return bool(self._leaving)
 
     def _on_moved(self, process: bytes, _pid: int, _job: int, moved: m.ActorMoved) -> None:
         self._actors.move(self.table.moved(process, moved.actor, moved.incarnation, moved.begun))

@@ -23,7 +23,12 @@ class Certificates:
         from moray.security.authority import Authority
 
         if self._authority is None:
-            self._authority = Authority.load(Path(self._directory))
+            try:
+                self._authority = Authority.load(Path(self._directory))
+            except OSError as error:
+                # Whoever asks has a certificate that is still good: that is no reason for the head to end.
+                log(f"certificates cannot be renewed: {error}")
+                return m.CertificateRenewed(b"", f"the head cannot read the key of the cluster's authority: {error}")
         certificate, problem = self._authority.try_renew(connection.peer_certificate())
         if problem:
             log(f"a certificate was not renewed: {problem}")

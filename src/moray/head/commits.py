@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Final, TypeAlias
 
 from moray.head.storage import Storage, StorageError
+from moray.node.logs import log
 from moray.protocol.reactor import Reactor
 
 Call: TypeAlias = Callable[[], None]
@@ -86,6 +87,15 @@ class Commits:
         """Carry out what is under way, and end the thread."""
         self._work.put(None)
         self._writer.join()
+
+    def end_with(self, table: str, key: bytes, value: bytes) -> None:
+        """This head fails: store one last value, and nothing of what it was about to change."""
+        self.close()
+        self.failed = True
+        try:
+            self._storage.commit([(table, key, value)])
+        except StorageError as error:
+            log(f"why the head failed cannot be stored: {error}")
 
     # --- the loop ------------------------------------------------------------------------------------
 

@@ -90,15 +90,18 @@ class HeadGroups:
         )
 
     def resume(self) -> None:
-        """When all parts are restored."""
-        self._groups.resume(self._beginning)
+        """When all parts are restored. What waits is placed now: no event need come for long that would do it."""
+        self._groups.resume([*self._beginning, *self._table.tick(monotonic())])
 
     def home(self, need: Mapping[str, int]) -> bytes | None:
         """A node that has the bundle of a group that this need names (or any bundle, if it names none).
 
         b"": none has it yet. None: the need names no group, or one that was removed.
         """
-        group, index = bytes.fromhex(group_of(need)), plain_need(need)[1]
+        try:
+            group, index = bytes.fromhex(group_of(need)), plain_need(need)[1]
+        except ValueError:
+            return None  # Somebody's own resource, of a name that looks like it.
         if not group or self._table.state(group) == "removed":
             return None
         nodes = self._table.nodes(group)

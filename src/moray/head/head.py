@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from moray.head.actors import Caller, HeadActors
 from moray.head.certificates import Certificates
+from moray.head.checks import problem_of, refusal_of
 from moray.head.commits import Commits
 from moray.head.config import HeadConfig
 from moray.head.groups import HeadGroups
@@ -36,6 +37,10 @@ from moray.protocol.reactor import Reactor
 
 #: What a service does with a message: (process, pid, job, message). process b"": the node itself said it.
 Handler: TypeAlias = Callable[[bytes, int, int, Any], None]
+
+#: Node id + number of a ToHead → the exception by which it ended a head.
+_FAULTS: Final = "faults"
+_FAULT_TEXT: Final = 1000
 
 #: How often the head asks its storage whether it is still the head.
 _CHECK_S: Final = 1.0
@@ -81,6 +86,8 @@ class Head:
         self._certificates = Certificates(config.security_dir)
         #: Why a dead node died, until it is released.
         self._deaths: dict[bytes, str] = {}
+        #: Messages that ended the heads before (see _FAULTS) and that did not come again.
+        self._faults: dict[bytes, bytes] = {}
         #: From which node the message comes that is being handled.
         self._speaker: Peer | None = None
         self.actors = HeadActors(self)
@@ -90,6 +97,9 @@ class Head:
     def start(self) -> None:
         """Go on where the last head was. To be called once, before any node connects; services are registered."""
         dead = self.members.load(self.storage)
+        self._faults = dict(self.storage.scan(_FAULTS))
+        for key in [key for key in self._faults if self.peers.get(key[:-8]) is None]:
+            self.commits.write(_FAULTS, key, None)  # Its node is dead, and repeats nothing.
         for part in (self.jobs, self.values, self.events, self.actors, self.groups):
             part.load(self.storage)
         self.members.resume(dead)
@@ -156,13 +166,26 @@ class Head:
         """Whatever arrives."""
         peer: Peer | None = connection.peer
         if isinstance(message, m.NodeHello) and peer is None:
-            self.members.on_hello(connection, message)
+            if problem := problem_of(message):
+                self._hang_up(connection, message, message.info.node_id, problem)
+            else:
+                self.members.on_hello(connection, message)
             return
         handler = self._connection_handlers.get(type(message))
         if peer is None or handler is None or self.peers.get(peer.node_id) is not peer:
             connection.close(f"a node has no business sending {type(message).__name__} now")
             return
+        if problem := problem_of(message):
+            self._hang_up(connection, message, peer.node_id, problem)
+            return
         handler(peer, message)
+
+    @staticmethod
+    def _hang_up(connection: Endpoint, message: Any, node_id: bytes, problem: str) -> None:
+        """A node says of itself what cannot be."""
+        text = f"node {node_id.hex()[:12]} is hung up on: its {type(message).__name__} is wrong: {problem}"
+        log(text)
+        connection.close(text)
 
     def on_close(self, connection: Endpoint, _reason: str) -> None:
         """A connection has ended."""
@@ -180,17 +203,50 @@ class Head:
         try:
             message = decode_body(relayed.body)
         except ProtocolError as error:
-            self.events.add("error", f"process {relayed.pid} sent what cannot be read: {error}")
+            self._pass_over(peer, relayed, f"what cannot be read: {error}")
             return
         service = self.services.get(type(message))
         if service is None:
-            self.events.add("error", f"process {relayed.pid} sent {type(message).__name__}, which is no request")
+            self._pass_over(peer, relayed, f"{type(message).__name__}, which is no request")
             return
         self._speaker = peer
         try:
+            if problem := problem_of(message) or self._fault_of_last_head(peer, relayed.number):
+                self._pass_over(peer, relayed, f"{type(message).__name__}, which is wrong: {problem}")
+                if (refusal := refusal_of(message, problem)) is not None and relayed.process:
+                    self.send(relayed.process, refusal)
+                return
             service(relayed.process, relayed.pid, relayed.job, message)
+        except (OSError, MemoryError):
+            raise  # The machine's matter: it may go well next time.
+        except Exception as error:
+            self._blame(peer, relayed.number, f"{type(message).__name__}: {error!r}")
+            raise
         finally:
             self._speaker = None
+
+    def _pass_over(self, peer: Peer, relayed: m.ToHead, what: str) -> None:
+        """It is counted as carried out, or the node would repeat it for ever."""
+        text = f"process {relayed.pid} on node {peer.node_id.hex()[:12]} sent {what}; it is passed over"
+        log(text)
+        self.events.add("error", text)
+
+    # --- our own faults ---------------------------------------------------------------------------------------
+
+    def _blame(self, peer: Peer, number: int, error: str) -> None:
+        """This head ends by an exception, in the midst of a change; nothing of it is stored. The next one is told by
+        which message, or it would end by it as well."""
+        text = error[:_FAULT_TEXT].encode(errors="replace")
+        self.commits.end_with(_FAULTS, peer.node_id + number.to_bytes(8, "big"), text)
+
+    def _fault_of_last_head(self, peer: Peer, number: int) -> str:
+        """Why this message ended a head; "" if it did not."""
+        key = peer.node_id + number.to_bytes(8, "big")
+        error = self._faults.pop(key, b"")
+        if not error:
+            return ""
+        self.commits.write(_FAULTS, key, None)
+        return f"the last head failed at it, which is a fault of moray: {error.decode()}"
 
     def _check(self) -> None:
         self.commits.check()

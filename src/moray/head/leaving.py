@@ -3,7 +3,8 @@
 That no new work goes there is the cluster's scheduler's matter, which sees it in the table of nodes; bundles of
 placement groups are placed anew by the table of groups. Here the node's *restartable actors* are told, one by one as
 others have room for them, to finish what they do and to end; the next incarnation is started elsewhere, which is no
-restart that counts. Objects are the leaving node's own matter (:mod:`moray.node.evacuation`), and it leaves by itself.
+restart that counts. Those for which there is no room are told shortly before the deadline, when they end in any case.
+Objects are the leaving node's own matter (:mod:`moray.node.evacuation`), and it leaves by itself.
 
 Nothing here is stored: what was told is (in the table of actors), and who leaves stands in the table of nodes.
 """
@@ -11,6 +12,7 @@ Nothing here is stored: what was told is (in the table of actors), and who leave
 from __future__ import annotations
 
 from math import isfinite
+from time import time
 from typing import TYPE_CHECKING, Final
 
 from moray.core.cluster_scheduler import Demand
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How often it is looked whether there is room by now.
 _LOOK_S: Final = 0.5
+#: So long before the deadline actors for which nobody has room are told, too: enough for their answer to come.
+_LAST_S: Final = 3.0
 
 
 class Leaving:
@@ -48,14 +52,15 @@ class Leaving:
     def _look(self) -> None:
         self._timer = None
         actors = self._head.actors
-        actors.forget_moves()
+        moving = actors.forget_moves()
         leaving = [info for info in self._head.members.table.nodes() if leaves(info)]
         self._stuck = {}
         for info in leaving:
-            stuck = actors.move_from(tag_of(info.node_id), why(info), info.drain_deadline)
+            last = time() > info.drain_deadline - _LAST_S
+            stuck = actors.move_from(tag_of(info.node_id), why(info), info.drain_deadline, last)
             if stuck:
                 self._stuck[info.node_id] = stuck
-        if leaving:
+        if leaving or moving:
             self._timer = self._head.reactor.call_later(_LOOK_S, self._look)
 
 

@@ -31,6 +31,7 @@ from moray.node.logs import log
 from moray.protocol import messages as m
 from moray.protocol.connection import body_of, encode_frame
 from moray.protocol.reactor import WRITE, Alarm, Reactor, Timer
+from moray.protocol.tcp import parse_address
 
 #: Node id → (NodeInfo, why it is dead; "": it lives).
 _NODES: Final = "nodes"
@@ -365,12 +366,14 @@ class _Probe:
     """One attempt to connect, of which only a refusal counts."""
 
     def __init__(self, address: str, reactor: Reactor, on_refused: Callable[[], None]) -> None:
-        host, _, port = address.rpartition(":")
         self._reactor = reactor
         self._on_refused = on_refused
-        self._sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        self._sock = socket.socket(socket.AF_INET6 if address.startswith("[") else socket.AF_INET, socket.SOCK_STREAM)
         self._sock.setblocking(False)
-        failure = self._sock.connect_ex((host.strip("[]"), int(port)))
+        try:
+            failure = self._sock.connect_ex(parse_address(address))
+        except (OSError, ValueError):
+            failure = errno.EHOSTUNREACH  # An address that leads nowhere says nothing of who has it.
         if failure != errno.EINPROGRESS:
             self._sock.close()
             if failure == errno.ECONNREFUSED:

@@ -62,12 +62,52 @@ def find_driver_node(address: str = "", temp_dir: str = "") -> Found | None:
             that of this user's whose node was started last.
         temp_dir: where the sessions' directories are; "": TMPDIR, or /tmp.
     """
-    nodes = [found for root in (*own_clusters(), temp_dir) for found in find_nodes(root) if not found.node.driver_only]
-    head = address or (nodes[0].node.head if nodes else "")
+    nodes = _lasting_nodes(temp_dir)
+    head = own_head(address, temp_dir) if address else nodes[0].node.head if nodes else ""
     # Beside the head there is what a driver expects: what the first node of the cluster was given.
     return min(
         (found for found in nodes if found.node.head == head), key=lambda found: not found.node.is_head, default=None
     )
+
+
+def _lasting_nodes(temp_dir: str) -> list[Found]:
+    """Those of this machine that are not for one driver alone."""
+    return [found for root in (*own_clusters(), temp_dir) for found in find_nodes(root) if not found.node.driver_only]
+
+
+def own_head(address: str, temp_dir: str = "", *, any_port: bool = False) -> str:
+    """`address`, or that of a head of this machine if it is meant by ``localhost:PORT``.
+
+    A head listens on the address that others reach it at, and not on the loopback. What does listen there, such as a
+    tunnel, has precedence.
+
+    Args:
+        address: HOST:PORT.
+        temp_dir: see :func:`find_driver_node`.
+        any_port: a head with another port will do if there is none with this one.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdecimal() or not _is_loopback(host):
+        return address
+    heads = [found.node.head for found in _lasting_nodes(temp_dir) if found.node.is_head]
+    same = [head for head in heads if head.endswith(f":{port}")] or (heads if any_port else [])
+    if not same or address in same:
+        return address
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return same[0]
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def default_node_ip() -> str:
@@ -176,6 +216,7 @@ def start_joined(
     from moray.protocol.tcp import format_address, parse_address
     from moray.security import token as tokens
 
+    address = own_head(address, temp_dir)
     host, port = parse_address(address)
     host = _resolve(host)
     found = tokens.parse(token) if token else _find_token(address, temp_dir)

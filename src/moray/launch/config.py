@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import msgspec
@@ -11,10 +12,18 @@ SESSION_VARIABLE: Final = "MORAY_SESSION"
 #: In the environment of a worker and of all that it starts: its process id in hex; zeros in the node's own.
 WORKER_VARIABLE: Final = "MORAY_WORKER"
 NO_WORKER: Final = "0" * 24
+#: In the environment of whoever starts a cluster, joins it or connects to it: its token (:mod:`moray.security.token`).
+TOKEN_VARIABLE: Final = "MORAY_TOKEN"  # noqa: S105 - a name
 
 #: A node starts with three descriptors. 0: its :class:`NodeConfig`; 1: where it says that it is ready; 2: an anonymous
 #: file for its last words, in case that it ends before it has a log. From this one on, it opens its own.
 FIRST_OWN_FD: Final = 3
+
+
+def session_environ() -> dict[str, str]:
+    """This process's environment for nodes and workers: without the token, which they do not need, and which programs
+    that say what their environment is would tell everybody (TOKEN)."""
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
 
 
 class ClusterConfig(msgspec.Struct, kw_only=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 from time import monotonic
 from typing import Final
@@ -19,8 +18,9 @@ import msgspec
 
 from moray.exceptions import MoraySystemError
 from moray.launch import session_directory
-from moray.launch.config import NO_WORKER, SESSION_VARIABLE, WORKER_VARIABLE, NodeConfig, NodeReady
-from moray.launch.session_directory import LOG_FOLDER, NODE_LOG, Session, find_sessions, kill_tagged, sweep_stale
+from moray.launch.config import NO_WORKER, SESSION_VARIABLE, WORKER_VARIABLE, NodeConfig, NodeReady, session_environ
+from moray.launch.node_ends import log_tail
+from moray.launch.session_directory import Session, find_sessions, kill_tagged, sweep_stale
 from moray.platform import process_control
 from moray.platform.memory_files import create_memory_file
 
@@ -28,17 +28,6 @@ __all__ = ["NodeHandle", "NodeStartError", "Session", "find_sessions", "kill_tag
 
 #: How long a node may take until it is ready. It takes a tenth of a second; a machine that swaps, minutes.
 START_TIMEOUT_S: Final = 60.0
-_LOG_LINES: Final = 20
-#: Descriptors from here on do not collide with those that the node gets.
-_SAFE_FD: Final = 10
-
-#: The node runs the very package that the caller runs, whatever else is installed. It gets that package without
-#: its facade (`moray/__init__.py`), which imports what only users' processes need and costs half the start. The
-#: standard library comes first on its path, so that nothing beside the user's script can take a module's place.
-_BOOT: Final = (
-    "import sys; package = sys.modules['moray'] = type(sys)('moray'); package.__path__ = {package!r}; "
-    "sys.path[:] = [*filter(None, sys.path), *{paths!r}]; from moray.node.main import main; main()"
-)
 
 
 class NodeStartError(MoraySystemError):
@@ -131,40 +120,18 @@ def start_node(
 
 def _spawn(config: NodeConfig, last_words: int) -> tuple[int, int]:
     """Start the process: its pid, and the descriptor on which it says that it is ready."""
-    environ = dict(config.environ or os.environ) | {SESSION_VARIABLE: config.session, WORKER_VARIABLE: NO_WORKER}
+    environ = (config.environ or session_environ()) | {SESSION_VARIABLE: config.session, WORKER_VARIABLE: NO_WORKER}
     settings = create_memory_file("moray-config", msgspec.msgpack.encode(msgspec.structs.replace(config, environ={})))
     ready, ready_end = os.pipe2(os.O_CLOEXEC)
-    held = [settings, ready_end]
     try:
-        actions = []
-        for target, fd in enumerate((settings, ready_end, last_words)):
-            held.append(_high(fd))
-            actions.append((os.POSIX_SPAWN_DUP2, held[-1], target))
-        # What the driver ignores or blocks must not be ignored or blocked there: SIGCHLD above all.
-        changeable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-        pid = os.posix_spawn(
-            _interpreter(),
-            _command(config),
-            environ,
-            file_actions=actions,
-            setsid=True,
-            setsigmask=[],
-            setsigdef=changeable,
-        )
+        pid = process_control.spawn_daemon(_command(config), environ, (settings, ready_end, last_words))
     except BaseException:
         os.close(ready)
         raise
     finally:
-        for fd in held:
-            os.close(fd)
+        os.close(settings)
+        os.close(ready_end)
     return pid, ready
-
-
-def _high(fd: int) -> int:
-    """A copy of `fd` whose number is none of those that the node gets."""
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SAFE_FD)
 
 
 def _interpreter() -> str:
@@ -189,7 +156,8 @@ def _command(config: NodeConfig) -> list[str]:
     folders = (package[0], os.path.dirname(msgspec.__file__), os.path.dirname(cloudpickle.origin))
     paths = list(dict.fromkeys(map(_root_of, folders)))
     optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    return [_interpreter(), *optimize, "-c", _BOOT.format(package=package, paths=paths), "moray-node", config.session]
+    code = process_control.daemon_code("moray.node.main", package, paths)
+    return [_interpreter(), *optimize, "-c", code, "moray-node", config.session]
 
 
 def _root_of(package: str) -> str:
@@ -225,19 +193,6 @@ def _give_up(pid: int, config: NodeConfig, last_words: int, error: BaseException
             pass  # Reaped by the user's program.
         kill_tagged(config.session)
     if isinstance(error, NodeStartError) and not error.complete:
-        error.args = (f"{error}{_log_tail(config, last_words)}",)
+        tail = log_tail(config.session_dir, os.pread(last_words, 1 << 16, 0))
+        error.args = (f"{error}{tail or '; its log is empty'}",)
     session_directory.remove_session(config.session_dir)
-
-
-def _log_tail(config: NodeConfig, last_words: int) -> str:
-    path = f"{config.session_dir}/{LOG_FOLDER}/{NODE_LOG}"
-    text = os.pread(last_words, 1 << 16, 0)
-    try:
-        with open(path, "rb") as file:
-            text += file.read()
-    except OSError:
-        pass  # It had not come so far.
-    lines = text.decode(errors="replace").splitlines()[-_LOG_LINES:]
-    if not lines:
-        return "; its log is empty"
-    return "; the last lines of its log:\n" + "\n".join(f"  {line}" for line in lines)

@@ -104,6 +104,14 @@ def _create_locked(final: str) -> int:
     return lock
 
 
+def keep_from_tidiers(session_dir: str) -> int:
+    """Say to those who tidy temporary directories (systemd-tmpfiles) that this one is in use, however old its files
+    are: they leave a directory alone while its lock is taken. The descriptor that holds it."""
+    held = os.open(session_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    return held
+
+
 def new_directory(root: str) -> str:
     """A directory of this user below `root` that is swept if nobody removes it in time."""
     _make_root(root)
@@ -144,8 +152,10 @@ def is_alive(session_dir: str) -> bool:
     """Whether the node of a session lives: whether its lock is taken."""
     try:
         lock = os.open(f"{session_dir}/{LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True  # Nobody can tell (no descriptors left, say), and what counts as dead is killed.
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -192,8 +202,15 @@ def remove_session(session_dir: str) -> None:
 
     What that lies in goes too if it was made for the nodes of a `Cluster` object: its program may have been killed.
     """
-    remove_tree(session_dir)
-    root = os.path.dirname(session_dir)
+    root, name = os.path.split(session_dir)
+    hidden = f"{root}/{_NEW_PREFIX}{name}"
+    try:
+        # A directory of this name without a lock counts as a dead session's: whoever starts one now would kill the
+        # node that is just removing it, before it has told its driver.
+        os.rename(session_dir, hidden)
+    except OSError:
+        hidden = session_dir  # It has gone, or cannot be removed either.
+    remove_tree(hidden)
     try:
         os.rmdir(root)
         if os.path.dirname(root) in own_clusters():

@@ -5,8 +5,9 @@ a library for certificates. The file is replaced in one step; whoever makes a co
 by now (:mod:`moray.security.contexts`): this node, its workers, its drivers, and at the head's machine the head. What
 stands goes on.
 
-When a head cannot be reached the question is asked again, until the certificate has ended: then nobody believes this
-node any more, and it must be started anew, with the token. The end of the cluster's authority is told long before.
+When a head cannot be reached, or gives a certificate that others would not believe (its clock is wrong), the question
+is asked again, until the old certificate has ended: then nobody believes this node any more, and it must be started
+anew, with the token. The end of the cluster's authority is told long before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from moray.node.logs import log
 from moray.protocol import messages as m
-from moray.security.identity import BACKDATED_S, Identity, validity
+from moray.security.identity import BACKDATED_S, Identity, client_context, validity
 
 if TYPE_CHECKING:
     from moray.node.head_link import HeadLink
@@ -31,6 +32,8 @@ _AGAIN_SHARE: Final = 0.02
 _AGAIN_S: Final = 600.0
 #: The authority's end is told so long before.
 AUTHORITY_ENDS_S: Final = 180 * 86400.0
+#: A new certificate that ends so much before the old one was made by a clock that was set back.
+_SET_BACK_S: Final = 60.0
 _DAY_S: Final = 86400.0
 
 
@@ -80,15 +83,30 @@ class Certificate:
         if not answer.certificate:
             log(f"the head does not renew this node's certificate, which ends at {_show(self._ends)}: {answer.reason}")
             return
-        identity = Identity.load(self._directory)
-        pem = ssl.DER_cert_to_PEM_cert(answer.certificate).encode()
+        try:
+            problem = self._take(ssl.DER_cert_to_PEM_cert(answer.certificate).encode())
+        except OSError as error:  # A full disk must not end the node: the old one is good for long.
+            problem = str(error)
+        if problem:
+            log(f"this node's certificate could not be renewed, and ends at {_show(self._ends)}: {problem}")
+
+    def _take(self, pem: bytes) -> str:
+        """Replace the certificate; why not, if others would not believe the new one."""
+        identity = Identity.load(self._directory)._replace(certificate=pem)
+        client_context(identity)  # SSLError (an OSError): it is none, or for another key.
         begins, ends = validity(pem)
+        now = time.time()
+        if begins > now and now < self._ends:
+            return f"the head's new one is good from {_show(begins)} on, and now is {_show(now)}: do the clocks agree?"
+        if ends < self._ends - _SET_BACK_S:
+            return f"the head's new one ends sooner, at {_show(ends)}: do the clocks agree?"
         if ends <= self._ends:
-            return  # The answer to a question that was asked twice.
-        identity._replace(certificate=pem).save(self._directory)
+            return ""  # The answer to a question that was asked twice.
+        identity.save(self._directory)
         self._begins, self._ends, self._told_end = begins, ends, False
         self._not_before = time.monotonic() + self._lasts_s / 4
         log(f"this node's certificate was renewed: it is good until {_show(ends)}")
+        return ""
 
 
 def authority_warning(ends: float) -> str:

@@ -6,7 +6,8 @@ word on, what the owner says of the object goes to the other node; what it has s
 answer comes (MoveNoted), as both go the same way. Only then is the object none of this node's concern.
 
 What an owner frees meanwhile is freed here, and, as with every copy, at the node that was sent it (REF-FREE). If this
-node dies in the middle, owners look for copies as after any death, and find those that were taken over.
+node dies in the middle, owners look for copies as after any death, and find those that were taken over. If another one
+dies, they may find copies here: this node stays for a while, until they have.
 
 Objects of processes of the node itself end with these, wherever copies are: they are not moved.
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _UNDER_WAY: Final = 64
 #: A look at all objects may take one part in so many of the time.
 _LOOK_SHARE: Final = 10
+#: Owners of objects whose node has died have looked for copies after so long, also if they were busy.
+_LOOK_FOR_S: Final = 10.0
 #: Where the owner's process id is in an object's id.
 _OWNER: Final = slice(8, 20)
 
@@ -52,7 +55,10 @@ class Evacuation:
         self._refused: dict[bytes, dict[bytes, str]] = {}
         #: Node → bytes that it was asked to take.
         self._given: Counter[bytes] = Counter()
-        #: Bytes and number of what was here at the last look, and when the next one may be (monotonic).
+        #: Copies here of objects whose node died → that node. Their owners look for them until then (monotonic).
+        self._orphans: dict[bytes, bytes] = {}
+        self._found_by = 0.0
+        #: Bytes and number of what was here at the last look, and when the next one may be, if there was (monotonic).
         self._left = (0, 0)
         self._next_look = 0.0
         #: What nobody was asked to take at that look.
@@ -65,7 +71,7 @@ class Evacuation:
     def look(self) -> None:
         """Ask others to take what is here, as far as not too much is under way. To be called again and again."""
         began = monotonic()
-        if began < self._next_look:
+        if began < self._next_look and self._left[1]:
             return
         store, objects = self._node.store, self._node.objects.of_others()
         self._forget_gone(set(objects))
@@ -97,12 +103,18 @@ class Evacuation:
             return f"{text}: other nodes have no room for {len(self._refused)}: {problems[-1]}" if problems else text
         if self._untold:
             return f"{len(self._untold)} objects were moved, and their owners have not noted that yet"
+        if self._orphans:
+            return f"{len(self._orphans)} copies of objects whose node has died: their owners may look for them"
         return ""
 
     def node_died(self, tag: bytes) -> None:
-        """Another node is dead: what it was to take, others are asked to take."""
+        """Another node is dead: what it was to take, others are asked to take; what it had is looked for."""
         self._asked = {name: target for name, target in self._asked.items() if target != tag}
         self._untold = {name: target for name, target in self._untold.items() if target != tag}
+        if self.leaves:
+            copies = self._cluster.transfers.core.copies
+            self._orphans |= {name: tag for name, primary in copies.items() if primary == tag}
+            self._found_by = monotonic() + _LOOK_FOR_S
 
     def _forget_gone(self, here: set[bytes]) -> None:
         """Some were freed meanwhile."""
@@ -112,6 +124,9 @@ class Evacuation:
             del self._refused[name]
         for name in [name for name in self._untold if not self._node.store.holds(name)]:
             del self._untold[name]
+        copies, late = self._cluster.transfers.core.copies, monotonic() > self._found_by
+        for name in [name for name, tag in self._orphans.items() if late or copies.get(name) != tag]:
+            del self._orphans[name]
 
     def _targets(self) -> list[m.NodeInfo]:
         nodes = self._cluster.head.nodes()
@@ -133,8 +148,9 @@ class Evacuation:
         node, transfers = tag_of(link.node_id), self._cluster.transfers
         moved: dict[bytes, list[bytes]] = defaultdict(list)
         for name, problem in zip(message.objects, message.problems, strict=True):
-            if self._asked.pop(name, b"") != node:
+            if self._asked.get(name) != node:
                 continue
+            del self._asked[name]
             if problem:
                 self._refused.setdefault(name, {})[node] = f"node {node.hex()}: {problem}"
             elif transfers.is_primary(name):

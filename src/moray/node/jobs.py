@@ -141,7 +141,14 @@ def _parse(runtime_env: str) -> RuntimeEnv:
     try:
         found = msgspec.json.decode(runtime_env, type=RuntimeEnv)
     except msgspec.DecodeError as error:
-        raise ValueError(f"this node cannot set up the runtime environment {runtime_env}: {error}") from None
+        hint = (
+            "; moray sets up env_vars, excludes, py_modules and working_dir: install packages in the environment that "
+            "starts the program, on every host"
+        )
+        raise ValueError(
+            f"this node cannot set up the runtime environment {runtime_env}: {error}"
+            + (hint if "unknown field" in str(error) else "")
+        ) from None
     if found.working_dir and not any(package.kind == "working_dir" for package in found.packages):
         found.packages.insert(0, m.Package(found.working_dir, b"", "working_dir"))
     return found

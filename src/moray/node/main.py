@@ -68,6 +68,7 @@ def main() -> NoReturn:
         template.main(control, parent, config.worker_entry, modules, credentials)
 
     root, root_pid = start_root(run_template)
+    session_directory.keep_from_tidiers(config.session_dir)
     try:
         _run(config, root, root_pid, owner_pidfd)
     except BaseException:  # noqa: BLE001 - whatever it is, the session must not stay behind

@@ -31,14 +31,13 @@ import msgspec
 from moray.core.tunnel import TooManyStreamsError
 from moray.ids import PROCESS_BYTES, TAG_BYTES, tag_of
 from moray.node.logs import log
-from moray.node.tunnel_end import TunnelConnection, TunnelEnd, prefer_latency
+from moray.node.tunnel_end import SILENCE_S, TunnelConnection, TunnelEnd, prefer_latency
 from moray.platform import process_control
 from moray.platform.memory_files import read_all
 from moray.protocol import messages as m
 from moray.protocol.reactor import READ, Reactor, Timer
 from moray.protocol.relaying import RELAY_TARGET, receive_descriptor
 from moray.protocol.tcp import HalfOpen, parse_address, start_connect
-from moray.protocol.tls import TlsConnection
 from moray.security.contexts import contexts_of
 
 #: Descriptors that it starts with: its RelayConfig, the inbox, its log, and what it asks its node through.
@@ -79,8 +78,27 @@ class Session:
         self.tag = hello.tag
         self.patience_s = min(max(0.0, hello.patience_s), MOST_PATIENCE_S)
         self.end = end
-        self.connection: TlsConnection | None = None
-        self.heard_at = monotonic()
+        self.connection: TunnelConnection | None = None
+        #: When it had a connection last that was heard of.
+        self._heard_at = monotonic()
+
+    def hear(self, connection: TunnelConnection) -> None:
+        """It has another connection from now on."""
+        self.connection = connection
+        self._heard_at = monotonic()
+
+    def lose(self) -> None:
+        """It has none any more."""
+        self.connection, self._heard_at = None, self.heard_at()
+
+    def heard_at(self) -> float:
+        """When something was heard of it last."""
+        return self._heard_at if self.connection is None else max(self._heard_at, self.connection.heard_at)
+
+    def most_s(self) -> float:
+        """How long nothing may be heard of it. A connection that is not known to be lost has the time in which its
+        driver would be asked."""
+        return self.patience_s if self.connection is None else max(self.patience_s, SILENCE_S)
 
 
 class Relay:
@@ -118,23 +136,29 @@ class Relay:
     def _on_handover(self, _events: int) -> None:
         while (found := receive_descriptor(self._inbox)) is not None:
             data, sock = found
-            if sock is None:
-                continue
             target, source = data[:PROCESS_BYTES], data[PROCESS_BYTES:].decode(errors="replace")
-            if target == RELAY_TARGET:
+            if sock is None:
+                self._log_dropped(target, source, "this relay has no descriptors left")
+            elif target == RELAY_TARGET:
                 self._accept(sock, source)
             else:
                 self._pass_on(sock, target, source)
 
     def _accept(self, sock: socket.socket, source: str) -> None:
         """A driver's node."""
+        try:
+            context = contexts_of(self._credentials).server
+        except OSError as error:
+            log(f"a driver at {source} was refused: {error}")
+            sock.close()
+            return
         prefer_latency(sock)
         TunnelConnection(
             sock,
             self.reactor,
             self._on_message,
             self._on_close,
-            context=contexts_of(self._credentials).server,
+            context=context,
             server_side=True,
             half_open=self._half_open,
             peer_address=source,
@@ -145,7 +169,7 @@ class Relay:
         session = self._by_tag.get(tag_of(target))
         if session is None:
             sock.close()
-            self._log_dropped(target, source)
+            self._log_dropped(target, source, "no driver with this tag is here")
             return
         try:
             session.end.open(target + source.encode(), sock)
@@ -153,7 +177,7 @@ class Relay:
             log(f"a connection for {target.hex()} was dropped: {error}")
             sock.close()
 
-    def _log_dropped(self, target: bytes, source: str) -> None:
+    def _log_dropped(self, target: bytes, source: str, why: str) -> None:
         """Strangers can ask for anybody: one line a minute."""
         last, more = self._dropped
         now = monotonic()
@@ -162,11 +186,11 @@ class Relay:
             return
         self._dropped = now, 0
         others = f" (and {more} more like it since the last such line)" if more else ""
-        log(f"a connection from {source} for {target.hex()} was dropped: no driver with this tag is here{others}")
+        log(f"a connection from {source} for {target.hex()} was dropped: {why}{others}")
 
     # --- sessions ---------------------------------------------------------------------------------------------
 
-    def _on_message(self, connection: TlsConnection, message: Any) -> None:
+    def _on_message(self, connection: TunnelConnection, message: Any) -> None:
         session: Session | None = connection.peer
         if session is None:
             if isinstance(message, m.TunnelHello):
@@ -176,13 +200,12 @@ class Relay:
             return
         if session.connection is not connection:
             return
-        session.heard_at = monotonic()
         if isinstance(message, m.TunnelLeaves):
             self._leave(session, message.reason)
             return
         session.end.on_message(connection, message)
 
-    def _on_hello(self, connection: TlsConnection, hello: m.TunnelHello) -> None:
+    def _on_hello(self, connection: TunnelConnection, hello: m.TunnelHello) -> None:
         refused = self._why_not(hello)
         if refused is not None:
             log(f"a driver at {connection.peer_address} was refused: {refused.reason}")
@@ -203,8 +226,7 @@ class Relay:
             connection.close("a later connection of its session has come before it")
             return
         # From here on the old connection is not heard any more, so what is said of what has arrived stays true.
-        session.connection = connection
-        session.heard_at = monotonic()
+        session.hear(connection)
         connection.peer = session
         connection.send(m.TunnelWelcome(end.core.acknowledgement(), self._config.gate))
         end.attach(connection, hello.attempt, hello.received)
@@ -235,12 +257,12 @@ class Relay:
         self._sessions[session.name] = self._by_tag[session.tag] = session
         return session
 
-    def _on_close(self, connection: TlsConnection, reason: str) -> None:
+    def _on_close(self, connection: TunnelConnection, reason: str) -> None:
         session: Session | None = connection.peer
         if session is None or session.connection is not connection:
             return
         log(f"the connection to node {session.tag.hex()} is lost ({reason}): kept for {session.patience_s:g} s")
-        session.connection = None
+        session.lose()
         session.end.detach()
 
     def _leave(self, session: Session, reason: str) -> None:
@@ -269,8 +291,8 @@ class Relay:
         self._timer = self.reactor.call_later(_LOOK_S, self._look)
         now = monotonic()
         for session in list(self._sessions.values()):
-            away_s = now - session.heard_at
-            if away_s > session.patience_s + _LOOK_S:
+            away_s = now - session.heard_at()
+            if away_s > session.most_s() + _LOOK_S:
                 self._end(session, f"nothing was heard of it for {away_s:.0f} s")
         if self._sessions or len(self._half_open):
             self._busy_at = now

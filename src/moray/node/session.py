@@ -39,10 +39,12 @@ def remove_files(session_dir: str) -> None:
 
 
 def say_goodbye(clients: Clients, owner: Client | None, reason: str) -> None:
-    """Tell the session's driver that all is gone, and other drivers why."""
+    """Tell all drivers why, and the session's that all is gone."""
     deadline = monotonic() + _LAST_WORD_S
     for client in clients:
-        client.send(m.ShutdownDone() if client is owner else m.Shutdown(reason))
+        client.send(m.Shutdown(reason))
+        if client is owner:
+            client.send(m.ShutdownDone())
         _flush(client, deadline)
 
 

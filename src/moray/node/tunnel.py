@@ -27,21 +27,20 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from moray.core.tunnel import TooManyStreamsError
+from moray.ids import PROCESS_BYTES
 from moray.node.logs import log
-from moray.node.tunnel_end import TunnelConnection, TunnelEnd, prefer_latency
+from moray.node.tunnel_end import SILENCE_S, TunnelConnection, TunnelEnd, prefer_latency
 from moray.protocol import messages as m
 from moray.protocol.reactor import READ, Timer
 from moray.protocol.relaying import RELAY_TARGET, open_datagrams, receive_descriptor, tunnel_inbox
 from moray.protocol.tcp import parse_address, preface, start_connect
-from moray.protocol.tls import TlsConnection
 from moray.security.contexts import contexts_of
 
 if TYPE_CHECKING:
     from moray.protocol.reactor import Reactor
 
-#: Between pings; a connection on which nothing was heard for so long is taken for lost.
+#: Between pings.
 _PING_S: Final = 2.0
-_SILENCE_S: Final = 10.0
 #: An attempt may take so long, TLS included.
 _ATTEMPT_S: Final = 4.0
 #: A connection that cannot be made is tried again after this time, doubled up to the last.
@@ -49,7 +48,7 @@ _RETRY_S: Final = 0.05
 _RETRY_MAX_S: Final = 2.0
 #: The first one must come about within this time.
 _FIRST_S: Final = 15.0
-#: Last words may take so long to be sent.
+#: Last words may take so long to arrive.
 _LAST_WORDS_S: Final = 1.0
 
 #: Codes of Refused upon which there is no use in trying again.
@@ -100,11 +99,13 @@ class Tunnel:
         self._fresh = True
         #: Whether any session was.
         self._ready = False
-        self._connection: TlsConnection | None = None
+        self._connection: TunnelConnection | None = None
         self._welcomed = False
         #: When something was heard last.
         self._heard_at = monotonic()
         self._lost = False
+        #: The relay was told that it is over.
+        self._leaving = False
         self._retry_s = _RETRY_S
         self._retry_timer: Timer | None = None
         self._ping_timer: Timer | None = None
@@ -136,7 +137,10 @@ class Tunnel:
             while self._end.drain() and not connection.closed and monotonic() < deadline:
                 _turn(connection)
             connection.send(m.TunnelLeaves(reason))
-            while connection.out and not connection.closed and monotonic() < deadline:
+            # The relay hangs up when it has read this. A socket that is closed before, while something comes, drops
+            # what it has not sent.
+            self._leaving = True
+            while not connection.closed and monotonic() < deadline:
                 _turn(connection)
         self._stop()
 
@@ -167,10 +171,16 @@ class Tunnel:
 
     def _on_open(self, stream: int, target: bytes) -> None:
         """Somebody wants this node (its tag and zeros) or one of its processes."""
-        mine, other = socket.socketpair()
+        process, source = target[:PROCESS_BYTES], target[PROCESS_BYTES:].decode(errors="replace")
+        try:
+            mine, other = socket.socketpair()
+        except OSError as error:
+            # No descriptors are left. Who wants it tries again; this node and what it has go on.
+            log(f"a connection from {source} for {process.hex()} was dropped: {error}")
+            self._end.refuse(stream, str(error))
+            return
         self._end.begin(stream, other)
         mine.setblocking(False)
-        process, source = target[:12], target[12:].decode(errors="replace")
         self._adopt(mine, process, source)
 
     def _on_handover(self, _events: int) -> None:
@@ -190,6 +200,7 @@ class Tunnel:
     def _dial(self) -> None:
         self._retry_timer = None
         try:
+            context = contexts_of(self._credentials).client
             sock = start_connect(*parse_address(self._address))
         except OSError as error:
             self._retry_later(str(error))
@@ -203,7 +214,7 @@ class Tunnel:
             self._reactor,
             self._on_message,
             self._on_close,
-            context=contexts_of(self._credentials).client,
+            context=context,
             server_side=False,
             preface=preface(RELAY_TARGET),
             handshake_timeout_s=_ATTEMPT_S,
@@ -232,8 +243,8 @@ class Tunnel:
         connection = self._connection
         if connection is None:
             return
-        silent_s = monotonic() - max(began, self._heard_at)
-        most = _SILENCE_S if self._welcomed else _ATTEMPT_S
+        silent_s = monotonic() - max(began, connection.heard_at if self._welcomed else self._heard_at)
+        most = SILENCE_S if self._welcomed else _ATTEMPT_S
         if silent_s > most:
             connection.close(f"nothing was heard of the relay for {silent_s:.0f} s")
             return
@@ -241,7 +252,7 @@ class Tunnel:
             self._end.ping()
         self._ping_later(began)
 
-    def _on_message(self, connection: TlsConnection, message: Any) -> None:
+    def _on_message(self, connection: TunnelConnection, message: Any) -> None:
         if connection is not self._connection:
             return
         if self._welcomed:
@@ -260,7 +271,7 @@ class Tunnel:
         if self._connection is not None:
             self._renew(self._connection, fault)
 
-    def _on_welcome(self, connection: TlsConnection, welcome: m.TunnelWelcome) -> None:
+    def _on_welcome(self, connection: TunnelConnection, welcome: m.TunnelWelcome) -> None:
         away_s = monotonic() - self._heard_at
         self._heard_at = monotonic()
         self._welcomed = True
@@ -275,7 +286,7 @@ class Tunnel:
             self._ready = True
             self._on_ready(welcome.gate)
 
-    def _on_refused(self, connection: TlsConnection, refused: m.Refused) -> None:
+    def _on_refused(self, connection: TunnelConnection, refused: m.Refused) -> None:
         if refused.code == "unknown":
             log(f"the relay at {self._address} refuses this session: {refused.reason}; another one begins")
             self._renew(connection, refused.reason)
@@ -284,23 +295,24 @@ class Tunnel:
         else:
             connection.close(refused.reason)
 
-    def _renew(self, connection: TlsConnection, reason: str) -> None:
+    def _renew(self, connection: TunnelConnection, reason: str) -> None:
         """All streams are lost; go on with new ones."""
         self._end.close()
         self._begin_session()
         connection.close(reason)
 
-    def _on_close(self, connection: TlsConnection, reason: str) -> None:
+    def _on_close(self, connection: TunnelConnection, reason: str) -> None:
         if connection is not self._connection:
             return
-        if self._welcomed:
+        if self._welcomed and not self._leaving:
             log(f"the connection to the relay at {self._address} is lost: {reason}")
+            self._heard_at = max(self._heard_at, connection.heard_at)
         self._connection = None
         self._welcomed = False
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         self._end.detach()
-        if not self._lost:
+        if not (self._lost or self._leaving):
             self._retry_later(reason)
 
     def _retry_later(self, reason: str) -> None:
@@ -328,7 +340,7 @@ def _ignore(_reason: str) -> None:
     """Whoever ends need not be told."""
 
 
-def _turn(connection: TlsConnection) -> None:
+def _turn(connection: TunnelConnection) -> None:
     """Send and receive on it for a moment, without the loop, of which the rest has ended."""
     connection.write()
     poller = select.poll()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from moray.core.tunnel import DATA, EOF, LIMITS, OPEN, RESET, Frame, Limits, Tunnel, TunnelError
@@ -31,6 +32,8 @@ INLINE_BYTES: Final = 1 << 13
 #: What the connection sends is counted in portions of at least this size: no less than INLINE_BYTES, so that each frame
 #: with raw bytes is one.
 COUNTED_BYTES: Final = INLINE_BYTES
+#: A connection on which nothing was heard for so long is taken for lost. The driver's end asks more often.
+SILENCE_S: Final = 10.0
 #: What the connection is given before it has sent it.
 WIRE_BYTES: Final = 1 << 19
 #: What the kernel takes that it cannot send yet.
@@ -51,6 +54,14 @@ class TunnelConnection(TlsConnection):
 
     first_frame_limit: ClassVar[int] = 1 << 14
     frame_limit: ClassVar[int] = 1 << 15
+    #: When bytes came last: where the network is slow, long before the message that they are a part of is complete.
+    heard_at = 0.0
+
+    def on_events(self, events: int) -> None:
+        """The reactor's callback."""
+        if events & READ:
+            self.heard_at = monotonic()
+        super().on_events(events)
 
 
 def _has_bytes(sock: socket.socket) -> bool:
@@ -177,7 +188,8 @@ class TunnelEnd:
                 self._on_frame(connection, attempt, message)
             elif isinstance(message, m.TunnelAck):
                 self.core.acknowledged(attempt, message.acknowledged)
-                if message.ping:
+                if message.ping and not connection.out:
+                    # Else it hears what waits already: who asks and does not listen fills no memory.
                     connection.send(m.TunnelAck(self.core.acknowledgement()))
                 self._pump()
             else:
@@ -225,7 +237,6 @@ class TunnelEnd:
         channel = Channel(self.core.open(target))
         self._channels[channel.stream] = channel
         self.begin(channel.stream, sock)
-        self._pump()
 
     def begin(self, stream: int, sock: socket.socket) -> None:
         """The socket of a stream that the other side has opened. It may still be connecting."""
@@ -240,6 +251,7 @@ class TunnelEnd:
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
         self._watch(channel)
         self._write(channel)
+        self._pump()
 
     def refuse(self, stream: int, reason: str) -> None:
         """There is no socket for a stream that the other side has opened."""
@@ -281,6 +293,7 @@ class TunnelEnd:
     def _on_events(self, channel: Channel, events: int) -> None:
         if events & WRITE and channel.out:
             self._write(channel)
+            self._pump()  # The credits for what was taken.
         if events & ~WRITE and channel.sock is not None and not channel.local_end:
             most = self._room(channel)
             if most:
@@ -355,6 +368,9 @@ class TunnelEnd:
             out.clear()
         if taken:
             self.core.consumed(channel.stream, taken)
+        if channel.deaf and channel.local_end:
+            self._abort(channel, "closed")  # Nobody is there: the other side is not to send for nothing.
+            return
         if not out and channel.closing == EOF and not channel.deaf:
             try:
                 sock.shutdown(socket.SHUT_WR)

@@ -86,15 +86,15 @@ class Ways:
 
     def dial_head(self, on_message: Callable[[Any, Any], None], on_close: Callable[[Any, str], None]) -> Any:
         """Connect to the head; OSError if that fails at once."""
+        context = contexts_of(self._credentials).client
         if self._tunnel is None:
-            context = contexts_of(self._credentials).client
             return dial_tls(self._cluster.head_address, self._node.reactor, context)(on_message, on_close)
         return TlsConnection(
             self._tunnel.connect(""),
             self._node.reactor,
             on_message,
             on_close,
-            context=contexts_of(self._credentials).client,
+            context=context,
             server_side=False,
             preface=preface(),
         )

@@ -1,4 +1,4 @@
-"""What a process may do to itself and to others: death signals, subreaping, names, pidfds, groups.
+"""What a process may do to itself and to others: daemons, death signals, subreaping, names, pidfds, groups.
 
 LIVENESS: on one machine, death is what a pidfd says. A pidfd is opened either by the parent before it
 reaps the process, or by anyone who has another proof that the number still means the same process.
@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -21,6 +22,17 @@ _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 #: `comm` of a process, without its final zero.
 _NAME_BYTES: Final = 15
+
+#: Descriptors from here on do not collide with those that a daemon gets.
+_SAFE_FD: Final = 10
+
+#: A daemon runs the very package that its parent runs, whatever else is installed. It gets that package without its
+#: facade (`moray/__init__.py`), which imports what only users' processes need and costs half the start. The standard
+#: library comes first on its path, so that nothing beside the user's script can take a module's place.
+_BOOT: Final = (
+    "import sys; package = sys.modules['moray'] = type(sys)('moray'); package.__path__ = {package!r}; "
+    "sys.path[:] = dict.fromkeys([*filter(None, sys.path), *{paths!r}]); from {main} import main; main()"
+)
 
 #: ``prctl`` of the C library, once it was needed.
 _prctl_function: Any = None
@@ -57,6 +69,40 @@ def _getenv() -> Any:
         _getenv_function = ctypes.CDLL(None).getenv
         _getenv_function.restype = ctypes.c_void_p
     return _getenv_function
+
+
+def daemon_code(main: str, package: list[str], paths: list[str]) -> str:
+    """What a daemon's interpreter is to run (``-c``).
+
+    Args:
+        main: the module whose function ``main`` it is.
+        package: the directories of the package moray.
+        paths: where it finds modules, after what the interpreter itself begins with.
+    """
+    return _BOOT.format(main=main, package=package, paths=paths)
+
+
+def spawn_daemon(command: list[str], environ: Mapping[str, str], descriptors: Sequence[int]) -> int:
+    """Start `command` in a session of its own; its descriptors from 0 on are `descriptors`. The pid; raises OSError."""
+    import fcntl
+
+    copies: list[int] = []
+    try:
+        # Above all targets, so that none is overwritten before it is copied itself.
+        copies.extend(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SAFE_FD) for fd in descriptors)
+        return os.posix_spawn(
+            command[0],
+            command,
+            environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(copies)],
+            setsid=True,
+            # What its parent ignores or blocks must not be ignored or blocked there: SIGCHLD above all.
+            setsigmask=[],
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+    finally:
+        for fd in copies:
+            os.close(fd)
 
 
 def set_name(name: str | None) -> None:

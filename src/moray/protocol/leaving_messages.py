@@ -12,7 +12,7 @@ from moray.protocol.base import Message
 
 class MoveActor(Message, tag=180):
     """Head → worker: begin no more calls, and end when those that were begun are answered: the actor is to live
-    elsewhere. Answered by ActorMoved, and the end of the process."""
+    elsewhere. Answered by ActorMoved, and the end of the process. Said again: there is another deadline."""
 
     actor: bytes
     incarnation: int

@@ -19,6 +19,8 @@ from moray.protocol.handshake import short_path
 RELAY_TARGET: Final = b"moray-relay\0"
 #: Of a datagram that hands a descriptor over: the most that it says of it.
 DATAGRAM_BYTES: Final = 512
+#: Of a descriptor's number in a message's control data.
+_FD_BYTES: Final = 4
 
 
 def node_target(tag: bytes) -> bytes:
@@ -51,20 +53,24 @@ def open_datagrams(path: str) -> socket.socket:
 
 def send_descriptor(sender: socket.socket, fd: int, data: bytes, path: str) -> None:
     """Hand a copy of a descriptor over. BlockingIOError: the inbox is full; other OSErrors: nobody is there."""
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, byteorder))
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_FD_BYTES, byteorder))
     with short_path(path) as short:
         sender.sendmsg([data or b"?"], [rights], 0, short)
 
 
 def receive_descriptor(inbox: socket.socket) -> tuple[bytes, socket.socket | None] | None:
-    """The next one that was handed over, made non-blocking; None: there is none at the moment."""
+    """The next one that was handed over, made non-blocking; None: there is none at the moment. Without a socket: this
+    process may have no more descriptors, and the connection has ended."""
     try:
-        data, fds, _flags, _address = socket.recv_fds(inbox, DATAGRAM_BYTES, 1)
+        # Not recv_fds(), which passes no flags on: another thread may start a program at any moment, and the connection
+        # would live as long as that.
+        data, rights, _flags, _address = inbox.recvmsg(
+            DATAGRAM_BYTES, socket.CMSG_LEN(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+        )
     except BlockingIOError:
         return None
-    for fd in fds:
-        os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 does not pass its flags on.
-    socks = [socket.socket(fileno=fd) for fd in fds]
-    for sock in socks:
-        sock.setblocking(False)
-    return data, socks[0] if socks else None
+    if not rights:
+        return data, None
+    sock = socket.socket(fileno=int.from_bytes(rights[0][2], byteorder))
+    sock.setblocking(False)
+    return data, sock

@@ -384,7 +384,12 @@ class TcpServer:
         admission.release()
         self.stats["handed_on"] += 1
         tune(newcomer.sock)
-        self._on_connection(newcomer.sock, target, admission.address)
+        try:
+            self._on_connection(newcomer.sock, target, admission.address)
+        except OSError as error:
+            # Our own certificate cannot be read: strangers' bytes must not end this process because of that.
+            newcomer.sock.close()
+            self.report("not taken", f"this process cannot take it: {error}", admission.address)
 
     def _answer_version(self, sock: socket.socket) -> None:
         """Which number we speak, in plain bytes, so that its error can name both (PROTOCOL)."""

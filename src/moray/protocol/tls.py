@@ -154,7 +154,10 @@ class TlsConnection(TlsSender):
 
     def peer_certificate(self) -> bytes:
         """The certificate that the other side has shown, as DER; b"" before the handshake is over, or without one."""
-        return self._ssl.getpeercert(binary_form=True) or b"" if self._ssl is not None and self.ready else b""
+        if self._ssl is None or not self.ready:
+            return b""
+        with self._io:  # Somebody may be sending.
+            return self._ssl.getpeercert(binary_form=True) or b""
 
     # --- receiving: the loop ------------------------------------------------------------------
 

@@ -29,17 +29,19 @@ from time import monotonic, perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray.exceptions import TaskCancelledError
+from moray.platform import process_control
 from moray.platform.lease_page import LeasePage
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
-from moray.runtime.executor import split_returns
 from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.references import TaskToken
+from moray.runtime.returns import take_returns
 from moray.runtime.work import Called, Caller, Construction, current_call
 from moray.serialization import NONE_BLOB, context, loads, serialize
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
+    from moray.runtime.actor_moves import ActorMove
     from moray.runtime.worker import Worker
 
 _PLAIN: Final = frozenset({int, float, bool, complex})
@@ -91,8 +93,10 @@ class ActorHost:
         self.exiting = False
         #: Taken by the thread that ends the process.
         self._leaving = threading.Lock()
-        #: It is to live elsewhere: no call is begun any more (:mod:`moray.runtime.actor_moves`).
-        self._moving = False
+        #: It is to live elsewhere (:mod:`moray.runtime.actor_moves`), and what it was told of that.
+        self.move: ActorMove | None = None
+        #: Accepted calls that are not to be begun for the time being, oldest first; None: all may. Loop only.
+        self.held_back: deque[Called] | None = None
         #: Until the constructor has returned.
         self._construction: Construction | None = Construction()
         #: Until when this machine counts as alive; None: nobody could take it for dead.
@@ -139,9 +143,9 @@ class ActorHost:
             connection.send(reply if isinstance(reply, m.CallResults) else m.CallResults([reply]))
 
     def _dispatch(self, call: Called) -> None:
-        if self._moving:
-            return  # Its caller will be told that it has not begun.
-        if self._early is not None:
+        if self.held_back is not None:
+            self.held_back.append(call)
+        elif self._early is not None:
             self._early.append(call)
         else:
             self._begin(call)
@@ -180,6 +184,7 @@ class ActorHost:
     def become(self) -> None:
         """Make the instance, tell the head, and let calls begin. An async actor's main thread stays in here."""
         self._executor.name = self._executor.function_name = f"{self.creation.class_name}.__init__"
+        process_control.set_name(f"moray:{self.creation.class_name.rpartition('.')[2]}")
         self._executor.owner = self._creator_connection
         self._live()
 
@@ -311,7 +316,7 @@ class ActorHost:
         elif type(value) in _PLAIN:
             blob = serialize(value).blob  # type: ignore[assignment]
         else:
-            executor.answer(call, self._name(call), [value], took // 1000, None)
+            executor.answer(call, self._name(call), value, took // 1000, None)
             return
         self.results.append((call, m.Result(spec.seq, took // 1000, blob)))
 
@@ -336,14 +341,14 @@ class ActorHost:
             if extra.stream is not None:
                 stream_producer.answer(executor, call, self._name(call), extra, value, token, begin)
                 return
+            made = take_returns(self._worker.values, call, value, extra.num_returns, self._name(call))
+            del value
             took = perf_counter_ns() - begin
             executor.events.append((spec.method, spec.seq, call.connection, begin, took))
-            values = split_returns(value, extra.num_returns, self._name(call))
-            del value
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
             self._failed(call, error, begin, token, extra)
             return
-        executor.answer(call, self._name(call), values, took // 1000, token)
+        executor.send_returns(call, made, took // 1000, token)
 
     def _arguments(self, call: Called, extra: m.TaskExtra, token: TaskToken) -> tuple[Any, dict[str, Any]]:
         args, kwargs = loads(call.spec.payload) if call.spec.payload else ((), {})
@@ -428,6 +433,7 @@ class ActorHost:
         """Calls that are not in the executor's queue: early ones, those of groups, and what runs."""
         calls = [call for call, _task in list(self.running.values())]
         calls += self._early or ()
+        calls += self.held_back or ()
         for waiting in self._waiting.values():
             calls += list(waiting)
         return calls
@@ -447,9 +453,18 @@ class ActorHost:
     def cancel_running(self, process: bytes, seq: int) -> None:
         """A thread can only ask whether its call is cancelled (``is_canceled()``)."""
 
-    def stop_beginning(self) -> list[Called]:
-        """Begin no more calls: returns those that were accepted, and that no thread has taken. Loop only."""
-        self._moving = True
+    def hold_back(self) -> None:
+        """Begin no more calls: what was accepted, and no thread has taken, waits with all that comes. Loop only."""
+        self.held_back = deque(self._take_back())
+
+    def hold_no_more(self) -> None:
+        """Begin what was held back, and what comes. Loop only."""
+        held, self.held_back = self.held_back or (), None
+        for call in held:
+            self._begin(call)
+        self._worker.wake()
+
+    def _take_back(self) -> list[Called]:
         taken = self._executor.take_calls()
         for group, queue in self._queues.items():
             while True:

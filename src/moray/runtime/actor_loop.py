@@ -21,13 +21,14 @@ from time import perf_counter_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from moray.core.limits import Limit
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
 from moray.runtime.actor_host import _NO_EXTRA, _PLAIN, FENCE_LOOK_S, ActorHost
-from moray.runtime.executor import split_returns
 from moray.runtime.loop_selector import LoopSelector
 from moray.runtime.output import void
 from moray.runtime.references import TaskToken
+from moray.runtime.returns import take_returns
 from moray.runtime.work import Called, current_call
 from moray.serialization import NONE_BLOB, context, loads, serialize
 
@@ -148,12 +149,14 @@ class AsyncActorHost(ActorHost):
                 return
             if type(value) is CoroutineType or inspect.isawaitable(value):
                 value = await value
+                if call.cancelled:  # It heard of it as a CancelledError, and has tidied up.
+                    raise executor.cancelled(call, "it ended after it had been asked to")
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
             self._failed_async(call, error, begin, token, extra)
             return
         finally:
             self.running.pop((call.caller.process, call.spec.seq), None)
-            limit.release()
+            limit.end()
         took = perf_counter_ns() - begin
         record = executor.events.append if self._group_loops else executor.events.append_main
         record((call.spec.method, call.spec.seq, call.connection, begin, took))
@@ -170,11 +173,11 @@ class AsyncActorHost(ActorHost):
             self.results.append((call, m.Result(call.spec.seq, took_us, serialize(value).blob or b"")))
             return
         try:
-            values = split_returns(value, extra.num_returns, self._name(call))
-        except ValueError as error:
+            made = take_returns(self._worker.values, call, value, extra.num_returns, self._name(call))
+        except BaseException as error:  # noqa: BLE001 - every error of the user's is the call's result.
             self._failed_async(call, error, perf_counter_ns(), token, extra)
             return
-        self._executor.answer(call, self._name(call), values, took_us, token)
+        self._executor.send_returns(call, made, took_us, token)
 
     def _flush_soon(self) -> None:
         """Send what has ended: now if nothing else is about to run here, otherwise once for all of that."""
@@ -222,9 +225,8 @@ class AsyncActorHost(ActorHost):
         if task is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def stop_beginning(self) -> list[Called]:
+    def _take_back(self) -> list[Called]:
         """All that came is a coroutine by now, and ends as such. Loop only."""
-        self._moving = True
         return []
 
     def _end_soon(self) -> None:
@@ -249,32 +251,25 @@ async def _as_async(items: Any) -> Any:
         await asyncio.sleep(0)
 
 
-class _Limit:
-    """How many coroutines of a group may run; a semaphore without a coroutine of its own where nothing waits."""
+class _Limit(Limit):
+    """How many coroutines of a group may run. Its event loop's."""
 
-    __slots__ = ("_waiting", "free")
-
-    def __init__(self, size: int) -> None:
-        #: Take one without waiting by counting it down.
-        self.free = size
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    __slots__ = ()
 
     async def wait(self) -> None:
-        """Wait for one of those that run to end; it is the caller's then."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        """Wait for one of those that run to end; its place is the caller's then."""
+        ticket = asyncio.get_running_loop().create_future()
+        self.line_up(ticket)
         try:
-            await future
+            await ticket
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.release()  # It was given to us at the same moment.
+            if not self.withdraw(ticket):
+                self.end()
             raise
 
-    def release(self) -> None:
+    def end(self) -> None:
         """One has ended: the next that waits takes its place."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
-                return
-        self.free += 1
+        ticket = self.release()
+        # One that is cancelled knows of it only in its turn: then it hands on what it is given here.
+        if ticket is not None and not ticket.done():
+            ticket.set_result(None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -33,6 +33,10 @@ class Prepared(msgspec.Struct, gc=False):
     held: list[ObjectRef[Any]] | None = None
     #: Top-level references: (position or keyword, reference).
     arguments: list[tuple[int | str, ObjectRef[Any]]] | None = None
+
+
+#: Whose pickle has at least a byte for each of what `len` counts.
+_SIZED: Final = frozenset((bytes, bytearray, str, list, tuple, dict, set, frozenset))
 
 
 class LargeArguments:
@@ -94,8 +98,10 @@ def _prepare_any(
         if isinstance(value, ObjectRef):
             references.append((name, value))
             plain_kwargs[name] = None
-    serialized = _serialize_arguments(plain_args, plain_kwargs, function)
-    if serialized.size > config.INLINE_MAX_BYTES:
+    serialized = None
+    if not any(_is_surely_large(value) for _where, value in _named(plain_args, plain_kwargs)):
+        serialized = _serialize_arguments(plain_args, plain_kwargs, function)
+    if serialized is None or serialized.size > config.INLINE_MAX_BYTES:
         references += _put_large(values, plain_args, plain_kwargs, function, large)
         serialized = _serialize_arguments(plain_args, plain_kwargs, function)
     held = serialized.contained + [ref for _where, ref in references]
@@ -109,11 +115,23 @@ def _serialize_arguments(args: list[Any], kwargs: dict[str, Any], function: str)
         from moray.runtime.values import unpicklable
 
         for where, value in _named(args, kwargs):
-            try:
-                serialize(value)
-            except Exception as reason:  # Whatever its pickling raises.
-                raise unpicklable(value, f"argument {where!r} of {function}()", reason) from reason
+            _serialize_argument(where, value, function)
         raise unpicklable((args, kwargs), f"the arguments of {function}()", error) from error
+
+
+def _serialize_argument(where: int | str, value: Any, function: str) -> Serialized:
+    try:
+        return serialize(value)
+    except Exception as reason:  # Whatever its pickling raises.
+        from moray.runtime.values import unpicklable
+
+        raise unpicklable(value, f"argument {where!r} of {function}()", reason) from reason
+
+
+def _is_surely_large(value: Any) -> bool:
+    """Its pickle needs more than a call may carry: that is not worth pickling just to see how much. (Of a container,
+    each element takes a byte at least, and arrays are not copied to see their size.)"""
+    return type(value) in _SIZED and len(value) > config.INLINE_MAX_BYTES
 
 
 def _named(args: list[Any], kwargs: dict[str, Any]) -> list[tuple[int | str, Any]]:
@@ -129,7 +147,7 @@ def _put_large(
     sizes: dict[int | str, Serialized] = {}
     for where, value in _named(args, kwargs):
         if value is not None:
-            sizes[where] = serialize(value)
+            sizes[where] = _serialize_argument(where, value, function)
     threshold = config.INLINE_MAX_BYTES
     if all(serialized.size <= threshold for serialized in sizes.values()):
         threshold = config.INLINE_MAX_BYTES // max(len(sizes), 1)

@@ -53,8 +53,8 @@ class Cancels:
         entry = ref._entry
         if force and isinstance(entry.task, Call):
             raise ValueError(
-                "cancel(): force=True is not supported for calls of actors, as it would end the whole actor for one "
-                "call: use force=False, or moray.kill(actor)"
+                "cancel(): force=True would end the whole actor for the sake of one call: use force=False, or "
+                "moray.kill(actor)"
             )
         self._asked.append((entry, force, recursive))
         self._runtime.wake()

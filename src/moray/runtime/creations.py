@@ -128,8 +128,8 @@ class Creations:
         self._client.forget(spec.actor)
         if not answer.actor:
             raise exceptions.ActorAlreadyExistsError(
-                f"{answer.reason}: The name {spec.name!r} is already taken. Please use a different name, or "
-                "get_if_exists=True"
+                f"{answer.reason}: the name {spec.name!r} is already taken. Choose another one, or pass "
+                "get_if_exists=True for a handle of the actor that has it"
             )
         return answer.actor, answer.meta, answer.creator, None
 

@@ -12,13 +12,15 @@ import threading
 import uuid
 import warnings
 from importlib import import_module
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from moray import config, exceptions
 from moray.ids import new_process, tag_of
 from moray.labels import check_labels
-from moray.launch.config import NodeConfig
+from moray.launch.config import NodeConfig, session_environ
 from moray.launch.local import NodeHandle, find_sessions, start_node
+from moray.launch.node_ends import describe_end
 from moray.launch.session_directory import own_clusters, read_node_id
 from moray.launch.spilling import spill_targets
 from moray.protocol import messages as m
@@ -34,8 +36,14 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from moray.protocol.connection import Connection
     from moray.runtime.local_mode import LocalRuntime
 
+#: A program that ends leaves what it submitted and never waited for so long to end; and how often it looks.
+EXIT_GRACE_S: Final = 0.5
+EXIT_LOOK_S: Final = 0.005
+#: Of ``ray://localhost:10001``, which programs for Ray have in them: heads here have one port for everything.
+_RAY_CLIENT_PORT: Final = ":10001"
 #: Parameters of init that have no meaning here and are accepted with any value.
 _WITHOUT_MEANING: Final = frozenset({
     "include_dashboard", "dashboard_host", "dashboard_port",
@@ -56,6 +64,9 @@ _ON_DEMAND: Final = "moray.compat.on_demand"
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:\[\]]+):\d+")
 #: How long shutdown waits for the node to finish before it ends it by force.
 _SHUTDOWN_S: Final = 10.0
+#: A node whose connection has ended is looked at so often, and given so long, to see how it ended itself.
+_LOOK_S: Final = 0.005
+_LOOKS: Final = 200
 
 
 class Context:
@@ -128,9 +139,7 @@ class Driver(Runtime):
         self.handle: NodeHandle | None = None
         #: Gives the program's loggers back as they were.
         self.undo_logging: Callable[[], None] = lambda: None
-        self.handlers[m.Shutdown] = lambda _connection, message: self.session_ended(
-            f"session {self.welcome.session} has ended: {message.reason}"
-        )
+        self.handlers[m.Shutdown] = self._on_shutdown
         self._stop = False
         self._thread = threading.Thread(target=self._io_thread, name="moray-io", daemon=True)
 
@@ -149,6 +158,28 @@ class Driver(Runtime):
             self.session_ended(f"moray's I/O thread failed with {type(error).__name__}: {error}")
             raise
 
+    def _on_shutdown(self, _connection: Connection, message: m.Shutdown) -> None:
+        """The node ends in order, and says why."""
+        if self.closing:
+            self.shutdown_done.notify()
+        else:
+            self.session_ended(f"session {self.welcome.session} has ended: {message.reason}")
+
+    def _on_node_closed(self, _connection: Connection, reason: str) -> None:
+        """The node ends, or has ended, without a word: the error of all that waits says how."""
+        if self.closing:
+            self.shutdown_done.notify()
+        else:
+            self._tell_end(reason, _LOOKS)
+
+    def _tell_end(self, reason: str, looks: int) -> None:
+        handle = self.handle
+        if handle is not None and looks and not handle.wait_ended(0):
+            self.reactor.call_later(_LOOK_S, lambda: self._tell_end(reason, looks - 1))
+            return
+        end = describe_end(self.session_dir, handle.status if handle is not None else None)
+        self.session_ended(f"the node of session {self.welcome.session} ended: {reason}{end}")
+
     def stop(self) -> None:
         """End the session or leave it, and the I/O thread."""
         self.closing = True
@@ -164,8 +195,9 @@ class Driver(Runtime):
         self.call_soon(lambda: self.session_ended("moray.shutdown() was called"))
         self.call_soon(end)
         self._thread.join(timeout=_SHUTDOWN_S)
-        if self.handle is not None and (node_died or not self.handle.wait_ended(_SHUTDOWN_S)):
-            self.handle.kill()  # A node that died by force could not end what tasks had started.
+        handle = self.handle
+        if handle is not None and (node_died or not handle.wait_ended(_SHUTDOWN_S) or handle.status):
+            handle.kill()  # A node that died by force could not end what tasks had started.
         self.close()
         self.undo_logging()
 
@@ -294,6 +326,10 @@ def _find(address: str, temp_dir: str) -> tuple[str, NodeHandle | None]:
         return sessions[0].address, None
     remote = address.removeprefix("moray://").removeprefix("ray://")
     if remote != address:
+        if address.endswith(_RAY_CLIENT_PORT):
+            from moray.launch.cluster import own_head
+
+            remote = own_head(remote, temp_dir, any_port=True)
         return _join_cluster(remote, temp_dir, relayed=True)
     if _HOST_AND_PORT.fullmatch(address):
         return _find_in_cluster(address, temp_dir)
@@ -372,7 +408,7 @@ def _job_config(options: dict[str, Any]) -> m.JobConfig:
     job = m.JobConfig(
         sys_path=paths,
         cwd=cwd,
-        environ=dict(os.environ) | asked.get("env_vars", {}),
+        environ=session_environ() | asked.get("env_vars", {}),
         executable=sys.executable,
         namespace=_namespace(options),
         entrypoint=" ".join(sys.argv),
@@ -478,8 +514,31 @@ def _end_at_exit() -> None:
 
 def _at_exit() -> None:
     runtime = state.runtime
-    if runtime is not None and not runtime.forked:
+    if runtime is None or runtime.forked:
+        return
+    try:
+        # Not after an error or Ctrl-C: whoever meets these wants the end now.
+        if isinstance(runtime, Driver) and not hasattr(sys, "last_type"):
+            _let_finish(runtime)
+    finally:
         shutdown()
+
+
+def _let_finish(driver: Driver) -> None:
+    """Give what the program submitted last, and never waited for, a moment to run and to print."""
+    deadline = monotonic() + EXIT_GRACE_S
+    while driver.ended is None and monotonic() < deadline:
+        looked, left = threading.Event(), True
+
+        def look(looked: threading.Event = looked) -> None:
+            nonlocal left
+            left = bool(driver.submitter.pending_tasks() or driver.actors.pending_calls())
+            looked.set()
+
+        driver.call_soon(look)
+        if not looked.wait(deadline - monotonic()) or not left:
+            return
+        sleep(EXIT_LOOK_S)
 
 
 def shutdown() -> None:

@@ -15,28 +15,28 @@ forgotten when there are many; a task that names such a one is sent back, and co
 
 from __future__ import annotations
 
+import os
 import sys
 from _thread import RLock
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from time import perf_counter_ns
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from moray import config, exceptions
+from moray import exceptions
+from moray.exceptions.tasks import make_cancelled_error
 from moray.protocol import messages as m
 from moray.runtime import stream_producer
 from moray.runtime.interrupts import TaskInterrupt, base, interruptible
 from moray.runtime.marks import MarkWriter
 from moray.runtime.references import TaskToken
+from moray.runtime.returns import Returns, UnfinishedError, take_returns
 from moray.runtime.task_errors import ArgumentLostError
 from moray.runtime.timeline import Events
-from moray.runtime.values import unpicklable
 from moray.runtime.work import Called, Construction, Queued, Work
-from moray.serialization import NONE_BLOB, Serialized, context, loads, serialize
+from moray.serialization import NONE_BLOB, context, loads, serialize
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
@@ -272,7 +272,7 @@ class Executor:
         elif type(value) in _PLAIN:
             blob = serialize(value).blob  # type: ignore[assignment]
         else:
-            self.answer(queued, loaded.definition.name, [value], took // 1000, None, loaded)
+            self.answer(queued, loaded.definition.name, value, took // 1000, None, loaded)
             return
         self._results.append((queued.connection, m.Result(spec.seq, took // 1000, blob)))
         if loaded.definition.max_calls:
@@ -300,24 +300,24 @@ class Executor:
             if extra.stream is not None:
                 stream_producer.answer(self, queued, name, extra, value, token, begin, loaded)
                 return
+            made = take_returns(self._worker.values, queued, value, extra.num_returns, name)
+            del value
             took = perf_counter_ns() - begin
             self.events.append((self.name, spec.seq, queued.connection, begin, took))
-            values = split_returns(value, extra.num_returns, name)
-            del value
         except BaseException as error:  # noqa: BLE001 - every error of the user's is the task's result.
             self.failed(queued, name, error, begin, token, extra, loaded)
             return
-        self.answer(queued, name, values, took // 1000, token, loaded)
+        self.send_returns(queued, made, took // 1000, token, loaded)
 
     def check_cancelled(self, work: Work) -> None:
         """Raise TaskCancelledError if it must not begin any more."""
         if work.cancelled:
-            raise self.cancelled(work, "it had not begun")
+            raise exceptions.TaskCancelledError(_task_id(work), "it had not begun")
 
     def cancelled(self, work: Work, how: str) -> exceptions.TaskCancelledError:
-        """The error of a cancelled task."""
-        task_id = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail
-        return exceptions.TaskCancelledError(task_id.hex(), how)
+        """The error of a task that was cancelled after it had begun."""
+        name = work.spec.method if isinstance(work, Called) else self.function_name
+        return make_cancelled_error(_task_id(work), how, name, os.getpid())
 
     def fill_in(
         self,
@@ -356,32 +356,27 @@ class Executor:
     # --- answering: the thread that ran it ------------------------------------------------------------------------
 
     def answer(
-        self,
-        work: Work,
-        name: str,
-        values: list[Any],
-        took_us: int,
-        token: TaskToken | None,
-        loaded: Loaded | None = None,
+        self, work: Work, name: str, value: Any, took_us: int, token: TaskToken | None, loaded: Loaded | None = None
     ) -> None:
-        """Serialise and answer; what does not pickle becomes the task's error."""
-        seq = work.spec.seq
+        """Serialise the single value of a task, and answer; what does not pickle becomes the task's error."""
         try:
-            packed = [serialize(value) for value in values]
-            blobs, stored = self.place(work, packed)
+            made = take_returns(self._worker.values, work, value, 1, name)
         except BaseException as error:  # noqa: BLE001 - pickling runs the user's code.
-            if isinstance(error, Exception) and not isinstance(error, exceptions.MorayError):
-                whole = values[0] if len(values) == 1 else values
-                error = unpicklable(whole, f"the result of {name}()", error)
             self.failed(work, name, error, perf_counter_ns(), token, _NO_EXTRA, loaded)
             return
-        contained = [ref for each in packed for ref in each.contained]
-        if len(values) == 1 and not stored and not contained:
-            result = m.Result(seq, took_us, blobs[0] or b"")
+        del value
+        self.send_returns(work, made, took_us, token, loaded)
+
+    def send_returns(
+        self, work: Work, made: Returns, took_us: int, token: TaskToken | None, loaded: Loaded | None = None
+    ) -> None:
+        """Answer with all values."""
+        extra, contained = made.extra(), made.references()
+        if len(made.blobs) == 1 and not extra.stored and not contained:
+            result = m.Result(work.spec.seq, took_us, made.blobs[0] or b"")
         else:
-            ids = [[ref.binary() for ref in each.contained] for each in packed] if contained else []
-            result = m.Result(seq, took_us, b"", m.ResultExtra(blobs, stored, ids))
-        del values, packed
+            result = m.Result(work.spec.seq, took_us, b"", extra)
+        del made
         self.respond(work, result, token, contained)
         if loaded is not None and loaded.definition.max_calls:
             self._count_call(loaded, work.lease)
@@ -397,23 +392,6 @@ class Executor:
         elif self.host is not None:
             self.host.results.append((work, result))  # type: ignore[arg-type]
 
-    def place(self, work: Work, packed: list[Serialized], first_index: int = 0) -> tuple[list[bytes | None], list[int]]:
-        """Where each value goes: (inline blobs, sizes in the store or [] if all are inline)."""
-        if all(each.size <= config.INLINE_MAX_BYTES for each in packed):
-            return [each.to_bytes() for each in packed], []
-        blobs: list[bytes | None] = []
-        sizes: list[int] = []
-        prefix = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail
-        for index, each in enumerate(packed, first_index):
-            if each.size <= config.INLINE_MAX_BYTES:
-                blobs.append(each.to_bytes())
-                sizes.append(0)
-            else:
-                self._worker.values.write(prefix + index.to_bytes(4, "big"), each, acknowledged=True)
-                blobs.append(None)
-                sizes.append(each.size)
-        return blobs, sizes
-
     def failed(
         self,
         work: Work,
@@ -425,7 +403,10 @@ class Executor:
         loaded: Loaded | None = None,
         items: int = -1,
     ) -> None:
-        """The task's result is an error. `items`: of a stream, those before it."""
+        """The task's result is an error, or all but the first are. `items`: of a stream, those before it."""
+        made = None
+        if isinstance(error, UnfinishedError):
+            made, extra, error = error.made, _NO_EXTRA if error.final else extra, error.error
         if isinstance(error, SystemExit) and type(work) is Queued:
             self._exit(error, name)
         if isinstance(error, TaskInterrupt):
@@ -442,11 +423,14 @@ class Executor:
         retriable = not cancelled and _wants_retry(extra.retry, error)
         shown = error if cancelled else self._worker.task_error(extra.name or name, error, work)
         packed = serialize(shown)
-        contained = packed.contained
-        ids = [[ref.binary() for ref in contained]] if contained else []
-        answer = m.ResultExtra(
-            contained=ids, error=True, retriable=retriable, items=items, cancelled=cancelled, lost=lost
-        )
+        answer, contained = made.extra() if made is not None else m.ResultExtra(), packed.contained
+        if made is not None and (answer.contained or contained):
+            answer.contained = [[ref.binary() for ref in refs] for refs in made.contained]
+            contained = [*made.references(), *contained]
+        if contained:
+            answer.contained.append([ref.binary() for ref in packed.contained])
+        answer.error, answer.retriable, answer.items = True, retriable, items
+        answer.cancelled, answer.lost = cancelled, lost
         result = m.Result(work.spec.seq, took // 1000, packed.to_bytes(), answer)
         self.respond(work, result, token, contained)
         if loaded is not None and loaded.definition.max_calls:
@@ -489,25 +473,9 @@ class Executor:
                 host.send_results(calls)
 
 
-def split_returns(value: Any, num_returns: int, name: str) -> list[Any]:
-    """The values of a task with several returns, or of a generator's with a fixed number of them. ValueError on a
-    mismatch."""
-    if num_returns == 1 and type(value) is not GeneratorType:
-        return [value]
-    if num_returns == 0:
-        return []
-    try:
-        values = list(islice(value, num_returns)) if type(value) is GeneratorType else list(value)
-    except TypeError:
-        raise ValueError(
-            f"task {name}() has num_returns={num_returns}, but returned a {type(value).__name__}, which is not iterable"
-        ) from None
-    if len(values) != num_returns:
-        raise ValueError(f"task {name}() has num_returns={num_returns}, but returned {len(values)} values")
-    if type(value) is GeneratorType and next(value, value) is not value:
-        value.close()
-        sys.stderr.write(f"task {name}() has num_returns={num_returns}, and yielded more: what follows is left out\n")
-    return values
+def _task_id(work: Work) -> str:
+    task_id: bytes = work.spec.seq.to_bytes(8, "big") + work.connection.peer.origin.tail
+    return task_id.hex()
 
 
 def _wants_retry(retry: bool | bytes | None, error: BaseException) -> bool:

@@ -450,7 +450,8 @@ def why_pending(runtime: Runtime, entry: Entry) -> str:
     if entry.origin is not runtime.origin:
         return "It belongs to another process, which has not sent it yet."
     if task is None:
-        return "It has just become ready."
+        group = runtime.groups.of_entry(entry) if runtime.groups is not None else None
+        return f"It is ready when {_state_of(group)}." if group is not None else "It has just become ready."
     name = task.options.name
     if isinstance(task, Call):
         return runtime.actors.why(task.callee, task)

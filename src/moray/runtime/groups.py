@@ -171,6 +171,10 @@ class Groups:
             return found
         return self._asked(lambda request: m.WatchGroup(request, group))
 
+    def of_entry(self, entry: Entry) -> Group | None:
+        """The group whose `ready()` gave the object. Any thread."""
+        return next((group for group in tuple(self.records.values()) if group.entry is entry), None)
+
     def find_named(self, name: str, namespace: str) -> Group:
         """The group with this name; ValueError if there is none."""
         return self._asked(lambda request: m.WatchGroup(request, b"", name, namespace))
@@ -445,8 +449,8 @@ def check_fits(group: Group, resources: m.Resources, index: int, what: str) -> N
     if index >= len(bundles) or index < -1:
         last = f"0 to {len(bundles) - 1}" if len(bundles) > 1 else "0"
         raise ValueError(
-            f"placement group bundle index {index} is invalid: {group.label} has {len(bundles)} "
-            f"bundle{'s' if len(bundles) != 1 else ''}; give {last}, or -1 for any"
+            f"there is no bundle {index}: {group.label} has {len(bundles)} bundle{'s' if len(bundles) != 1 else ''}; "
+            f"give {last} as the bundle's index, or -1 for any"
         )
     where = bundles if index < 0 else [bundles[index]]
     if any(fits_in(resources, bundle) for bundle in where):

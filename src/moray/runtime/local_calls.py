@@ -15,10 +15,12 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from moray import exceptions
+from moray.exceptions.tasks import make_cancelled_error
 from moray.object_ref import Entry, ObjectRef
 from moray.object_ref_generator import DynamicObjectRefGenerator, Inbox, ObjectRefGenerator
 from moray.protocol import messages as m
-from moray.runtime.executor import _wants_retry, split_returns
+from moray.runtime.executor import _wants_retry
+from moray.runtime.returns import iterate_returns
 from moray.runtime.values import unpicklable
 from moray.serialization import NONE_BLOB, Serialized, loads, serialize
 
@@ -154,6 +156,8 @@ class LocalCall:
                 value = (self.function or self.find_method())(*args, **kwargs)
                 if inspect.isawaitable(value):
                     value = await value
+                    if self.cancelled:  # It heard of it as a CancelledError, and has tidied up.
+                        raise self.cancel_error("it ended after it had been asked to")
             except _NOT_CAUGHT:
                 raise
             except BaseException as error:  # noqa: BLE001 - every other error of the user's is the result.
@@ -178,22 +182,24 @@ class LocalCall:
             self.fail_with(serialize(verdict))
             return
         name = self.name
+        entries = iter(self.entries)
         try:
-            values = split_returns(value, self.settings.num_returns, name)
-        except ValueError as error:
+            for each in iterate_returns(value, self.settings.num_returns, name):
+                self.runtime.values.publish(next(entries), self._pack(each))
+        except _NOT_CAUGHT:
+            raise
+        except BaseException as error:  # noqa: BLE001 - every other error of the user's is the rest of the results.
             self.fail_with(serialize(self.task_error(error)))
             return
-        try:
-            packed = [serialize(each) for each in values]
-        except Exception as error:  # noqa: BLE001 - pickling runs the user's code.
-            if not isinstance(error, exceptions.MorayError):
-                whole = values[0] if len(values) == 1 else values
-                error = unpicklable(whole, f"the result of {name}()", error)  # type: ignore[assignment]
-            self.fail_with(serialize(self.task_error(error)))
-            return
-        for entry, each in zip(self.entries, packed, strict=True):
-            self.runtime.values.publish(entry, each)
         self.forget()
+
+    def _pack(self, value: Any) -> Serialized:
+        try:
+            return serialize(value)
+        except Exception as error:  # Pickling runs the user's code.
+            if isinstance(error, exceptions.MorayError):
+                raise
+            raise unpicklable(value, f"the result of {self.name}()", error) from None
 
     def failed(self, error: BaseException) -> bool:
         """It raised `error`: whether it is to be tried again. Otherwise its results are that error now."""
@@ -275,15 +281,16 @@ class LocalCall:
         return all(entry.ready for entry in self.entries)
 
     def cancel_error(self, how: str) -> exceptions.TaskCancelledError:
-        """The error of a cancelled task."""
-        return exceptions.TaskCancelledError(self.task_id.hex(), f"{self.name}(): {how}")
+        """The error of a task that was cancelled after it had begun."""
+        return make_cancelled_error(self.task_id.hex(), f"{self.name}(): {how}", self.name, os.getpid())
 
     def cancel(self) -> None:
         """End it, if it has not ended."""
         self.cancelled = True
         if self in self.runtime.deferred:
             self.runtime.deferred.remove(self)
-            self.fail_with(serialize(self.cancel_error("it had not begun")))
+            error = exceptions.TaskCancelledError(self.task_id.hex(), f"{self.name}(): it had not begun")
+            self.fail_with(serialize(error))
         elif self.task is not None and self.host is not None and self.host.loop is not None:
             self.host.loop.call_soon_threadsafe(self.task.cancel)
             if not self.host.is_driven_here():
@@ -461,13 +468,14 @@ class LocalStream:
         call = self._call
         values = call.runtime.values
         self._ended = True
+        begun = self._iterator is not None
         self._close()
         call.note_end()
         inbox = self._inbox()
         packed = Serialized(NONE_BLOB, [], [])
         if error is not None:
             packed = error
-            if inbox is not None and (inbox or not self._dynamic):
+            if inbox is not None and (begun or not self._dynamic):
                 inbox.append(self._item(error, is_error=True))
                 error = None if self._dynamic else error
         if self._dynamic and inbox is not None and error is None:

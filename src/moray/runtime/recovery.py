@@ -194,6 +194,7 @@ class Recovery:
         """A node leaves, and has handed objects of ours over to another one."""
         for object_id in message.objects:
             self._runtime.values.places.moved(object_id, message.source, message.node)
+        self._runtime.values.places.flush()  # What was freed there before is told there before.
         self._runtime.node.send(m.MoveNoted(message.objects, message.source))
 
     def suspect(self, entry: Entry, tag: bytes) -> None:

@@ -23,16 +23,14 @@ from moray.ids import tag_of
 from moray.protocol import messages as m
 from moray.protocol.handshake import inbox_path, open_inbox
 from moray.protocol.reactor import READ
-from moray.protocol.relaying import send_descriptor, tunnel_inbox
+from moray.protocol.relaying import receive_descriptor, send_descriptor, tunnel_inbox
 from moray.protocol.tcp import HalfOpen, parse_address, preface, start_connect
 from moray.protocol.tls import TlsConnection
-from moray.security.contexts import contexts_of
+from moray.security.contexts import Contexts, contexts_of
 
 if TYPE_CHECKING:
     from moray.runtime.runtime import Peer, Runtime
 
-#: The most that a datagram of the node says: the address of who has connected.
-_DATAGRAM_BYTES: Final = 256
 #: A node that has not taken the last ends of connections yet is asked again after this time, so many times.
 _AGAIN_S: Final = 0.02
 _ATTEMPTS: Final = 250
@@ -47,7 +45,8 @@ class Remote:
         self._credentials = Path(runtime.welcome.credentials)
         #: Node → numbers of the Locates that go on to it, and are not answered.
         self._asked: dict[bytes, set[int]] = {}
-        contexts_of(self._credentials)  # Now, as templates do it ahead.
+        #: What was read last. Now, as templates do it ahead.
+        self._last = contexts_of(self._credentials)
         self._path = inbox_path(runtime.session_dir, runtime.process)
         #: Limits for those who have not shown who they are.
         self._half_open = HalfOpen(runtime.reactor)
@@ -57,6 +56,15 @@ class Remote:
         #: Where the node takes ends of connections; "": there is no tunnel.
         self._tunnel = tunnel if runtime.kind != "worker" and os.path.exists(tunnel) else ""
         self._handover = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def _contexts(self) -> Contexts:
+        """This machine's TLS settings. Files that cannot be read any more end nothing here: what was read is as good as
+        it was, and the node says what is wrong with them."""
+        try:
+            self._last = contexts_of(self._credentials)
+        except OSError:
+            pass
+        return self._last
 
     # --- to others ------------------------------------------------------------------------------------
 
@@ -68,7 +76,7 @@ class Remote:
             runtime.reactor,
             runtime.on_message,
             runtime.on_peer_closed,
-            context=contexts_of(self._credentials).client,
+            context=self._contexts().client,
             server_side=False,
         )
         runtime.adopt(peer, connection)
@@ -144,13 +152,10 @@ class Remote:
 
     def _on_handover(self, _events: int) -> None:
         """The node passes on connections from other machines."""
-        while True:
-            try:
-                data, fds, _flags, _address = socket.recv_fds(self._inbox, _DATAGRAM_BYTES, 1)
-            except BlockingIOError:
-                return
-            for fd in fds:
-                self._accept(socket.socket(fileno=fd), data.decode(errors="replace"))
+        while (found := receive_descriptor(self._inbox)) is not None:
+            address, sock = found
+            if sock is not None:
+                self._accept(sock, address.decode(errors="replace"))
 
     def _accept(self, sock: socket.socket, address: str) -> None:
         runtime = self._runtime
@@ -159,7 +164,7 @@ class Remote:
             runtime.reactor,
             runtime.on_first,
             runtime.on_peer_closed,
-            context=contexts_of(self._credentials).server,
+            context=self._contexts().server,
             server_side=True,
             half_open=self._half_open,
             peer_address=address,

@@ -176,19 +176,36 @@ class Replay:
         """One more attempt: all items again."""
 
 
+def runs_again(task: Task, retriable: bool) -> bool:
+    """Whether a task that raised is tried again."""
+    return bool(retriable and task.options.retries_errors and task.retries_left and not task.cancelled)
+
+
+def shares(extra: m.ResultExtra, count: int) -> list[list[bytes]]:
+    """The references in each of a task's `count` results. An error is one value, which all have that were not made."""
+    made = len(extra.blobs)
+    return extra.contained[:made] + extra.contained[made:] * (count - made) if extra.error else extra.contained
+
+
 def take_values(
     runtime: Runtime, task: Task, entries: Sequence[Entry | None], blob: bytes, extra: m.ResultExtra, node: bytes
 ) -> None:
-    """A task has ended, at this node: what it made, the first time or again, becomes its entries' values. Nobody wants
-    what has no entry. Loop only."""
+    """A task has ended, at this node: what it made, the first time or again, becomes its entries' values; if it failed
+    then, the others' is that error, `blob`. Nobody wants what has no entry. Loop only."""
     recovery = runtime.recovery
     blobs = extra.blobs or [blob]
+    failed = [] if not extra.error else [entry for entry in entries[len(blobs) :] if entry is not None]
+    runtime.unfetched.share(failed)
+    blobs = blobs + [blob] * (len(entries) - len(blobs))
     for index, entry in enumerate(entries):
-        size = extra.stored[index] if extra.stored else 0
+        size = extra.stored[index] if index < len(extra.stored) else 0
         if entry is None:
             if size:
                 recovery.discard(task.seq << 32 | index, node)
             continue
+        if entry in failed:
+            entry.error = True  # Before the blob: a thread may be reading what was lost (LINEAGE).
+            entry.seen = entry.seen or task.cancelled
         entry.blob = None if size else blobs[index]
         if size:
             recovery.stored(task, entry)

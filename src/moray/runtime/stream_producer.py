@@ -31,6 +31,7 @@ from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
 from moray.runtime.output import void
 from moray.runtime.references import ItemMade
+from moray.runtime.returns import write_result
 from moray.runtime.values import unpicklable
 from moray.runtime.work import Called
 from moray.serialization import NONE_BLOB, Serialized, serialize
@@ -185,7 +186,7 @@ class Producer:
             if not packed.contained:
                 self._put_large(index, made, packed)
                 return
-            self._executor.place(self._work, [packed], index + 1)
+            write_result(self._worker.values, self._work, index + 1, packed)
         if packed.contained:
             made.contained = [ref.binary() for ref in packed.contained]
             gated = ItemMade(self._key[0], made, packed.contained, self._passed)
@@ -514,9 +515,11 @@ def forget(caller: Caller, answered: int) -> None:
 
 
 def forget_owner(process: bytes) -> None:
-    """An owner died: what was kept for it is nobody's. Loop only."""
+    """An owner died: what was kept for it is nobody's, and no word of it will end a pause. Loop only."""
     for key in [key for key in list(_producers) if key[0] == process]:
-        _producers.pop(key, None)
+        producer = _producers.pop(key, None)
+        if producer is not None:
+            producer._resume()
 
 
 def _on_credit(connection: Connection, message: m.StreamCredit) -> None:

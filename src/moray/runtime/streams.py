@@ -205,10 +205,10 @@ class Stream:
             references.core.contain(container, [references.book(ref._entry) for ref in serialized.contained])
 
     def keep_what_came(self, task: Task, error: bytes) -> None:
-        """The task is about to fail. If a dynamic generator raised after some items, its value is these, and the error
-        is the last of them."""
+        """The task is about to fail. If a dynamic generator raised, its value is the items before that, and the error
+        as the last of them."""
         own, inbox = task.entry, self._inbox(task)
-        if not (self.dynamic and self.raised and self.state.received) or task.cancelled or inbox is None or own is None:
+        if not (self.dynamic and self.raised) or task.cancelled or inbox is None or own is None:
             return
         if own.ready or own.contained is not None or not self.state.fail():
             return  # With references in the error, which are the task's own object's, that stays the error.

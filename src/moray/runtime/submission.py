@@ -31,7 +31,7 @@ from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 from moray.runtime.arguments import Prepared, resolve
 from moray.runtime.marks import read_mark
-from moray.runtime.rerun import take_values
+from moray.runtime.rerun import runs_again, shares, take_values
 from moray.runtime.strategies import locality_of
 from moray.runtime.streams import Streams, make_stream
 from moray.runtime.task_errors import crashed, inherited
@@ -362,7 +362,7 @@ class Submitter:
     def pending_tasks(self) -> list[Task]:
         """All that are not answered."""
         tasks = [*self.intake, *self._waiting_tasks.values()]
-        for pool in self._by_key.values():
+        for pool in list(self._by_key.values()):  # Any thread adds to it.
             tasks += list(pool.queue)
             for slot in pool.slots.values():
                 self.settle(slot.worker[0])
@@ -421,14 +421,14 @@ class Submitter:
             entries = [None for _ in entries]  # Their waiters have been told (CANCEL).
         if extra.handover:
             runtime.references.drain()
-            # An error is one value, which all entries get.
-            contained = extra.contained * len(entries) if extra.error else extra.contained
-            pairs = list(zip(entries, contained, strict=True)) or [(None, extra.contained[0])]
+            pairs = list(zip(entries, shares(extra, len(entries)), strict=True)) or [(None, extra.contained[0])]
             runtime.references.result_arrived(peer, extra.handover, pairs)
-        if extra.error:
+        if extra.error and (not extra.blobs or runs_again(task, extra.retriable)):
             if not extra.lost or not runtime.recovery.argument_lost(task, extra.lost):
                 if task.stream is not None:
-                    task.stream.raised = True
+                    task.stream.raised = extra.items >= 0
+                if extra.stored:
+                    runtime.values.note_stray(task, tag_of(peer.origin.process))
                 self.finish_with(task, result.blob, extra.retriable)
             return
         if task.stream is not None:
@@ -446,8 +446,7 @@ class Submitter:
 
     def finish_with(self, task: Task, error: bytes, retriable: bool) -> None:
         """The task raised (or its arguments did): retry it if it asked for that, or publish the error."""
-        settings = task.options
-        if retriable and settings.retries_errors and task.retries_left and not task.cancelled:
+        if runs_again(task, retriable):
             self._retry(task)
             return
         self._runtime.recovery.about_to_fail(task)
@@ -607,8 +606,8 @@ class Submitter:
             # They were begun in the order in which they were sent; some of those may have been answered.
             lease, count = death.mark or read_mark(self._runtime.session_dir, peer.origin.process)[:2]
             begun = max(0, count - slot.answered) if lease == slot.lease else 0
-            if count < 0:
-                begun = len(tasks)  # Its machine is gone, and what it knew: any of them may have begun.
+            if count < 0 or lease > slot.lease:
+                begun = len(tasks)  # Its machine is gone, and what it knew; or it has gone on: any may have begun.
             for task in tasks[:begun]:
                 self._survive(task, death)
             self._runtime.cancels.requeue(pool, tasks[begun:])

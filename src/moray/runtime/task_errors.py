@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from moray import exceptions
-from moray.core.actors import UNSCHEDULABLE
+from moray.core.actor_actions import UNSCHEDULABLE
 from moray.error_text import describe
 from moray.runtime.unfetched import tell_watchers
 from moray.serialization import loads, serialize
@@ -83,26 +83,22 @@ def actor_died(actor: str, text: str, reason: str) -> exceptions.MorayError:
     if reason.startswith(UNSCHEDULABLE):
         return exceptions.ActorUnschedulableError(f"{text}: {reason.removeprefix(UNSCHEDULABLE)}")
     if reason.startswith("its process (pid "):
-        tell_watchers("worker_died", f"A worker died or was killed while executing the actor {text}: {reason}")
+        tell_watchers("worker_died", f"the worker of {text} died: {reason}")
     if "moray.compat.facade" in sys.modules:
         reason = _rays_words(reason)
     return exceptions.ActorDiedError(f"{text} is dead: {reason or 'it has ended'}", actor_id=actor)
 
 
 def _rays_words(reason: str) -> str:
-    """For programs that were written for Ray: they know `ray.kill`, and some look for phrases."""
+    """For programs that were written for Ray: they know `ray.kill`, and some look for words."""
     if reason.startswith("killed by moray.kill()"):
         return reason.replace("killed by moray.kill()", "it was killed by `ray.kill`", 1)
     if reason.startswith("its process (pid "):
         if ": its node " in reason:
-            return f"The actor died because its node has died. {reason}"
-        return f"The actor is dead because its worker process has died. {reason}".replace(
-            "with code", "with exit code", 1
-        )
-    if reason.startswith("placement group ") and "was removed" in reason:
-        return f"The actor died because its placement group was removed. {reason}"
+            return f"its node has died: {reason}"
+        return f"its worker process has died: {reason}".replace("with code", "with exit code", 1)
     if "its creator" in reason:
-        return f"The actor is dead because its owner has died. {reason}"
+        return f"its owner has died: {reason}"
     return reason
 
 
@@ -112,7 +108,7 @@ def crashed(task: Task, death: ProcessDied, fate: str) -> exceptions.MorayError:
     if group is not None and group.state == "removed":
         removed: exceptions.MorayError = group.removed_error(f"task {task.options.name}()")
         return removed
-    tell_watchers("worker_died", f"A worker died or was killed while executing task {task.options.name}()")
+    tell_watchers("worker_died", f"a worker died that was executing task {task.options.name}()")
     return exceptions.WorkerCrashedError(
         f"the worker (pid {death.pid}) that ran task {task.options.name}() {fate}: {death.reason}"
         + (f"; it was tried {task.attempt + 1} times" if task.attempt else ""),

@@ -16,7 +16,7 @@ class EndedSessionError(exceptions.ObjectLostError, exceptions.LocalNodeDiedErro
     """A reference of a session that has ended is used. A ValueError for programs that were written for Ray."""
 
     def __init__(self, text: str) -> None:
-        rays = "; it is a Ray object whose owner is unknown" if "moray.compat.facade" in sys.modules else ""
+        rays = "; its owner is unknown" if "moray.compat.facade" in sys.modules else ""
         super().__init__(text + rays)
 
 

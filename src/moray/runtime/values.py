@@ -1,8 +1,8 @@
 """put, get and wait: values in this process's memory and in the node's store.
 
 An entry becomes *ready* in one of three ways: it was put here, its task's result arrived
-(:mod:`moray.runtime.submission`), or its owner answered our Fetch. ``get`` waits for that and then reads
-the value in the calling thread; the loop never unpickles (CALLBACKS).
+(:mod:`moray.runtime.submission`), or its owner answered our Fetch (:mod:`moray.runtime.fetching`). ``get`` waits for
+that and then reads the value in the calling thread; the loop never unpickles (CALLBACKS).
 
 **Large values** (over :data:`~moray.config.INLINE_MAX_BYTES`) are written straight into the node's arena
 and read in place. One pin at the node covers all views in this process; it ends when the last array
@@ -18,11 +18,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from moray import config, exceptions
-from moray.ids import tag_of
-from moray.object_ref import Entry, ObjectRef, Origin
+from moray.object_ref import Entry, ObjectRef
 from moray.protocol import messages as m
 from moray.runtime.callbacks import Callbacks
 from moray.runtime.explain_answers import why_pending
+from moray.runtime.fetching import Fetching
 from moray.runtime.places import Places
 from moray.runtime.references import Contains, TaskToken
 from moray.runtime.space import NOTHING_TO_FREE, Space
@@ -60,18 +60,22 @@ class Values:
         self._stored: set[int] = set()
         #: Store objects that nobody refers to any more; told to the node once a turn. Loop only.
         self._free: list[bytes] = []
-        #: Foreign entries that somebody waits for: asked of their owners once a turn. Threads add.
-        self._wanted: deque[Entry] = deque()
+        #: What goes between owners and borrowers; threads add what they want.
+        fetching = Fetching(runtime, self)
+        self._ask = fetching.ask
+        self._wanted = fetching.wanted
+        self._asked = fetching.asked
+        self.want = fetching.want
+        self.ask_again = fetching.ask_again
+        self.when_ready = fetching.when_ready
+        self.owner_died = fetching.owner_died
         #: Threads in `get`, woken by errors → what they wait for (:class:`~moray.runtime.waits.Wait`, as a tuple).
         self._getters: dict[Waiter, tuple[Any, ...]] = {}
         #: The same of other waits, by anything of their own.
         self._waits: dict[Any, tuple[Any, ...]] = {}
         #: How many errors have arrived.
         self._errors = 0
-        #: Borrowers' wishes: entry → the peers that asked.
-        self._asked: dict[int, list[Any]] = {}
         self.callbacks = Callbacks()
-        runtime.handlers[m.ObjectValue] = self._on_value
 
     # --- put ------------------------------------------------------------------------------------------
 
@@ -501,59 +505,6 @@ class Values:
         elif entry.size:
             self.places.forget(entry, ours=False)
 
-    def when_ready(self, entry: Entry, peer: Any) -> None:
-        """A borrower asked for the value of our entry: answer now or when it is ready. Loop only."""
-        if entry.ready:
-            self._send_value(entry, peer)
-            return
-        asked = self._asked.setdefault(entry.key, [])
-        if peer in asked:
-            return  # It looks again and again.
-        asked.append(peer)
-        if len(asked) == 1:
-            self.subscribe(entry, lambda: self._answer_all(entry))
-
-    def _answer_all(self, entry: Entry) -> None:
-        for peer in self._asked.pop(entry.key, ()):
-            self._send_value(entry, peer)
-
-    def _send_value(self, entry: Entry, peer: Any) -> None:
-        entry.seen = True
-        self.space.tell_of(entry)
-        contained = [each if isinstance(each, bytes) else each.binary() for each in entry.contained or ()]
-        node = self.places.named(entry) if entry.size else b""
-        value = m.ObjectValue(entry.key, entry.blob or b"", entry.size, entry.error, contained, node)
-        self._runtime.send(peer, value)
-
-    def _on_value(self, connection: Any, message: m.ObjectValue) -> None:
-        """An owner told us the value of an object that we borrow."""
-        entry = connection.peer.origin.entries.get(message.key)
-        if entry is None or entry.ready:
-            return
-        entry.error = message.error  # Before the blob: a thread may be reading what was lost (LINEAGE).
-        entry.blob = None if message.size else message.blob
-        entry.size = message.size
-        if message.size:
-            self.places.note(entry, message.node or tag_of(entry.origin.process))
-        else:
-            self.places.drop(entry)
-        if message.contained:
-            entry.contained = message.contained
-        self.ready(entry)
-
-    def owner_died(self, origin: Origin, death: m.ProcessDied) -> None:
-        """What the dead process owned and we had not fetched is lost. Loop only."""
-        for entry in list(origin.entries.values()):
-            if not entry.ready:
-                self.fail(
-                    entry,
-                    exceptions.OwnerDiedError(
-                        f"object {entry.id.hex()} is lost: its owner (pid {death.pid}) has {death.reason}. "
-                        "The owner is the process that called put() or submitted the task; keep it alive as long as "
-                        "others need its objects."
-                    ),
-                )
-
     def fail(self, entry: Entry, error: BaseException) -> None:
         """Make `entry` ready as an error. Loop only (the error is ours: pickling it runs no user code)."""
         entry.error = True  # Before the blob: a thread may be reading what was lost (LINEAGE).
@@ -580,33 +531,7 @@ class Values:
         self.places.flush()
         self.space.flush()
         if self._wanted:
-            self._fetch()
-
-    def want(self, entry: Entry) -> None:
-        """Ask the owner of a foreign entry for its value. Any thread."""
-        self._wanted.append(entry)
-        self._runtime.wake()
-
-    def ask_again(self, origin: Origin) -> None:
-        """A connection to an owner is gone, and with it perhaps questions or answers. Loop only."""
-        self._wanted.extend(entry for entry in origin.entries.values() if not entry.ready and entry.waiters)
-
-    def _fetch(self) -> None:
-        by_origin: dict[Origin, list[int]] = {}
-        lost: dict[Origin, dict[int, bytes]] = {}
-        missed = self._runtime.recovery.missed
-        while self._wanted:
-            entry = self._wanted.popleft()
-            if not entry.ready:
-                by_origin.setdefault(entry.origin, []).append(entry.key)
-                if missed and (node := missed.pop(entry.id, b"")):
-                    lost.setdefault(entry.origin, {})[entry.key] = node
-        for origin, keys in by_origin.items():
-            peer = self._runtime.peer(origin.process)
-            if peer.dead is not None:
-                self.owner_died(origin, peer.dead)
-            elif not self._runtime.send(peer, m.Fetch(keys, lost.get(origin, {}))):
-                self._runtime.references.owner_unreachable(peer)
+            self._ask()
 
     def close(self) -> None:
         """The runtime ends; memory under the user's views stays (LIVENESS)."""

@@ -508,8 +508,9 @@ class Worker(Runtime):
     def _on_node_closed(self, _connection: Connection, _reason: str) -> None:
         self.exit(0)
 
-    def _on_process_died(self, connection: Connection, message: m.ProcessDied) -> None:
-        super()._on_process_died(connection, message)
+    def process_died(self, message: m.ProcessDied) -> None:
+        """See Runtime.process_died."""
+        super().process_died(message)
         self.executor.forget_owner(message.process)
         work = self.executor.current
         if type(work) is Queued and _owner(work) == message.process:

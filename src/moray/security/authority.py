@@ -63,7 +63,7 @@ class Authority:
 
     @classmethod
     def load(cls, directory: Path) -> Authority:
-        """What `save` wrote; FileNotFoundError, AuthenticationError."""
+        """What `save` wrote; FileNotFoundError, SecretFileError."""
         content = read_secret(directory / _AUTHORITY_FILE, "the key of the cluster's authority")
         certificate, key_pem = content.split(_END)
         key = serialization.load_pem_private_key(key_pem, None)

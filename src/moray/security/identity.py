@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from moray.platform.memory_files import create_memory_file
-from moray.security.files import read_secret, write_secret
+from moray.security.files import SecretFileError, read_secret, write_secret
 
 #: Within a directory of credentials.
 CERTIFICATE_FILE: Final = "certificate.pem"
@@ -42,9 +42,12 @@ class Identity(NamedTuple):
 
     @staticmethod
     def load(directory: Path) -> Identity:
-        """What `save` wrote; FileNotFoundError, AuthenticationError."""
+        """What `save` wrote; FileNotFoundError, SecretFileError."""
         path = directory / CERTIFICATE_FILE
-        certificate, authority, key = read_secret(path, "a certificate and its key").split(_END)
+        parts = read_secret(path, "a certificate and its key").split(_END)
+        if len(parts) != len(Identity._fields):
+            raise SecretFileError(f"{path} should hold a certificate, its authority's, and its key, and does not")
+        certificate, authority, key = parts
         return Identity(key, certificate + _END, authority + _END)
 
     def __repr__(self) -> str:

@@ -49,6 +49,8 @@ _SKEW_MOST_S: Final = 100 * 365 * 86400.0
 _MAC_BYTES: Final = 32
 #: No frame of a join is longer; certificates and requests have a few hundred bytes.
 _FRAME_LIMIT: Final = 1 << 13
+#: Characters of a refusal that are shown.
+_MOST_SAID: Final = 300
 #: How long a head may take to say that it speaks another protocol. It does so at once.
 _VERSION_S: Final = 2.0
 _OFFER, _REQUEST, _ANSWER, _REFUSED = b"O", b"R", b"A", b"X"
@@ -249,10 +251,16 @@ def _receive(tls: ssl.SSLSocket, kind: bytes) -> bytes:
         raise AuthenticationError(f"the other side announced {size} bytes, which is no answer to a request to join")
     body = _read(tls, size)
     if body[:1] == _REFUSED:
-        raise AuthenticationError(f"the head refused: {body[1:].decode(errors='replace')}")
+        raise AuthenticationError(f"the head refused: {_said(body[1:])}")
     if body[:1] != kind:
         raise AuthenticationError("the other side does not know how to join somebody")
     return body[1:]
+
+
+def _said(reason: bytes) -> str:
+    """For people, and their terminals: whoever says it may not be the head at all."""
+    text = reason.decode(errors="replace")[:_MOST_SAID]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _read(tls: ssl.SSLSocket, size: int) -> bytes:

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 from moray.exceptions import AuthenticationError
 from moray.security.files import read_secret, write_secret
 
-#: Workers, and what they start, do not get it: whoever starts them takes it out.
+#: Nodes, workers, and what they start do not get it: whoever starts them takes it out
+#: (:func:`moray.launch.config.session_environ`).
 VARIABLE: Final = "MORAY_TOKEN"
 #: Names the file.
 FILE_VARIABLE: Final = "MORAY_TOKEN_FILE"

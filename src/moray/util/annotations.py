@@ -64,7 +64,7 @@ def DeveloperAPI(*args: Any, api_group: str = "Others") -> Any:  # noqa: N802 (R
     """For advanced users and for developers of libraries; it may change between minor versions."""
 
     def decorate(target: F) -> F:
-        _append(target, "**DeveloperAPI:** this API may change across minor releases.")
+        _append(target, "**DeveloperAPI:** for libraries; a minor version may change it.")
         _mark(target, AnnotationType.DEVELOPER_API, api_group)
         return target
 
@@ -79,7 +79,7 @@ def Deprecated(*args: Any, message: str = "", warning: bool = False) -> Any:  # 
         message: what to use instead.
         warning: warn at each call (of a class: when it is instantiated).
     """
-    text = message or "it may be removed in a future version"
+    text = message or "a later version will not have it"
 
     def decorate(target: Any) -> Any:
         _append(target, f"**DEPRECATED:** {text}")

@@ -230,7 +230,8 @@ def validate_placement_group(
             raise ValueError(f"placement_group(): _soft_target_node_id is no node's id: {error}") from None
     if not isinstance(bundles, list):
         raise TypeError(
-            f"placement_group(): bundles must be a list of dicts, not {bundles!r:.80} ({type(bundles).__name__})"
+            f"placement_group(): bundles={bundles!r:.80} ({type(bundles).__name__}): give a list with a dict for each "
+            "bundle"
         )
     if not bundles:
         raise ValueError('placement_group(): there are no bundles; give at least one, such as [{"CPU": 1}]')
@@ -266,7 +267,9 @@ def _check_selectors(count: int, selectors: Any) -> None:
     if not selectors:
         return
     if not isinstance(selectors, list) or not all(isinstance(each, dict) for each in selectors):
-        raise TypeError(f"placement_group(): bundle_label_selector must be a list of dicts, not {selectors!r:.80}")
+        raise TypeError(
+            f"placement_group(): bundle_label_selector={selectors!r:.80}: give a list with a dict for each bundle"
+        )
     if len(selectors) != count:
         raise ValueError(f"placement_group(): there are {count} bundles and {len(selectors)} label selectors")
     for index, selector in enumerate(selectors):

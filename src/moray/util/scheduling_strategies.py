@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from moray.ids import NodeID
 from moray.labels import DOES_NOT_EXIST, EXISTS, IN, NOT_IN, check_label, check_value
 
 if TYPE_CHECKING:
@@ -48,13 +49,12 @@ class _Values(_Condition):
         operator = type(self).__name__
         if not values:
             raise ValueError(
-                f"{operator}() needs the values of a label, such as {operator}('a'). "
-                f"The variadic parameter of the {operator} operator must be a non-empty tuple"
+                f"{operator}() names no value: give at least one value of the label, such as {operator}('a')"
             )
         for position, value in enumerate(values):
             if not isinstance(value, str):
                 raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
-                    f"Type of value in position {position} for the {operator} operator must be str, not {value!r:.80}"
+                    f"{operator}(): values of labels are strings; argument {position} is {value!r:.80}"
                 )
             check_value(operator, value)
         self.values = values
@@ -91,7 +91,8 @@ class NodeAffinitySchedulingStrategy:
     """Run on this node.
 
     Args:
-        node_id: its id in hex, as ``moray.nodes()`` and ``get_runtime_context().get_node_id()`` have it.
+        node_id: its id in hex, as ``moray.nodes()`` and ``get_runtime_context().get_node_id()`` have it; or the
+            NodeID that is ``get_runtime_context().node_id``.
         soft: if the node is gone, or can never run it, any other will do. Otherwise that is an error.
         _spill_on_unavailable: with `soft`: any other also if the node has no room now.
         _fail_on_unavailable: if the node has no room now, that is an error.
@@ -109,9 +110,9 @@ class NodeAffinitySchedulingStrategy:
     """
 
     def __init__(
-        self, node_id: str, soft: bool, _spill_on_unavailable: bool = False, _fail_on_unavailable: bool = False
+        self, node_id: str | NodeID, soft: bool, _spill_on_unavailable: bool = False, _fail_on_unavailable: bool = False
     ) -> None:
-        text = str(node_id).lower()
+        text = node_id.hex() if isinstance(node_id, NodeID) else str(node_id).lower()
         if len(text) != _NODE_ID_DIGITS or not set(text) <= set("0123456789abcdef"):
             raise ValueError(
                 f"node_id={node_id!r:.80} is no node's id: give the {_NODE_ID_DIGITS} hexadecimal digits of "
@@ -148,8 +149,8 @@ class NodeLabelSchedulingStrategy:
         self.soft = _conditions("soft", soft)
         if not self.hard and not self.soft:
             raise ValueError(
-                'NodeLabelSchedulingStrategy needs conditions, such as {"zone": In("a")}. '
-                "The `hard` and `soft` parameter of NodeLabelSchedulingStrategy cannot both be empty."
+                "NodeLabelSchedulingStrategy has neither `hard` nor `soft` conditions: give at least one, such as "
+                'hard={"zone": In("a")}'
             )
 
     def __repr__(self) -> str:
@@ -161,19 +162,19 @@ def _conditions(name: str, given: Any) -> dict[str, _Condition]:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
-            f"The {name} parameter must be a map from labels to In, NotIn, Exists or DoesNotExist, not {given!r:.80}"
+            f"{name}={given!r:.80}: give a dict of labels and conditions (In, NotIn, Exists, DoesNotExist)"
         )
     for label, condition in given.items():
         if not isinstance(label, str):
             raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
-                f"The map key of the {name} parameter must be of type str, not {label!r:.80}"
+                f"{name}: names of labels are strings, not {label!r:.80}"
             )
         check_label(label)
         if not isinstance(condition, _Condition):
             hint = f"; did you mean In({condition!r})?" if isinstance(condition, str) else ""
             raise ValueError(  # noqa: TRY004 - what programs for Ray expect.
-                f"{name}[{label!r}] must be one of the `In`, `NotIn`, `Exists` or `DoesNotExist` operators, "
-                f"not {condition!r:.80}{hint}"
+                f"{name}[{label!r}] is {condition!r:.80}, and not a condition: In(...), NotIn(...), Exists() or "
+                f"DoesNotExist(){hint}"
             )
     return dict(given)
 

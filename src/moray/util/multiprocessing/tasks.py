@@ -9,6 +9,7 @@ from time import monotonic
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from moray.api import put
 from moray.exceptions import TaskError
 from moray.util.multiprocessing.worker import APPLY, MOST_FUNCTIONS, PLAIN
 
@@ -24,6 +25,9 @@ WHOLE_NS: Final = 150_000
 MOST_TASKS: Final = 1000
 #: A batch that takes longer, in seconds, gives back the rest of its tasks when a process is idle.
 RECALL_AFTER_S: Final = 0.01
+#: Elements of chunks that are put, and so pickled once: the size of an argument is known when it is pickled, and one
+#: that is too large for a message is then pickled again, for the store.
+LONG: Final = 10_000
 #: Batches whose longest runs count.
 REMEMBERED: Final = 4
 
@@ -127,7 +131,10 @@ class Slot:
                 arguments, keywords = first.payload
                 if not keywords and PLAIN.issuperset(map(type, arguments)):
                     return self.handle.call.remote(batch.number, key, *arguments)
-            return self.handle.run.remote(batch.number, key, sent, first.mode, [task.payload for task in tasks])
+            payloads: Any = [task.payload for task in tasks]
+            if first.mode != APPLY and sum(map(len, payloads)) >= LONG:
+                payloads = put(payloads)
+            return self.handle.run.remote(batch.number, key, sent, first.mode, payloads)
         except BaseException:
             known.pop(key, None)
             raise

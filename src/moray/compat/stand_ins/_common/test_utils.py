@@ -131,7 +131,7 @@ async def async_wait_for_condition(
 
 def _not_met(timeout: float, last: Exception | None) -> NoReturn:
     told = "" if last is None else f" Last exception: {type(last).__name__}: {last}"
-    raise RuntimeError(f"The condition wasn't met before the timeout expired ({timeout:g} s).{told}") from last
+    raise RuntimeError(f"the condition did not hold within {timeout:g} s.{told}") from last
 
 
 def run_string_as_driver(

@@ -129,7 +129,7 @@ def wait_for_pid_to_exit(pid: int, timeout: float = 20) -> None:
         stat = process_table.read_stat(pid)
         return stat is None or stat.state == "Z"
 
-    _wait(ended, timeout, lambda: f"Timed out while waiting for process {pid} to exit.")
+    _wait(ended, timeout, lambda: f"process {pid} still runs after {timeout:g} s")
 
 
 def wait_for_children_of_pid(pid: int, num_children: int = 1, timeout: float = 20) -> None:

@@ -65,7 +65,7 @@ class ActorGroup:
         if num_actors <= 0:
             raise ValueError(f"num_actors={num_actors} must be positive")
         if num_cpus_per_actor < 0 or num_gpus_per_actor < 0:
-            raise ValueError(f"{num_cpus_per_actor} CPUs and {num_gpus_per_actor} GPUs per actor must not be negative")
+            raise ValueError(f"{num_cpus_per_actor=} and {num_gpus_per_actor=}: give numbers of at least 0")
         self._count = num_actors
         self._class: Any = moray.remote(
             num_cpus=num_cpus_per_actor, num_gpus=num_gpus_per_actor, resources=dict(resources_per_actor or {})

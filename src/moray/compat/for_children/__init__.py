@@ -1,0 +1,1 @@
+"""Not for import: a directory for PYTHONPATH (:func:`moray.compat.install_in_children`)."""
