@@ -152,11 +152,11 @@ class RemoteFunction(Called[P, R]):
     def _prepare(self) -> tuple[Runtime, TaskSettings]:
         from moray.api import connected
 
-        # Both bring in what a program needs only once it is connected.
+        runtime = connected()
+        # Late, so that a program loads them only once it is connected; the runtime has, whole (INTERRUPT).
         from moray.runtime.groups import groups_of, placement_of
         from moray.runtime.packages import environment_key
 
-        runtime = connected()
         options = self._options
         num_returns = options.num_returns
         if num_returns is None:

@@ -567,7 +567,8 @@ def test_the_node_that_takes_objects_over_dies(cluster: Cluster) -> None:
     time.sleep(0.5)
     other.kill()
     cluster.worker_nodes.remove(other)
-    time.sleep(0.2)
+    # A node that leaves can keep its copies for a death only if it has heard of it.
+    wait_until(lambda: other.node_id not in [n["NodeID"] for n in moray.nodes() if n["Alive"]], 40, "word of the death")
     del keeper
     wait_gone(node, 40)
     assert [len(value) for value in moray.get(refs, timeout=TIMEOUT_S)] == [SIZE] * len(refs)

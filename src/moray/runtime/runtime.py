@@ -17,6 +17,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+# What `remote_function` imports when it is first needed is here before: a signal handler that comes in the middle of an
+# import would find half a module (INTERRUPT).
+import moray.runtime.groups
+import moray.runtime.packages  # noqa: F401 - see above.
 from moray import exceptions, object_ref
 from moray.ids import tag_of
 from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
