@@ -222,6 +222,28 @@ def test_async_actors_wait_for_others() -> None:
     assert moray.get(refs) == [[i, i] for i in range(4)]
 
 
+@moray.remote
+class Sweeper:
+    async def sweep(self) -> str:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        return "swept"
+
+    async def wait(self) -> None:
+        await asyncio.sleep(60)
+
+
+def test_calls_that_user_code_cancels_before_they_begin_are_answered() -> None:
+    """Those that came together begin one after the other, in one round of the event loop."""
+    actor = Sweeper.remote()
+    moray.get(actor.sweep.remote(), timeout=30)
+    refs = [[actor.wait.remote(), actor.sweep.remote()] for _ in range(20)]
+    assert [moray.get(swept, timeout=30) for _waiting, swept in refs] == ["swept"] * 20
+    for waiting, _swept in refs:
+        with pytest.raises(moray.exceptions.TaskError, match="CancelledError"):
+            moray.get(waiting, timeout=30)
+
+
 def test_each_coroutine_has_its_own_context() -> None:
     actor = Async.remote()
     refs = [actor.task.remote() for _ in range(10)]

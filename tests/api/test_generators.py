@@ -316,6 +316,20 @@ def test_what_is_raised_after_the_last_value_is_only_told(capfd: pytest.CaptureF
     wait_until(lambda: "raised KeyError after its last one" in capfd.readouterr().err)
 
 
+def test_what_is_raised_when_the_rest_is_left_out_is_no_reason_to_try_again(tmp_path: Path) -> None:
+    @moray.remote(num_returns=2, max_retries=1, retry_exceptions=True)
+    def grumbles() -> Iterator[int]:
+        with (tmp_path / "runs").open("a") as runs:
+            runs.write("x")
+        try:
+            yield from range(3)
+        finally:
+            raise ValueError("at the end")
+
+    assert moray.get(grumbles.remote(), timeout=30) == [0, 1]
+    assert (tmp_path / "runs").read_text() == "x"
+
+
 def test_what_is_printed_before_an_item_is_shown_before_it(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 

@@ -133,6 +133,13 @@ def test_what_listens_at_localhost_is_meant_first(cli: Cli, sessions: Path) -> N
         assert own_head(f"127.0.0.1:{port}", str(sessions)) == f"127.0.0.1:{port}"
 
 
+def test_localhost_means_a_head_that_listens_there(cli: Cli, sessions: Path) -> None:
+    """Under its number, by which its token is found."""
+    assert cli("start", "--head", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=1").returncode == 0
+    head = find_nodes(str(sessions))[0].node.head
+    assert own_head(f"localhost:{head.partition(':')[2]}", str(sessions)) == head
+
+
 def test_connect_and_disconnect(cli: Cli, sessions: Path) -> None:
     address = start_head(cli)
     program = sessions / "program.py"

@@ -574,6 +574,11 @@ def test_the_node_that_takes_objects_over_dies(cluster: Cluster) -> None:
     assert [len(value) for value in moray.get(refs, timeout=TIMEOUT_S)] == [SIZE] * len(refs)
 
 
+@moray.remote
+def length(value: bytes) -> int:
+    return len(value)
+
+
 @moray.remote(max_restarts=0)
 class Owner:
     """Has objects at a node that leaves."""
@@ -585,6 +590,9 @@ class Owner:
 
     def sizes(self) -> list[int]:
         return [len(value) for value in moray.get(self.refs, timeout=20)]
+
+    def copy(self, options: dict[str, Any]) -> int:
+        return sum(moray.get([length.options(num_cpus=0.5, **options).remote(ref) for ref in self.refs], timeout=20))
 
 
 def test_a_copy_stays_until_its_owner_has_found_it() -> None:
@@ -606,6 +614,28 @@ def test_a_copy_stays_until_its_owner_has_found_it() -> None:
             wait_until(lambda: any("copies" in line for line in leaving(node)), 20, "the node waits for the owner")
             del keeper
             wait_until(lambda: not any("actor" in line for line in leaving(node)), 20, "nothing else is there")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert moray.get(owner.sizes.remote(), timeout=TIMEOUT_S) == [SIZE] * 4
+        wait_gone(node, 20)
+        assert moray.get(owner.sizes.remote(), timeout=TIMEOUT_S) == [SIZE] * 4
+
+
+def test_a_copy_stays_also_if_the_other_node_died_before_this_one_was_told_to_leave() -> None:
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        node, other = (cluster.add_node(num_cpus=1) for _ in range(2))
+        cluster.connect()
+        assert cluster.head_node is not None
+        owner = Owner.options(num_cpus=0.5, **at(cluster.head_node)).remote()
+        pid = moray.get(owner.begin.remote(at(other)), timeout=TIMEOUT_S)
+        assert moray.get(owner.copy.remote(at(node)), timeout=TIMEOUT_S) == 4 * SIZE
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            other.kill()
+            cluster.worker_nodes.remove(other)
+            wait_until(lambda: other.node_id not in [n["NodeID"] for n in moray.nodes() if n["Alive"]], 40, "its death")
+            drain(node, 60)
+            wait_until(lambda: any("copies" in line for line in leaving(node)), 5, "the node waits for the owner")
         finally:
             os.kill(pid, signal.SIGCONT)
         assert moray.get(owner.sizes.remote(), timeout=TIMEOUT_S) == [SIZE] * 4

@@ -232,6 +232,27 @@ def test_a_program_that_waited_for_all_ends_at_once() -> None:
     assert waited < EXIT_GRACE_S
 
 
+def test_ctrl_c_while_it_waits_ends_it_at_once_and_without_our_frames() -> None:
+    code = """
+    import os, signal, threading, time
+    import moray.runtime.driver as driver
+
+    wait = driver._let_finish
+    def interrupted(runtime):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        begin = time.monotonic()
+        try:
+            wait(runtime)
+        finally:
+            print(f"waited {time.monotonic() - begin:.2f} s")
+    driver._let_finish = interrupted
+    driver.EXIT_GRACE_S = 30.0
+"""
+    ended = run_driver(code + UNFETCHED.replace("sleep(0.1)", "sleep(60)"))
+    assert float(ended.stdout.splitlines()[-1].split()[1]) < 10
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_program_that_fails_does_not_wait() -> None:
     ended = run_driver(TIMED + UNFETCHED + "    1 / 0\n", check=False)
     assert ended.returncode == 1

@@ -93,6 +93,17 @@ def test_a_node_that_dies_while_it_leaves_costs_no_restart() -> None:
     table.drained(HOME, "its node was drained")  # Its constructor runs: it was not told.
     told = only(table.worker_died(HOME, "its node is dead", ""), Tell)
     assert (told.restarts_left, told.begun) == (1, None)
+    assert told.reason.endswith("its node is dead; its node was drained")
+
+
+def test_why_it_died_is_said_once() -> None:
+    table, _site = moving()
+    table.moved(HOME, b"a", 0, {})
+    table.worker_died(HOME, "exited", "")
+    table.granted(b"a", 1, Site(b"cccchome....", 2, "elsewhere", 1))
+    table.drained(b"cccchome....", "killed: the node was drained")
+    told = only(table.worker_died(b"cccchome....", "killed: the node was drained", ""), Tell)
+    assert told.reason == "its process (pid 2): killed: the node was drained"
 
 
 def test_another_deadline_is_told() -> None:

@@ -436,4 +436,4 @@ TestStreamsMachine = searched(StreamsMachine, steps=40)
 
 @pytest.mark.long
 def test_fixed_walks() -> None:
-    walk_fixed(StreamsMachine, 150, steps=40)
+    walk_fixed(StreamsMachine, 400, steps=40)

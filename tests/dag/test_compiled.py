@@ -353,6 +353,19 @@ def test_too_many_executions_whose_results_nobody_asks_for(steps: list[Any]) -> 
         assert compiled.execute(2).get() == 113  # type: ignore[union-attr]
 
 
+def test_threads_that_have_ended_are_not_taken_for_the_one_that_got_their_number(steps: list[Any]) -> None:
+    def begin(compiled: CompiledDAG, count: int) -> None:
+        refs.extend(cast("Any", compiled.execute(x)) for x in range(count))
+
+    refs: list[Any] = []
+    with chain(*steps).experimental_compile(_max_inflight_executions=2) as compiled:
+        for count in (2, 1, 1):
+            thread = threading.Thread(target=begin, args=(compiled, count))
+            thread.start()
+            thread.join()
+        assert [ref.get() for ref in refs] == [111, 112, 111, 111]
+
+
 def test_too_many_results_that_are_passed_over(steps: list[Any]) -> None:
     with chain(*steps).experimental_compile(_max_buffered_results=2) as compiled:
         refs: list[Any] = [compiled.execute(x) for x in range(4)]

@@ -256,6 +256,36 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         session_directory.create(session_directory.new_path(str(root), 1))
 
 
+def test_sessions_in_a_directory_of_somebody_else_are_neither_found_nor_swept(tmp_path: Path) -> None:
+    """Who makes the directory before its user does could have drivers connect to a socket of his, and name processes
+    that are killed."""
+    session_dir = session_directory.new_path(session_directory.root_directory(str(tmp_path)), 1)
+    lock = session_directory.create(session_dir)
+    Path(session_dir, session_directory.NODE_SOCKET).touch()
+    root = os.path.dirname(session_dir)
+
+    def found() -> list[str]:
+        return [session.session_dir for session in find_sessions(str(tmp_path))]
+
+    assert found() == [session_dir]
+    for mode in (0o770, 0o707):
+        os.chmod(root, mode)
+        assert not found()
+    os.chmod(root, 0o700)
+    elsewhere = tmp_path / "elsewhere"
+    os.rename(root, elsewhere)
+    os.symlink(elsewhere, root)
+    assert not found()
+    os.unlink(root)
+    os.rename(elsewhere, root)
+    os.close(lock)
+    if not os.geteuid():
+        os.chown(root, 12345, 12345)
+        assert not sweep_stale(str(tmp_path))
+        os.chown(root, 0, 0)
+    assert sweep_stale(str(tmp_path)) == [os.path.basename(session_dir)]
+
+
 def test_who_tidies_temporary_directories_sees_that_it_is_in_use() -> None:
     with running_node() as handle:
         held = os.open(os.path.dirname(handle.address), os.O_RDONLY | os.O_DIRECTORY)

@@ -354,6 +354,25 @@ def test_no_descriptor_is_left(tmp_path: Path, identity: Identity) -> None:
         assert driver.adopted[0][1:] == (TAG + bytes(PROCESS_BYTES - len(TAG)), "10.1.2.3")
 
 
+def test_a_connection_that_the_node_cannot_take_ends_nothing_else(tmp_path: Path, identity: Identity) -> None:
+    def act(relay: Relay) -> None:
+        for stream in (1, 3):
+            relay.say(OPEN, stream, TAG + bytes(PROCESS_BYTES - len(TAG)))
+
+    refused: list[socket.socket] = []
+
+    def adopt(sock: socket.socket, target: bytes, source: str) -> None:
+        if not refused:
+            refused.append(sock)
+            raise PermissionError("others may read the key")
+        driver.adopted.append((sock, target, source))
+
+    with driver_and_relay(tmp_path, identity, act) as driver:
+        driver.tunnel._adopt = adopt
+        turn_until(driver.reactor, lambda: driver.adopted)
+        assert refused[0].fileno() < 0
+
+
 @pytest.mark.long
 def test_a_network_that_is_slow_is_not_lost(tmp_path: Path, identity: Identity) -> None:
     """One piece of data takes longer than nothing may be heard."""

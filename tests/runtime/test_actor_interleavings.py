@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from pathlib import Path
+from queue import SimpleQueue
 from types import MethodType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ from moray.runtime import actors, state
 from moray.runtime.actor_host import ActorHost
 from moray.runtime.cancels import Cancels
 from moray.runtime.executor import Executor
+from moray.runtime.stream_producer import Producer
 from moray.runtime.tasks import Function, KeyPool, Task
 from moray.runtime.work import Called, Caller, Queued
 from moray.runtime.worker import Worker
@@ -117,6 +119,37 @@ def test_a_forced_cancel_of_what_had_not_begun_ends_no_process() -> None:
     cancels._on_answer(cast("Connection", None), m.CancelAnswer(7, 0, "interrupting"))
     cancels._force(task, peer, 3)
     assert [type(message) for message in told] == [m.ReturnLease]
+
+
+# --- an actor that moves --------------------------------------------------------------------------
+
+
+def test_what_is_held_back_is_the_newest() -> None:
+    """A thread of the group has its wake-up, and takes its call after that: the oldest (CALL-ORDER)."""
+    host: Any = ActorHost.__new__(ActorHost)
+    host._executor = SimpleNamespace(take_calls=list)
+    queue: SimpleQueue[None] = SimpleQueue()
+    host._queues, host._waiting = {"one": queue}, {"one": deque([1, 2, 3])}
+    for _ in range(3):
+        queue.put(None)
+    queue.get()
+    host.hold_back()
+    assert list(host.held_back) == [2, 3]
+    assert host._waiting["one"].popleft() == 1
+
+
+def test_a_generator_whose_item_was_not_kept_does_not_pause() -> None:
+    """Its consumer can never take that item."""
+    worker = SimpleNamespace(blocked=lambda: None, unblocked=lambda: None, block=lambda *_: pytest.fail("it waits"))
+    producer: Any = SimpleNamespace(
+        _worker=worker,
+        _is_congested=lambda: False,
+        making=SimpleNamespace(must_pause=lambda: True),
+        _announce=lambda: None,
+        _failure=OSError("the disk"),
+        _is_over=lambda: False,
+    )
+    Producer._pause(producer, None)
 
 
 # --- cancels in the worker ------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from moray.exceptions import AuthenticationError
+from moray.head.certificates import Certificates
 from moray.security import token as tokens
 from moray.security.authority import Authority, Request, check_issued, renew_at, show_skew
+from moray.security.files import SecretFileError
 from moray.security.identity import Identity, client_context, server_context, validity
 from tests.security.harness import HOST
 from tests.support.procs import run_driver
@@ -122,6 +124,21 @@ def test_an_authority_survives_its_file(authority: Authority, tmp_path: Path) ->
     assert again.certificate_pem == authority.certificate_pem
     assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o600]
     check_issued(again.sign(Request("node").der), authority.certificate_der)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"-----END CERTIFICATE-----\n", b"\0" * 100])
+def test_an_authority_whose_file_is_broken_is_as_one_that_cannot_be_read(
+    authority: Authority, tmp_path: Path, content: bytes
+) -> None:
+    """The head goes on without it."""
+    authority.save(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    with pytest.raises(SecretFileError, match="should hold the cluster's authority and its key"):
+        Authority.load(tmp_path)
+    renewed = Certificates(str(tmp_path)).renew(None)
+    assert not renewed.certificate
+    assert "cannot read the key" in renewed.reason
 
 
 def test_an_identity_survives_its_file(authority: Authority, tmp_path: Path) -> None:

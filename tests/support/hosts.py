@@ -321,11 +321,10 @@ class Hosts:
         for host in reversed(self.hosts):
             done = host.moray("stop")
             assert done.returncode == 0, done.stderr
-        left = [
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-120:]
-            for host in self.hosts
-            for pid in host.pids()
-        ]
+        found = [Path(f"/proc/{pid}/cmdline") for host in self.hosts for pid in host.pids()]
+        lines = [path.read_bytes() for path in found if path.exists()]
+        # A line that is empty is of a process that has ended, and waits for its parent, or for the kernel.
+        left = [line.replace(b"\0", b" ")[-120:] for line in lines if line]
         assert not left, f"processes are left after `moray stop`: {left}"
 
 

@@ -220,7 +220,7 @@ class ActorTable:
             actor.incarnation += 1
             actor.failures += actor.phase is Phase.PLACED
             actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
-            died = f"{why}; {actor.moving}" if actor.moving else why
+            died = why if actor.moving in why else f"{why}; {actor.moving}"
             actor.phase, actor.why = Phase.WAITING, died + words if actor.moved is None else actor.moving
             self._tell(actor)
             actor.moving, actor.moved = "", None

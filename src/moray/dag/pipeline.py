@@ -36,8 +36,8 @@ class Execution:
 
     def __init__(self, number: int, results: int) -> None:
         self.number = number
-        #: Who began it.
-        self.thread = threading.get_ident()
+        #: Who began it. Not its number, which the next thread gets when this one has ended.
+        self.thread = threading.current_thread()
         #: One per result, None as long as it is not here: its kind and its blob.
         self.blobs: list[tuple[int, bytes | memoryview] | None] = [None] * results
 
@@ -116,7 +116,7 @@ class Pipeline:
         if known is None or oldest <= self._asked_to:
             return
         execution = known()
-        mine = execution is not None and execution.thread == threading.get_ident()
+        mine = execution is not None and execution.thread is threading.current_thread()
         del execution  # The error's traceback would keep it.
         if mine:
             raise exceptions.GraphCapacityExceededError(

@@ -86,6 +86,8 @@ def own_head(address: str, temp_dir: str = "", *, any_port: bool = False) -> str
         temp_dir: see :func:`find_driver_node`.
         any_port: a head with another port will do if there is none with this one.
     """
+    from moray.protocol.tcp import format_address
+
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not port.isdecimal() or not _is_loopback(host):
@@ -95,6 +97,9 @@ def own_head(address: str, temp_dir: str = "", *, any_port: bool = False) -> str
     if not same or address in same:
         return address
     try:
+        for info in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM):
+            if (number := format_address(str(info[4][0]), int(port))) in same:
+                return number  # It listens there itself, and is known by its number.
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return same[0]

@@ -129,11 +129,16 @@ def _make_root(root: str) -> None:
         os.mkdir(root, 0o700)
     except FileExistsError:
         found = os.lstat(root)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not _is_own(found) or found.st_mode & 0o077:
             raise PermissionError(
                 f"{root} should be a directory of user {os.getuid()} with mode 0700; it is "
                 f"{stat.filemode(found.st_mode)} of user {found.st_uid}: remove it, or set TMPDIR to another directory"
             ) from None
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether it is a directory of this user, in which nobody else can make anything."""
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def write_node_id(session_dir: str, node_id: bytes) -> None:
@@ -241,8 +246,11 @@ def _unlink(path: str) -> None:
 
 
 def _directories(root: str, prefix: str = _PREFIX) -> Iterator[str]:
+    """Those in the user's directory; none if it is somebody else's, who could make sessions that drivers connect to,
+    and dead ones whose processes would be killed."""
     try:
-        names = os.listdir(root)
+        found = os.lstat(root)
+        names = os.listdir(root) if _is_own(found) else []
     except OSError:
         return
     yield from (f"{root}/{name}" for name in names if name.startswith(prefix))

@@ -49,7 +49,7 @@ class Daemon(ABC):
         #: 0: none runs.
         self.pid = 0
         self._pidfd = -1
-        #: When the last start began.
+        #: When the last start began, whether or not it came to a process.
         self._began = 0.0
         self._pause_s = _FIRST_PAUSE_S
         #: The longest pause between two.
@@ -75,7 +75,6 @@ class Daemon(ABC):
 
         They stay the caller's to close. Raises OSError; then nothing runs.
         """
-        self._began = monotonic()
         held: list[int] = []
         try:
             held.append(create_memory_file(f"{self._title}-config", msgspec.msgpack.encode(config)))

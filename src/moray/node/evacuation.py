@@ -55,9 +55,10 @@ class Evacuation:
         self._refused: dict[bytes, dict[bytes, str]] = {}
         #: Node → bytes that it was asked to take.
         self._given: Counter[bytes] = Counter()
-        #: Copies here of objects whose node died → that node. Their owners look for them until then (monotonic).
-        self._orphans: dict[bytes, bytes] = {}
-        self._found_by = 0.0
+        #: Node that died → until when owners look for copies of what it had (monotonic).
+        self._searched: dict[bytes, float] = {}
+        #: Such copies that were here at the last look.
+        self._orphans = 0
         #: Bytes and number of what was here at the last look, and when the next one may be, if there was (monotonic).
         self._left = (0, 0)
         self._next_look = 0.0
@@ -104,17 +105,15 @@ class Evacuation:
         if self._untold:
             return f"{len(self._untold)} objects were moved, and their owners have not noted that yet"
         if self._orphans:
-            return f"{len(self._orphans)} copies of objects whose node has died: their owners may look for them"
+            return f"{self._orphans} copies of objects whose node has died: their owners may look for them"
         return ""
 
     def node_died(self, tag: bytes) -> None:
         """Another node is dead: what it was to take, others are asked to take; what it had is looked for."""
         self._asked = {name: target for name, target in self._asked.items() if target != tag}
         self._untold = {name: target for name, target in self._untold.items() if target != tag}
-        if self.leaves:
-            copies = self._cluster.transfers.core.copies
-            self._orphans |= {name: tag for name, primary in copies.items() if primary == tag}
-            self._found_by = monotonic() + _LOOK_FOR_S
+        self._forget_searched()
+        self._searched[tag] = monotonic() + _LOOK_FOR_S  # Also if this node is told only then to leave.
 
     def _forget_gone(self, here: set[bytes]) -> None:
         """Some were freed meanwhile."""
@@ -124,9 +123,13 @@ class Evacuation:
             del self._refused[name]
         for name in [name for name in self._untold if not self._node.store.holds(name)]:
             del self._untold[name]
-        copies, late = self._cluster.transfers.core.copies, monotonic() > self._found_by
-        for name in [name for name, tag in self._orphans.items() if late or copies.get(name) != tag]:
-            del self._orphans[name]
+        self._forget_searched()
+        copies = self._cluster.transfers.core.copies.values() if self._searched else ()
+        self._orphans = sum(tag in self._searched for tag in copies)
+
+    def _forget_searched(self) -> None:
+        now = monotonic()
+        self._searched = {tag: until for tag, until in self._searched.items() if until > now}
 
     def _targets(self) -> list[m.NodeInfo]:
         nodes = self._cluster.head.nodes()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 import msgspec
@@ -60,6 +61,7 @@ class HeadProcess(Daemon):
 
     def _start(self) -> None:
         self._timer = None
+        self._began = monotonic()
         self._said = b""
         self._accepts = False
         try:

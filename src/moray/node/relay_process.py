@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from moray.node.daemon import Daemon
@@ -66,6 +67,7 @@ class RelayProcess(Daemon):
 
     def _start(self) -> None:
         self._reactor.unregister(self._inbox.fileno())
+        self._began = monotonic()
         try:
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:

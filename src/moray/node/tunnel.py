@@ -181,7 +181,12 @@ class Tunnel:
             return
         self._end.begin(stream, other)
         mine.setblocking(False)
-        self._adopt(mine, process, source)
+        try:
+            self._adopt(mine, process, source)
+        except OSError as error:
+            # Our own certificate cannot be read: as for a server, that ends nothing else.
+            mine.close()
+            log(f"a connection from {source} for {process.hex()} was dropped: {error}")
 
     def _on_handover(self, _events: int) -> None:
         """The driver wants to connect to somebody."""

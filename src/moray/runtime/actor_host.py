@@ -467,12 +467,14 @@ class ActorHost:
     def _take_back(self) -> list[Called]:
         taken = self._executor.take_calls()
         for group, queue in self._queues.items():
+            newest: list[Called] = []
             while True:
                 try:
                     queue.get_nowait()  # There is one for each call: whoever has it takes one.
                 except Empty:
                     break
-                taken.append(self._waiting[group].popleft())
+                newest.append(self._waiting[group].pop())  # A thread that has one already takes the oldest.
+            taken += reversed(newest)
         return taken
 
     def forget_caller(self, process: bytes) -> None:

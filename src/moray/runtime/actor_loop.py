@@ -90,7 +90,7 @@ class AsyncActorHost(ActorHost):
         loop.call_soon_threadsafe(self._start_task, call, loop)
 
     def _start_task(self, call: Called, loop: asyncio.AbstractEventLoop) -> None:
-        task = loop.create_task(self._run_async(call))
+        task = _CallTask(self._run_async(call), loop=loop)
         self.running[call.caller.process, call.spec.seq] = (call, task)
 
     def _group_loop(self, group: str) -> asyncio.AbstractEventLoop:
@@ -242,6 +242,19 @@ class AsyncActorHost(ActorHost):
                 RuntimeWarning,
                 stacklevel=5,
             )
+
+
+class _CallTask(asyncio.Task[None]):
+    """A call. User code may cancel it (``asyncio.all_tasks()``) before its first step, which has to answer it: it takes
+    that step first."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        """See asyncio.Task.cancel."""
+        coroutine = self.get_coro()
+        if type(coroutine) is not CoroutineType or inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
+            return super().cancel(msg)
+        self.get_loop().call_soon(super().cancel, msg)  # The step is in that queue already.
+        return True
 
 
 async def _as_async(items: Any) -> Any:

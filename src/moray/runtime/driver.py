@@ -520,6 +520,8 @@ def _at_exit() -> None:
         # Not after an error or Ctrl-C: whoever meets these wants the end now.
         if isinstance(runtime, Driver) and not hasattr(sys, "last_type"):
             _let_finish(runtime)
+    except KeyboardInterrupt:
+        pass  # Nor after this one, which the interpreter would show with all our frames.
     finally:
         shutdown()
 

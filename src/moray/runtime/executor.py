@@ -371,11 +371,11 @@ class Executor:
         self, work: Work, made: Returns, took_us: int, token: TaskToken | None, loaded: Loaded | None = None
     ) -> None:
         """Answer with all values."""
-        extra, contained = made.extra(), made.references()
-        if len(made.blobs) == 1 and not extra.stored and not contained:
+        contained = made.references()
+        if len(made.blobs) == 1 and not made.sizes[0] and not contained:
             result = m.Result(work.spec.seq, took_us, made.blobs[0] or b"")
         else:
-            result = m.Result(work.spec.seq, took_us, b"", extra)
+            result = m.Result(work.spec.seq, took_us, b"", made.extra())
         del made
         self.respond(work, result, token, contained)
         if loaded is not None and loaded.definition.max_calls:

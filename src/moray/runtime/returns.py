@@ -126,14 +126,12 @@ def iterate_returns(value: Any, num_returns: int, name: str) -> Iterator[Any]:
     if not num_returns:
         return
     try:
-        more = next(value, _NOTHING) is not _NOTHING
-    except Exception as error:  # noqa: BLE001 - all that was asked for is there.
-        said = f"raised {type(error).__name__} after its last one: {error}"
-    else:
-        if not more:
+        if next(value, _NOTHING) is _NOTHING:
             return
         value.close()
         said = "yielded more: what follows is left out"
+    except Exception as error:  # noqa: BLE001 - all that was asked for is there.
+        said = f"raised {type(error).__name__} after its last one: {error}"
     sys.stderr.write(f"task {name}() has num_returns={num_returns}, and {said}\n")
 
 

@@ -160,7 +160,7 @@ class Producer:
                 if self._is_congested():
                     self._waits_for_sending = True
                     self._worker.call_soon(self._arm)
-                if self._waits_for_sending or self.making.must_pause():
+                if self._failure is None and (self._waits_for_sending or self.making.must_pause()):
                     await event.wait()
                 self._waits_for_sending = False
                 if self._is_orphan() or self._failure is not None:
@@ -259,7 +259,8 @@ class Producer:
         self._announce()
         worker.blocked()
         try:
-            while self.making.must_pause() and not self._is_over():
+            # What could not be kept is not sent, and so never taken.
+            while self.making.must_pause() and self._failure is None and not self._is_over():
                 worker.block(waiter, monotonic() + HEARTBEAT_S)
         finally:
             worker.unblocked()

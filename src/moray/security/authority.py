@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from moray import config
 from moray.exceptions import AuthenticationError
-from moray.security.files import read_secret, write_secret
+from moray.security.files import SecretFileError, read_secret, write_secret
 from moray.security.identity import BACKDATED_S, Identity, validity
 
 #: Days that a certificate is good for, from its issue, and the authority's own.
@@ -65,10 +65,16 @@ class Authority:
     def load(cls, directory: Path) -> Authority:
         """What `save` wrote; FileNotFoundError, SecretFileError."""
         content = read_secret(directory / _AUTHORITY_FILE, "the key of the cluster's authority")
-        certificate, key_pem = content.split(_END)
-        key = serialization.load_pem_private_key(key_pem, None)
+        try:
+            certificate, key_pem = content.split(_END)
+            key = serialization.load_pem_private_key(key_pem, None)
+            found = x509.load_pem_x509_certificate(certificate + _END)
+        except MALFORMED as error:
+            raise SecretFileError(
+                f"{directory / _AUTHORITY_FILE} should hold the cluster's authority and its key, and does not: {error}"
+            ) from None
         assert isinstance(key, ec.EllipticCurvePrivateKey)  # It is our file, and nobody else may write it.
-        return cls(key, x509.load_pem_x509_certificate(certificate + _END))
+        return cls(key, found)
 
     def save(self, directory: Path) -> None:
         """Write key and certificate to `directory`, readable by this user only."""
