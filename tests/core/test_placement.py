@@ -197,6 +197,22 @@ def test_a_refusal_gives_everything_back_and_is_tried_again() -> None:
     assert head.of(Prepare)[2].number > one.number
 
 
+def test_an_answer_to_an_earlier_attempt_is_not_one_to_this() -> None:
+    head = Head(answer=False, a=1, b=1)
+    group = head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    first = head.of(Prepare)[0].number
+    head.do(head.table.prepared(A, group, first, "no room", head.now))
+    head.after(1.0)
+    second = head.of(Prepare)[-1].number
+    head.do(head.table.prepared(A, group, second, "", head.now))
+    head.do(head.table.prepared(B, group, first, "", head.now))
+    assert not head.of(Commit)
+    head.do(head.table.prepared(B, group, first, "no room", head.now))
+    assert not [back for back in head.of(Return) if back.number == second]
+    head.do(head.table.prepared(B, group, second, "", head.now))
+    assert [(commit.node, commit.number) for commit in head.of(Commit)] == [(A, second), (B, second)]
+
+
 def test_an_attempt_over_several_nodes_is_given_back_in_time() -> None:
     """Or two groups, or a group and actors, could wait for each other for ever."""
     head = Head(answer=False, a=1, b=1)
@@ -334,6 +350,27 @@ def test_who_holds_does_not_hold_for_ever() -> None:
     assert "comes first" in head.why(small)
     head.after(HOLD_FIRST_S + 0.1)
     assert head.table.state(small) == "created"
+
+
+def test_who_holds_lets_go_when_no_node_can_ever_hold_it() -> None:
+    head = Head(a=1, b=3)
+    on_a, on_b = head.create(CPU), head.create(CPU)
+    large = head.create(cpus(3))
+    younger = head.create(CPU)
+    assert [head.where(group) for group in (on_a, on_b, younger)] == [[b"a"], [b"b"], [b"b"]]
+    head.after(OVERTAKEN_S)
+    assert head.table.state(large) == "pending"
+    late = head.create(CPU, job=2)
+    assert "comes first" in head.why(late)
+    head.remove(younger)
+    head.remove(on_a)
+    head.do(head.table.node_died(B, head.now))
+    assert head.table.state(large) == "infeasible"
+    # Both were passed over when the large one was not looked at yet; job 2 has had nothing so far.
+    assert (head.where(late), head.where(on_b)) == ([b"a"], [b""])
+    assert "comes first" not in head.why(on_b)
+    head.remove(late)
+    assert head.where(on_b) == [b"a"]
 
 
 # --- deaths ------------------------------------------------------------------------------------

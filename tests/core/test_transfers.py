@@ -195,6 +195,54 @@ def test_a_late_copy_of_a_freed_object_is_freed() -> None:
     assert X not in node.store
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_what_is_freed_by_a_node_that_dies_is_freed(complete: bool) -> None:
+    """Its word is lost with it. It was the owner's, which died, too."""
+    world = world_with(40)
+    world.owners[X] = B
+    third = world.nodes[C]
+    third.pin(P, 1, X, A, 40)
+    step_until(world, lambda: third.answers if complete else third.core._pulls[X].have)
+    third.unpin(P, 1)
+    world.nodes[B].free(X, A)
+    world.kill(world.nodes[B])
+    world.settle()
+    assert not any(X in node.store for node in world.living())
+    assert not any(node.core._serving.copies for node in world.living())
+    world.check_idle()
+
+
+def test_what_a_dead_primary_was_to_free_makes_room() -> None:
+    """The owner's word was lost with it, or its own to the copy's node: the copy is in nobody's way."""
+    for heard in (False, True):
+        world = world_with(10)
+        node, owner = world.nodes[B], world.nodes[D]
+        node.pin(P, 1, X, A, 10)
+        world.settle()
+        node.unpin(P, 1)
+        owner.free(X, A)
+        if heard:
+            world.by_link(D, A)
+        world.kill(world.nodes[A])
+        world.settle()
+        assert node.drop(X)
+        world.check_idle()
+
+
+def test_who_stopped_reading_a_pull_is_forgotten_with_it() -> None:
+    """C reads from B, which is pulling itself, and stops; it tells only the primary's node of that. Then B gives up."""
+    world = world_with(40)
+    node = world.nodes[B]
+    node.pin(P, 1, X, A, 40)
+    step_until(world, lambda: X in node.making)
+    node.run(node.core.asked(1, C, 1, X, 0, 16, []))
+    node.run(node.core.acknowledged(1, 1, 0, True))
+    node.die_process(P)
+    world.settle()
+    world.check_idle()
+    assert not node.core._serving.copies
+
+
 def test_a_size_that_is_not_the_owners_is_an_error() -> None:
     world = world_with(10)
     world.nodes[B].pin(P, 1, X, A, 12)
@@ -359,7 +407,10 @@ class Walk:
         for content, name in enumerate(self.sizes, 1):
             self.primaries[name] = self.chance.choice(list(self.world.nodes))
             self.world.put(self.primaries[name], name, self.sizes[name], content)
+            self.world.owners[name] = self.chance.choice(list(self.world.nodes))
         self.freed: set[bytes] = set()
+        #: Freed before the node with the primary copy died, which may not have told of it.
+        self.untold: set[bytes] = set()
         self.requests = 0
         self.deaths = 0
 
@@ -397,14 +448,19 @@ class Walk:
         elif kind == "cut" and self.world.lines:
             self.world.cut(self.chance.choice(list(self.world.lines.values())))
         elif kind == "free" and name not in self.freed and self.chance.random() < 0.2:
-            self.freed.add(name)
-            node.free(name, self.primaries[name])
+            self.free(name)
         elif kind == "kill" and self.deaths < 2 and self.chance.random() < 0.2:
             self.deaths += 1
+            self.untold |= {name for name in self.freed if self.primaries[name] == node.tag}
+            self.freed |= {name for name, owner in self.world.owners.items() if owner == node.tag}
             self.world.kill(node)
 
+    def free(self, name: bytes) -> None:
+        self.freed.add(name)
+        self.world.nodes[self.world.owners[name]].free(name, self.primaries[name])
+
     def check_answers(self) -> None:
-        """Only what was freed, or lost its primary copy, may be lost."""
+        """Only what was freed, or lost its owner or its primary copy, may be lost."""
         for node in self.world.nodes.values():
             for answer in node.answers.values():
                 if answer != "pinned":
@@ -416,9 +472,14 @@ class Walk:
         for node in self.world.living():
             for process in (P, Q):
                 node.die_process(process)
-        for name, primary in self.primaries.items():
+        for name in self.primaries:
             if name not in self.freed:
-                self.node().free(name, primary)
+                self.free(name)
+        while network := self.world.steps():
+            self.chance.choice(network)()
+        for node in self.world.living():
+            for name in self.untold.intersection(node.store):
+                assert node.drop(name), "it keeps room from others"
         while network := self.world.steps():
             self.chance.choice(network)()
         for node in self.world.living():

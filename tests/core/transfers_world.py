@@ -3,6 +3,9 @@
 Memory is modelled: a chunk's bytes are read when the network takes them from the sender's memory and written where the
 receiver's core said, in two steps between which anything may happen. Memory that was given up must be touched by
 neither.
+
+An object's owner lives at one node, which is where it is freed. If that node dies, its word may be lost with it, and
+each other node frees what it has of the owner's (:mod:`moray.node.owned`).
 """
 
 from __future__ import annotations
@@ -96,6 +99,13 @@ class Node:
             region.doomed = True
             self.doomed.append(region)
         self.sweep()
+
+    def owners_died(self, tag: bytes) -> None:
+        """What is here of the owners at that node is freed."""
+        names = [name for name in self.store if self.world.owners.get(name) == tag]
+        for name in names:
+            self.free_here(name)
+        self.run(self.core.freed(names))
 
     def drop(self, name: bytes) -> bool:
         """The store wants room."""
@@ -211,6 +221,8 @@ class World:
         #: (from, to) → messages of the link.
         self.links: dict[tuple[bytes, bytes], deque[Any]] = {}
         self.when_sealed: list[tuple[Node, Region]] = []
+        #: Object → the node of its owner.
+        self.owners: dict[bytes, bytes] = {}
         for number in range(1, count + 1):
             self.nodes[number.to_bytes(4, "big")] = Node(self, number.to_bytes(4, "big"), budget)
         for node in self.nodes.values():
@@ -329,6 +341,7 @@ class World:
             self.cut(line)
         for other in self.living():
             other.run(other.core.node_died(node.tag))
+            other.owners_died(node.tag)
 
     # --- runs ---
 

@@ -332,15 +332,18 @@ class GroupTable:
             self._holder.hold *= 2
             self._holder.overtaken = False
             self._holder, self._dirty = None, True
-        if not self._dirty:
-            return
-        self._dirty = False
+        while self._dirty:
+            self._dirty = False
+            self._place_in_turn()
+
+    def _place_in_turn(self) -> None:
+        """One pass; it ends early, to be begun anew, when somebody ceases to hold what the first ones may have."""
         queues: dict[int, deque[Group]] = {}
         for group in sorted(self._waiting.values(), key=lambda group: group.turn):
             queues.setdefault(group.spec.job, deque()).append(group)
         #: What did not fit in this pass: equals need not be looked at.
         failed: dict[Any, Group] = {}
-        while queues:
+        while queues and not self._dirty:
             job = min(queues, key=lambda job: (self._turns.get(job, 0), job))
             group = queues[job].popleft()
             if not queues[job]:
@@ -410,6 +413,9 @@ class GroupTable:
         """Its time to hold what comes free may have come."""
         if group.infeasible:
             group.unfit_since = NEVER
+            if self._holder is group:
+                # The node that could hold it has gone: what comes free is of no use to it.
+                self._holder, self._dirty = None, True
             return
         group.unfit_since = min(group.unfit_since, self._now)
         if self._holder is None and _ripe_at(group) <= self._now:

@@ -26,7 +26,8 @@ LIVENESS: a line that ends is not a death. What was asked on it is asked again w
 (:meth:`Transfers.line_up`); a death is told by :meth:`Transfers.node_died`, after the end of its lines.
 
 The secondary copies here are in :attr:`Transfers.copies` with the node of the primary one, which is told when they
-are complete and when the store drops them, and which frees them (REF-FREE).
+are complete and when the store drops them, and which frees them (REF-FREE). If it dies before it has told of that, they
+are dropped when the store wants room, or with their owner.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ class Transfers:
             pull.wanters.clear()
         else:
             self._fail_wanters(pull, code, detail)
+            self._serving.copies.pop(object, None)
         self._in_flight -= pull.size
         pull.stage = Stage.GONE
         self._serving.give_up(object)
@@ -508,6 +510,8 @@ class Transfers:
         if pull.incoming or self._serving.reads(pull.object) or self._pulls.get(pull.object) is not pull:
             return
         self._do(AbortCopy(pull.object))
+        # Who has read it from here, and has a copy, has told the primary one's node.
+        self._serving.copies.pop(pull.object, None)
         self._remove(pull)
 
     def _remove(self, pull: Pull) -> None:
