@@ -39,11 +39,7 @@ PROGRAMS: Final = (
     Program("deap_diabetes", "deap", "`ray.util.multiprocessing.Pool`", ("deap", "sklearn")),
     Program("dask_photos", "dask", "`ray.util.dask`", ("dask", "sklearn")),
     Program("prefect_wine", "prefect-ray", "task runner, lazy import of ray", ("prefect_ray", "sklearn")),
-    Program(
-        "datatrove_texts", "datatrove", "placement groups, actors", ("datatrove", "sklearn"),
-        fails="needs `ray.util.placement_group`, which is not there yet; its thread dies of the AttributeError and its "
-        "main thread waits without end",
-    ),
+    Program("datatrove_texts", "datatrove", "placement groups, actors", ("datatrove", "sklearn")),
 )  # fmt: skip
 
 #: Installed as usual. The bounds are those that let all of them live in one environment.

@@ -52,8 +52,10 @@ def markdown(rows: list[Row], earlier: str = "") -> str:
     kept = earlier.splitlines()
     running = [program for program in PROGRAMS if not program.fails]
     lines += [line for program in running for line in _lines(program, measured, kept)]
-    lines += ["", "Those that do not run yet:", "", "| package | version | cause |", "|---|---|---|"]
-    lines += [line for program in PROGRAMS if program.fails for line in _lines(program, measured, kept)]
+    failing = [program for program in PROGRAMS if program.fails]
+    if failing:
+        lines += ["", "Those that do not run yet:", "", "| package | version | cause |", "|---|---|---|"]
+        lines += [line for program in failing for line in _lines(program, measured, kept)]
     return "\n".join(lines)
 
 
