@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any
 
 from examples.programs.outcome import CPUS, measure
 
-# Prefect's own database; kept, as making it takes half a minute.
-os.environ.setdefault("PREFECT_HOME", str(Path(tempfile.gettempdir()) / "moray-programs-prefect"))
+# Prefect's own database; kept beside prefect itself, as making it takes half a minute.
+os.environ.setdefault("PREFECT_HOME", str(Path(sys.prefix) / "prefect-home"))
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
