@@ -14,7 +14,7 @@ TESTERS ?= 2
 CODE := src tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench bench-gate lint format types docs clean
+.PHONY: help setup demo test test-long test-torch bench bench-gate lint format types docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -36,6 +36,11 @@ test: $(STAMP) ## the tests, but for the long ones
 
 test-long: $(STAMP) ## all tests with larger numbers, those over a minute among them
 	MORAY_HYPOTHESIS=long $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout=3600 $(ARGS)
+
+test-torch: $(STAMP) ## the tests of torch tensors, with a torch of their own (5 GB)
+	@test -x build/torch/bin/pip || $(PYTHON) -m venv build/torch
+	build/torch/bin/pip install --quiet --disable-pip-version-check -e ".[dev]" torch
+	build/torch/bin/python -m pytest tests/api/test_torch.py $(ARGS)
 
 bench: $(STAMP) ## the benchmarks beside Ray, stdlib pools and the floor
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -8,6 +8,7 @@ store, in a file). Its first byte tells its form:
 ``N``       None
 ``B``       ``<B3xIQ`` + count times ``<QQ`` (offset, length) + pickle + buffers, each at a
             multiple of 64: a pickle whose buffers stay out of band and are read in place
+``T``       the same with torch tensors in it: read in memory that only this reader writes to
 ==========  ==============================================================================
 
 **Pickling** uses the C pickler. When that fails, or when its output names ``__main__`` or
@@ -36,10 +37,14 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from moray.object_ref import ObjectRef
+from moray.protocol.blobs import OWN_PAGES
 
 ALIGNMENT: Final = 64
 NONE_BLOB: Final = b"N"
+_IN_PLACE: Final = ord("B")
 _HEAD: Final = struct.Struct("<B3xIQ")
+#: In every pickle of a tensor that is read in place.
+_TENSORS: Final = b"moray.torch_support"
 _PART: Final = struct.Struct("<QQ")
 
 _dumps = pickle.dumps
@@ -84,7 +89,9 @@ class Serialized:
 
     __slots__ = ("blob", "buffers", "contained", "head", "size", "starts")
 
-    def __init__(self, body: bytes, buffers: list[memoryview], contained: list[ObjectRef[Any]]) -> None:
+    def __init__(
+        self, body: bytes, buffers: list[memoryview], contained: list[ObjectRef[Any]], form: int = _IN_PLACE
+    ) -> None:
         self.contained = contained
         self.buffers = buffers
         #: The whole blob if there are no buffers.
@@ -94,9 +101,9 @@ class Serialized:
         self.size = len(body)
         if buffers:
             self.blob = None
-            self._lay_out(body, buffers)
+            self._lay_out(body, buffers, form)
 
-    def _lay_out(self, body: bytes, buffers: list[memoryview]) -> None:
+    def _lay_out(self, body: bytes, buffers: list[memoryview], form: int) -> None:
         position = _HEAD.size + _PART.size * len(buffers) + len(body)
         table = []
         for buffer in buffers:
@@ -104,7 +111,7 @@ class Serialized:
             self.starts.append(position)
             table.append(_PART.pack(position, buffer.nbytes))
             position += buffer.nbytes
-        self.head = b"".join((_HEAD.pack(ord("B"), len(buffers), len(body)), *table, body))
+        self.head = b"".join((_HEAD.pack(form, len(buffers), len(body)), *table, body))
         self.size = position
 
     def sample(self) -> int:
@@ -159,6 +166,8 @@ def serialize(value: Any) -> Serialized:
             body, raw = _cloudpickle_dumps(value, None), []
     finally:
         context.contained = outer
+    if raw and "torch" in sys.modules and _TENSORS in body:
+        return Serialized(body, raw, contained, OWN_PAGES)
     return Serialized(body, raw, contained)
 
 
@@ -280,12 +289,15 @@ def dumps_code(value: Any) -> tuple[bytes, list[ObjectRef[Any]]]:
 
 
 def loads(blob: bytes | memoryview) -> Any:
-    """The value of a blob. `memoryview` blobs are read in place: arrays in the value share their memory."""
+    """The value of a blob. `memoryview` blobs are read in place: arrays in the value share their memory, and
+    tensors write to it; so where there are tensors, a view is writable if its memory is the caller's alone."""
     tag = blob[0]
     if tag == 0x80:
         return _loads(blob)
     if tag == ord("N"):
         return None
+    if tag == OWN_PAGES and memoryview(blob).readonly:
+        blob = memoryview(bytearray(blob))
     view = memoryview(blob).toreadonly()
     _tag, count, length = _HEAD.unpack_from(view)
     position = _HEAD.size

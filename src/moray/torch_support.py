@@ -1,14 +1,14 @@
 """torch tensors in blobs: CPU tensors travel as their memory, out of band, and are read in place.
 
-torch has no read-only tensors. A tensor made over read-only memory would warn, and writing to it would
-end the process, so the warning is answered here once and for all: **a tensor from get() or from a task's
-arguments shares read-only memory; call ``.clone()`` before changing it in place.**
+torch has no read-only tensors, and programs change them in place. So blobs with tensors in them have a
+form of their own (:data:`moray.protocol.blobs.OWN_PAGES`), and who reads one gets a private mapping of it:
+nothing is copied but the pages that are written to, and nobody else sees what is written (SNAPSHOT).
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +41,7 @@ def _rebuild(data: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     kind = getattr(torch, dtype)
     if data is None:
         return torch.empty(shape, dtype=kind)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(data).view(kind).reshape(shape)
+    # The array says that it is read-only, as all arrays from get() do, and torch would warn of that.
+    memory = (ctypes.c_char * data.nbytes).from_address(data.ctypes.data)
+    memory._array = data
+    return torch.frombuffer(memory, dtype=torch.uint8).view(kind).reshape(shape)

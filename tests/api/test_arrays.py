@@ -236,7 +236,7 @@ def test_views_outlive_the_session() -> None:
     )
 
 
-# --- arrow and torch ------------------------------------------------------------------------------
+# --- arrow ------------------------------------------------------------------------------
 
 
 def test_arrow_table() -> None:
@@ -260,9 +260,3 @@ def test_arrow_through_a_task() -> None:
 def test_slice_of_an_arrow_table_is_a_slice() -> None:
     part = pa.table({"n": np.arange(LARGE)}).slice(10, 5)
     assert moray.get(moray.put(part)).column("n").to_pylist() == [10, 11, 12, 13, 14]
-
-
-def test_torch_tensor_without_a_warning() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    tensor = moray.get(moray.put(torch.arange(LARGE)))
-    assert int(tensor.sum()) == LARGE * (LARGE - 1) // 2

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from moray.protocol.blobs import OWN_PAGES
 from moray.store.bulk import PIECE
 from moray.store.client import StoreClient
 
@@ -227,3 +228,33 @@ def test_a_reader_costs_microseconds_at_any_size(client: StoreClient, ended: deq
             client.reader(NAME, 0, SIZE, "", ended.append)
         best = min(best, time.perf_counter() - begin)
     assert best / 100 < 30e-6
+
+
+@pytest.mark.parametrize("path", ["", "file"])
+def test_readers_that_may_write_have_pages_of_their_own(
+    client: StoreClient, ended: deque[bytes], path: str, tmp_path: Path
+) -> None:
+    """SNAPSHOT: what one of them writes, neither the object nor another reader sees."""
+    content = bytes([OWN_PAGES]) + b"x" * 9_999
+    if path:
+        path = str(tmp_path / path)
+        Path(path).write_bytes(bytes(640) + content)
+    else:
+        client.view(640, len(content))[:] = content
+    first, second = (client.reader(NAME, 640, len(content), path, ended.append) for _ in range(2))
+    first[5_000:5_003] = b"abc"
+    assert bytes(first[4_999:5_004]) == b"xabcx"
+    assert bytes(second) == content
+    assert bytes(client.reader(NAME, 640, len(content), path, ended.append)) == content
+    assert len(ended) == 1
+    del first, second
+    gc.collect()
+    assert len(ended) == 3
+
+
+def test_no_pages_of_ones_own_after_close(client: StoreClient, ended: deque[bytes]) -> None:
+    client.view(0, 2)[:] = bytes([OWN_PAGES, 1])
+    client.close()
+    with pytest.raises(ValueError, match="closed"):
+        client.reader(NAME, 0, 2, "", ended.append)
+    assert list(ended) == [NAME]

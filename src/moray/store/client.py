@@ -8,7 +8,8 @@ A reader gets a read-only memoryview. What is made from slices of it (arrays of 
 out-of-band buffers of pickle, further views) keeps one hidden exporter alive, a ctypes array over the
 mapping; when the last of them is gone, a weak reference to the exporter says that the object can be
 unpinned (STORE-PIN). That callback may run in any thread, between any two bytecodes, so it does one
-append to a deque and nothing else (DEL).
+append to a deque and nothing else (DEL). Blobs whose form is OWN_PAGES are mapped anew for each reader,
+privately: it may write, and nobody else sees it (SNAPSHOT).
 
 The mapping goes with the last view of it: after :meth:`StoreClient.close`, memory under views that
 the user still holds stays valid (LIVENESS), and their end is not reported to anybody.
@@ -24,6 +25,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from moray.protocol.blobs import OWN_PAGES
 from moray.store.bulk import PIECE, BulkCopy
 
 #: Below this, `view[:] = source` beats asking how the pages are best written.
@@ -108,7 +110,7 @@ class StoreClient:
     def reader(
         self, object_id: bytes, offset: int, size: int, path: str, on_unpin: Callable[[bytes], None]
     ) -> memoryview:
-        """Read-only memory of a sealed object that this process has pinned.
+        """Memory of a sealed object that this process has pinned: read-only, or this reader's alone (OWN_PAGES).
 
         This takes the pin over: `on_unpin(object_id)` is called once when the last view is gone, from
         any thread, and also when this call fails or is interrupted.
@@ -120,11 +122,15 @@ class StoreClient:
                 mapping, start = _map_file(path, offset, size, mmap.ACCESS_COPY)
             else:
                 mapping, start = self._mapped()[0], offset
+            own = size > 0 and mapping[start] == OWN_PAGES
+            if own and not path:
+                mapping, start = self._map_own(offset, size)
             exporter, skip = _export(mapping, start, size)
             pin = _Pin(exporter, self._ended)
             pin.object_id, pin.on_unpin = object_id, on_unpin
             self._pins[id(pin)] = pin
-            return memoryview(exporter).cast("B")[skip : skip + size].toreadonly()
+            view = memoryview(exporter).cast("B")[skip : skip + size]
+            return view if own else view.toreadonly()
         except BaseException:
             # The exporter lives until this frame ends, and then finds nothing to report.
             if pin is not None:
@@ -175,6 +181,13 @@ class StoreClient:
                 self._arena = (mapping, memoryview(mapping), bulk)
             return self._arena
 
+    def _map_own(self, offset: int, size: int) -> tuple[mmap.mmap, int]:
+        # Under the lock, or the number of a file that was just closed could be another one's.
+        with self._lock:
+            if self._closed:
+                raise ValueError("the object store is closed in this process")
+            return _map_pages(self._fd, offset, size, mmap.ACCESS_COPY)
+
     def _ended(self, pin: _Pin) -> None:
         # One dict operation decides between this and close(), which may run at the same time.
         if self._pins.pop(id(pin), None) is not None:
@@ -196,9 +209,13 @@ def _export(mapping: mmap.mmap, start: int, size: int) -> tuple[ctypes.Array[cty
 
 def _map_file(path: str, offset: int, size: int, access: int) -> tuple[mmap.mmap, int]:
     """Map the pages of a file around some bytes; also says where in the mapping the bytes begin."""
-    begin = offset & -mmap.ALLOCATIONGRANULARITY
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return mmap.mmap(fd, max(offset - begin + size, 1), access=access, offset=begin), offset - begin
+        return _map_pages(fd, offset, size, access)
     finally:
         os.close(fd)
+
+
+def _map_pages(fd: int, offset: int, size: int, access: int) -> tuple[mmap.mmap, int]:
+    begin = offset & -mmap.ALLOCATIONGRANULARITY
+    return mmap.mmap(fd, max(offset - begin + size, 1), access=access, offset=begin), offset - begin
