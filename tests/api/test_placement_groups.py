@@ -245,6 +245,22 @@ def test_children_inherit_the_group_only_if_it_captures_them() -> None:
     assert moray.get(actor.children.remote(), timeout=30) == [group.id.hex(), group]
 
 
+def test_the_default_group_is_the_one_that_is_passed_on() -> None:
+    """`placement_group="default"` in the strategy, as libraries that may run inside another one's group write it."""
+    group = placement_group([{"CPU": 2}])
+
+    @moray.remote
+    def children() -> Any:
+        return moray.get(where.options(scheduling_strategy=InGroup("default")).remote())[1]
+
+    assert moray.get(children.remote(), timeout=30) is None
+    strategy = InGroup(group, placement_group_capture_child_tasks=True)
+    assert moray.get(children.options(scheduling_strategy=strategy).remote(), timeout=30) == group.id.hex()
+    assert moray.get(where.options(scheduling_strategy=InGroup(None)).remote(), timeout=30)[1] is None
+    with pytest.raises(ValueError, match="placement_group='mine' should be a PlacementGroup, None or 'default'"):
+        InGroup("mine")  # type: ignore[arg-type]
+
+
 def test_gpus_are_the_bundles_own() -> None:
     group = placement_group([{"GPU": 1, "CPU": 1}, {"GPU": 1}])
     members = [Member.options(num_gpus=1, scheduling_strategy=InGroup(group, index)).remote() for index in (0, 1)]

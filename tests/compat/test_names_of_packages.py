@@ -1,4 +1,4 @@
-"""Names that packages import before they need them: modin, hydra-ray-launcher, prefect-ray."""
+"""Names that packages import before they need them: modin, hydra-ray-launcher, prefect-ray, xgboost-ray."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def test_a_runtime_context_knows_whether_this_is_the_driver() -> None:
     ray.shutdown()
     """
     assert run_driver(START + code).stdout == "True True\n"
+
+
+def test_the_logger_of_ray_is_set_up_by_init() -> None:
+    code = """
+    from ray import logger
+    ray.init(num_cpus=1)
+    logger.info("seen")
+    logger.debug("not seen")
+    assert ray.logger is logger
+    ray.shutdown()
+    """
+    ran = run_driver(START + code)
+    assert "INFO" in ran.stderr
+    assert "seen" in ran.stderr
+    assert "not seen" not in ran.stderr

@@ -63,6 +63,11 @@ setattr(RuntimeContext, "worker", property(_worker_of))
 
 
 def __getattr__(name: str) -> Any:
+    if name == "logger":
+        # Libraries log by it, and expect that init() has set it up.
+        import logging
+
+        return globals().setdefault(name, logging.getLogger("moray"))
     if not name.startswith("_"):
         value = getattr(moray, name, None)
         # moray's own modules are found by what Ray calls them; those that Ray does not have are no users' business.

@@ -425,8 +425,8 @@ def _wanted(runtime: Any, options: TaskOptions | ActorOptions) -> tuple[bytes, m
     index, captures = options.placement_group_bundle_index, options.placement_group_capture_child_tasks
     if hasattr(strategy, "placement_group"):
         group, index = strategy.placement_group, strategy.placement_group_bundle_index
-        captures = strategy.placement_group_capture_child_tasks
-    elif group == "default":
+        captures, strategy = strategy.placement_group_capture_child_tasks, None
+    if group == "default":
         captured = runtime.captured if strategy is None else None
         if captured is None:
             if index != -1:

@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moray.ids import NodeID
 from moray.labels import DOES_NOT_EXIST, EXISTS, IN, NOT_IN, check_label, check_value
@@ -183,17 +183,23 @@ class PlacementGroupSchedulingStrategy:
     """Run in the resources that a placement group has reserved.
 
     Args:
-        placement_group: the group.
+        placement_group: the group; None: outside of all groups; "default": the one that the running task passes on,
+            if there is one.
         placement_group_bundle_index: in this bundle; -1: in any.
         placement_group_capture_child_tasks: what it submits runs in the group, too.
+
+    Raises:
+        ValueError: another word than "default".
     """
 
     def __init__(
         self,
-        placement_group: PlacementGroup,
+        placement_group: PlacementGroup | Literal["default"] | None,
         placement_group_bundle_index: int = -1,
         placement_group_capture_child_tasks: bool | None = None,
     ) -> None:
+        if isinstance(placement_group, str) and placement_group != "default":
+            raise ValueError(f"placement_group={placement_group!r} should be a PlacementGroup, None or 'default'")
         self.placement_group = placement_group
         self.placement_group_bundle_index = placement_group_bundle_index
         self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
