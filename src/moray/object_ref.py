@@ -123,7 +123,7 @@ class ObjectRef(Generic[T_co]):
     def __new__(cls, binary: object = None, *_args: object, **_kwargs: object) -> ObjectRef[Any]:
         """`binary`: see :meth:`from_binary`. Those of new objects are made without this: by :data:`new_ref`."""
         if isinstance(binary, bytes):
-            return _rebuild(binary)
+            return rebuild(binary)
         raise TypeError("an ObjectRef comes from moray.put() or .remote(), it is not made by hand")
 
     def binary(self) -> bytes:
@@ -200,7 +200,7 @@ class ObjectRef(Generic[T_co]):
     def __reduce__(self) -> tuple[Callable[[bytes], ObjectRef[Any]], tuple[bytes]]:
         entry = self._entry
         entry.origin.runtime.escape(entry, self)
-        return _rebuild, (entry.id,)
+        return rebuild, (entry.id,)
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
@@ -208,19 +208,20 @@ class ObjectRef(Generic[T_co]):
     @staticmethod
     def from_binary(id_bytes: bytes) -> ObjectRef[Any]:
         """The reference with these 28 bytes; its object must be known to this process's session."""
-        return _rebuild(id_bytes)
+        return rebuild(id_bytes)
 
     @staticmethod
     def from_hex(hex_id: str) -> ObjectRef[Any]:
         """The reference with this hexadecimal id."""
-        return _rebuild(bytes.fromhex(hex_id))
+        return rebuild(bytes.fromhex(hex_id))
 
 
 #: Set by the runtime when it starts: makes the reference of an id that arrived in a pickle.
 importer: Callable[[bytes], ObjectRef[Any]] | None = None
 
 
-def _rebuild(binary: bytes) -> ObjectRef[Any]:
+def rebuild(binary: bytes) -> ObjectRef[Any]:
+    """The reference with this id: what pickled references name."""
     if importer is None:
         raise RuntimeError("an ObjectRef was unpickled in a process that is not connected: call moray.init() first")
     return importer(binary)

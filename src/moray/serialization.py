@@ -33,10 +33,10 @@ import struct
 import sys
 import threading
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from moray.object_ref import ObjectRef
+from moray.object_ref import ObjectRef, rebuild
 from moray.protocol.blobs import OWN_PAGES
 
 ALIGNMENT: Final = 64
@@ -74,10 +74,11 @@ _array_reducers: dict[type, Callable[[Any], Any]] = {}
 #: numpy's array type, once an array was met.
 _array_type: type | None = None
 
-#: Pickles of contiguous arrays of plain numbers, whose buffers are out of band: (type, shape, writable) → pickle.
-_array_bodies: dict[tuple[str, tuple[int, ...], bool], bytes] = {}
+#: What blobs of contiguous arrays of plain numbers have in common, and their type, whose id no other has meanwhile:
+#: (id of the type, shape, writable) → blob without its buffer, type.
+_arrays: dict[tuple[int, tuple[int, ...], bool], tuple[Serialized, Any]] = {}
 #: Programs with more shapes than this begin anew.
-_ARRAY_BODIES: Final = 256
+_ARRAYS: Final = 256
 #: Types of plain numbers, by numpy's character.
 _NUMBERS: Final = frozenset("?bBhHiIlLqQefdgFDG")
 
@@ -113,6 +114,17 @@ class Serialized:
             position += buffer.nbytes
         self.head = b"".join((_HEAD.pack(form, len(buffers), len(body)), *table, body))
         self.size = position
+
+    def with_buffers(self, buffers: list[memoryview]) -> Serialized:
+        """A value that differs from this one in nothing but the bytes of its buffers."""
+        other = Serialized.__new__(Serialized)
+        other.contained = []
+        other.buffers = buffers
+        other.blob = None
+        other.head = self.head
+        other.starts = self.starts
+        other.size = self.size
+        return other
 
     def sample(self) -> int:
         """A checksum of a few kilobytes: differs for most different values."""
@@ -174,21 +186,26 @@ def serialize(value: Any) -> Serialized:
 def _serialize_array(array: Any) -> Serialized | None:
     """An array of plain numbers, without its pickling: that depends on nothing but type and shape. None: not one."""
     kind, flags = array.dtype, array.flags
-    if kind.char not in _NUMBERS or not kind.isnative or kind.metadata or not flags.c_contiguous or not array.nbytes:
+    if not flags.c_contiguous or _array_type in reducers or _array_type in copyreg.dispatch_table:
         return None
-    if _array_type in reducers or _array_type in copyreg.dispatch_table:
+    known = _arrays.get((id(kind), array.shape, flags.writeable)) or _meet_array(array, kind)
+    return known[0].with_buffers([pickle.PickleBuffer(array).raw()]) if known is not None else None
+
+
+def _meet_array(array: Any, kind: Any) -> tuple[Serialized, Any] | None:
+    """Note a contiguous array's type and shape, unless they are not plain."""
+    if kind.char not in _NUMBERS or not kind.isnative or kind.metadata or not array.nbytes:
         return None
-    key = kind.char, array.shape, flags.writeable
-    body = _array_bodies.get(key)
-    if body is None:
-        buffers: Buffers = []
-        body = _dumps(array, 5, buffer_callback=buffers.append)
-        if len(buffers) != 1:
-            return None
-        if len(_array_bodies) >= _ARRAY_BODIES:
-            _array_bodies.clear()
-        _array_bodies[key] = body
-    return Serialized(body, [pickle.PickleBuffer(array).raw()], [])
+    buffers: Buffers = []
+    body = _dumps(array, 5, buffer_callback=buffers.append)
+    if len(buffers) != 1:
+        return None
+    if len(_arrays) >= _ARRAYS:
+        _arrays.clear()
+    pattern = Serialized(body, [buffers[0].raw()], [])
+    pattern.buffers = []  # Not kept.
+    known = _arrays[id(kind), array.shape, array.flags.writeable] = pattern, kind
+    return known
 
 
 def _pickle(value: Any, buffers: Buffers, contained: list[ObjectRef[Any]]) -> bytes:
@@ -288,12 +305,12 @@ def dumps_code(value: Any) -> tuple[bytes, list[ObjectRef[Any]]]:
         context.contained = outer
 
 
-def loads(blob: bytes | memoryview) -> Any:
+def loads(blob: bytes | memoryview, unpickle: Callable[..., Any] = _loads) -> Any:
     """The value of a blob. `memoryview` blobs are read in place: arrays in the value share their memory, and
     tensors write to it; so where there are tensors, a view is writable if its memory is the caller's alone."""
     tag = blob[0]
     if tag == 0x80:
-        return _loads(blob)
+        return unpickle(blob)
     if tag == ord("N"):
         return None
     if tag == OWN_PAGES and memoryview(blob).readonly:
@@ -306,13 +323,37 @@ def loads(blob: bytes | memoryview) -> Any:
         start, size = _PART.unpack_from(view, position)
         buffers.append(view[start : start + size])
         position += _PART.size
-    return _loads(view[position : position + length], buffers=buffers)
+    return unpickle(view[position : position + length], buffers=buffers)
 
 
-def loads_covered(blob: bytes | memoryview, cover: Any) -> Any:
-    """:func:`loads` for a value with references inside; `cover` keeps them alive on arrival (REF-COVER)."""
+def loads_covered(blob: bytes | memoryview, cover: Any, imported: Imported | None = None) -> Any:
+    """:func:`loads` for a value with references inside; `cover` keeps them alive on arrival (REF-COVER). `imported`:
+    those that were imported ahead, all at once."""
     outer, context.cover = context.cover, cover
     try:
-        return loads(blob)
+        return loads(blob) if imported is None else loads(blob, imported.unpickle)
     finally:
         context.cover = outer
+
+
+class Imported(dict[bytes, ObjectRef[Any]]):
+    """References by their ids. A pickle that names many is read much faster when each is a look-up in C."""
+
+    def __missing__(self, binary: bytes) -> ObjectRef[Any]:
+        return rebuild(binary)
+
+    def unpickle(self, body: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+        """The value of a pickle, with these references."""
+        unpickler = _Unpickler(io.BytesIO(body), buffers=buffers)
+        unpickler.take = self.__getitem__
+        return unpickler.load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes references by `take`."""
+
+    take: Callable[[bytes], ObjectRef[Any]]
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self.take if found is rebuild else found

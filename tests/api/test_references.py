@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 
 import moray
@@ -188,6 +189,25 @@ def test_linked_list_of_objects() -> None:
 def test_containers_in_containers() -> None:
     refs = [moray.put({"deep": [moray.put((moray.put("found"),))]})]
     assert moray.get(moray.get(moray.get(refs[0])["deep"][0])[0]) == "found"
+
+
+def test_many_references_in_one_value() -> None:
+    """Some made where they are read, some elsewhere, each there twice."""
+
+    @moray.remote
+    def more(refs: list[ObjectRef[int]]) -> tuple[list[ObjectRef[int]], dict[str, Any]]:
+        refs = refs + [moray.put(i) for i in range(200, 400)]
+        return refs, {"again": refs, "array": np.arange(1000)}
+
+    refs = [moray.put(i) for i in range(200)]
+    outer = more.remote(refs)
+    for _ in range(2):
+        first, rest = moray.get(outer)
+        assert all(one is other for one, other in zip(first, rest["again"], strict=True))
+        assert first[:200] == refs
+        assert not rest["array"].flags.writeable
+    assert moray.get(first) == list(range(400))
+    assert moray.get(moray.get(moray.put([first, first]))[1]) == list(range(400))
 
 
 # --- lives ----------------------------------------------------------------------------------------

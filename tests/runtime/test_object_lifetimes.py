@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import threading
 import time
@@ -17,9 +18,9 @@ import numpy as np
 import pytest
 
 import moray
-from moray.object_ref import Entry, ObjectRef
+from moray.object_ref import Entry, ObjectRef, new_ref
 from moray.protocol import messages as m
-from moray.runtime import state
+from moray.runtime import references, state
 from moray.runtime.references import Escaped
 from moray.runtime.runtime import Runtime
 from moray.runtime.submission import Submitter
@@ -434,3 +435,87 @@ def test_dead_workers_are_forgotten(runtime: Runtime) -> None:
     until(lambda: all(peer.dead is None for peer in list(runtime.peers.values())))
     until(lambda: len(runtime.peers) <= 3)
     assert len(runtime.origins) <= 1 + len(runtime.peers)
+
+
+# --- many references at once -----------------------------------------------------------------------------------
+
+
+class HandlerError(Exception):
+    """Raised by what stands for a signal handler."""
+
+
+@moray.remote
+def many(count: int) -> list[ObjectRef[int]]:
+    return [moray.put(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("where", ["while they are made", "before they are noted", "after they are noted"])
+def test_a_handler_reads_the_value_that_is_being_read(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, where: str, raises: bool
+) -> None:
+    """INTERRUPT: each object has one ObjectRef, which counts until it ends, whoever of the two has made it."""
+    outer: Any = many.remote(3 * references.MANY)
+    moray.wait([outer])
+    shell = runtime.references
+    seen: list[Any] = []
+    calls = itertools.count()
+
+    def handler() -> None:
+        monkeypatch.undo()
+        seen.extend(moray.get(outer))
+        if raises:
+            raise HandlerError
+
+    class Events:
+        def append(self, event: Any) -> None:
+            shell.events = runtime.events
+            if where == "before they are noted":
+                handler()
+            runtime.events.append(event)
+            if where == "after they are noted":
+                handler()
+
+    def make(kind: Any) -> Any:
+        if next(calls) == references.MANY:
+            handler()
+        return new_ref(kind)
+
+    if where == "while they are made":
+        monkeypatch.setattr(references, "new_ref", make)
+    else:
+        shell.events = Events()  # type: ignore[assignment]
+    if raises:
+        with pytest.raises(HandlerError):
+            moray.get(outer)
+    else:
+        assert all(one is other for one, other in zip(moray.get(outer), seen, strict=True))
+    assert all(one is other for one, other in zip(moray.get(outer), seen, strict=True))
+    in_loop(runtime, shell.drain)
+    books = [ref._entry.book for ref in seen]
+
+    def counts() -> set[int]:
+        shell.drain()
+        return {book.local for book in books}
+
+    until(lambda: in_loop(runtime, counts) == {1})
+    seen.clear()
+    until(lambda: in_loop(runtime, counts) == {0})
+    assert moray.get(moray.get(outer)) == list(range(3 * references.MANY))
+    outer = None
+    until(lambda: not shell.core.foreign)
+
+
+def test_the_end_of_many_references_crosses_their_arrival(runtime: Runtime) -> None:
+    """Those that ended and were not booked yet are made anew."""
+    outer = many.remote(3 * references.MANY)
+    moray.wait([outer])
+    moray.get(outer)
+    with loop_held(runtime):
+        for _ in range(3):
+            refs = moray.get(outer)
+        del outer
+    assert moray.get(refs) == list(range(3 * references.MANY))
+    assert {ref._entry.book.local for ref in refs} == {1}
+    del refs
+    until(lambda: not runtime.references.core.foreign)

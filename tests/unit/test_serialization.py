@@ -20,7 +20,17 @@ from hypothesis import given, strategies as st
 
 from moray import object_ref, serialization
 from moray.object_ref import Entry, ObjectRef, Origin, new_ref
-from moray.serialization import ALIGNMENT, NONE_BLOB, Serialized, context, dumps_code, loads, loads_covered, serialize
+from moray.serialization import (
+    ALIGNMENT,
+    NONE_BLOB,
+    Imported,
+    Serialized,
+    context,
+    dumps_code,
+    loads,
+    loads_covered,
+    serialize,
+)
 
 
 def round_trip(value: Any) -> Any:
@@ -528,6 +538,18 @@ def test_a_reference_twice_in_a_value_is_one_after_reading(session: Session) -> 
     assert packed.contained == [one]
     back = loads(packed.to_bytes())
     assert back[0] is back[1] is one
+
+
+def test_references_imported_ahead(session: Session) -> None:
+    """Those are taken from a table, others imported one by one, whichever pickler wrote them."""
+    one, two, three, *_ = session.refs
+    ahead = Imported({ref.binary(): ref for ref in (one, two)})
+    for value in ([one, two, three], [one, two, three, np.arange(3)], [one, two, three, lambda: None]):
+        packed = serialize(value)
+        back = loads_covered(packed.to_bytes(), "cover", ahead)
+        assert [ref is other for ref, other in zip(back, session.refs[:3], strict=False)] == [True] * 3
+    assert session.covers == ["cover"] * 3
+    assert context.cover is None
 
 
 def test_what_cloudpickle_does_again_is_recorded_once(session: Session) -> None:

@@ -63,7 +63,22 @@ from moray.core.references_types import (
 #: for want of a connection, which is told as its death again; at worst a hand-over of its stays held until the end.
 DEAD_REMEMBERED: Final = 1 << 16
 
-__all__ = ["Changes", "Entry", "Foreign", "Gate", "Output", "Owned", "References", "Registration", "Reply", "TaskCover"]
+#: By a name of its own: a member of an enum is slow to look up.
+REGISTERED: Final = Registration.REGISTERED
+
+__all__ = [
+    "REGISTERED",
+    "Changes",
+    "Entry",
+    "Foreign",
+    "Gate",
+    "Output",
+    "Owned",
+    "References",
+    "Registration",
+    "Reply",
+    "TaskCover",
+]
 
 
 class References:
@@ -205,12 +220,10 @@ class References:
             self._cover(foreign, cover)
         return foreign
 
-    def again(self, foreign: Foreign) -> bool:
-        """A registered reference was unpickled once more: the short way of :meth:`arrive`. False: take the long one."""
-        if foreign.registration is not Registration.REGISTERED:
-            return False
-        foreign.local += 1
-        return True
+    def again(self, registered: Iterable[Foreign]) -> None:
+        """References that are REGISTERED were unpickled once more: the short way of :meth:`arrive`."""
+        for foreign in registered:
+            foreign.local += 1
 
     def _borrow(self, object_id: bytes, owner: bytes) -> Foreign:
         self._epoch += 1

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from moray import exceptions
-from moray.core.references import Changes, Foreign, Gate, Owned, References, TaskCover
+from moray.core.references import REGISTERED, Changes, Foreign, Gate, Owned, References, TaskCover
 from moray.error_transport import carry_outside
 from moray.object_ref import Alive, Entry, ObjectRef, new_ref
 from moray.object_ref_generator import Dropped
 from moray.protocol import messages as m
-from moray.serialization import context
+from moray.serialization import Imported, context
 
 if TYPE_CHECKING:
     from moray.protocol.connection import Connection
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 #: An object id: (seq, process, job, index).
 _ID: Final = struct.Struct(">Q12s4sI")
+
+#: A value with so many references is read with all of them imported ahead.
+MANY: Final = 8
+#: So many are imported while `import_lock` is held.
+AT_ONCE: Final = 100
 
 
 # References inside an exception are counted like those in any other value.
@@ -65,9 +70,9 @@ class TaskToken(msgspec.Struct, eq=False):
 
 
 class Arrived(msgspec.Struct, gc=False, eq=False):
-    """An ObjectRef was made for an id that came in some value."""
+    """ObjectRefs were made for ids that came in some value."""
 
-    alive: Alive
+    alives: Sequence[Alive]
     cover: Any
 
 
@@ -160,20 +165,9 @@ class ReferenceShell:
     def import_ref(self, binary: bytes) -> ObjectRef[Any]:
         """The reference with this id; made now if this process has none."""
         runtime = self._runtime
-        seq, process, job, index = _ID.unpack(binary)
-        key = seq << 32 | index
         cover = context.cover
         with runtime.import_lock:
-            origin = runtime.origins.get(process) or runtime.origin_of(process, job)
-            if origin.job != job and origin is not runtime.origin:
-                # Only its process had been named so far, which may be of another job than this one.
-                origin.job, origin.tail = job, process + job
-            entry = origin.entries.get(key)
-            if entry is None:
-                entry = Entry(origin, key)
-                if origin is runtime.origin:
-                    return runtime.make_ref(self._gone(entry))
-                entry = origin.entries.setdefault(key, entry)
+            entry = self._entry_of(binary)
             before = entry.alive
             if before is not None:
                 ref = before()
@@ -185,19 +179,82 @@ class ReferenceShell:
             alive = Alive(ref, runtime.note_event)
             alive.entry = entry
             alive.counted = False
-            while entry.alive is not before:
-                # A signal handler has unpickled the same reference meanwhile (INTERRUPT). Ours was never counted.
-                before = entry.alive
-                other = before() if before is not None else None
-                if other is not None:
-                    return other
-            entry.alive = alive
             if type(cover) is TaskToken:
                 cover.touched = True
-                if process != cover.submitter and origin is not runtime.origin:
+                origin = entry.origin
+                if origin.process != cover.submitter and origin is not runtime.origin:
                     cover.foreign = True
-            self.events.append(Arrived(alive, cover))
-        return ref
+            self.events.append(Arrived((alive,), cover))
+            if entry.alive is not None:
+                return publish(alive, ref)
+            entry.alive = alive
+            return ref
+
+    def import_all(self, ids: Sequence[bytes], cover: Entry) -> Imported:
+        """The references in the value of `cover`: what import_ref() does, with fewer steps for each."""
+        imported = Imported()
+        for start in range(0, len(ids), AT_ONCE):
+            self._import_some(ids[start : start + AT_ONCE], cover, imported)
+        return imported
+
+    def _import_some(self, ids: Sequence[bytes], cover: Entry, imported: Imported) -> None:
+        note = self._runtime.note_event
+        foreign = self.core.foreign
+        made: list[Alive] = []
+        with self._runtime.import_lock:
+            for binary in ids:
+                if binary in imported:
+                    continue
+                # The short way of _entry_of(), spelled out.
+                book: Any = foreign.get(binary)
+                entry = book.entry if book is not None else None
+                if entry is None or entry.book is not book:
+                    entry = self._entry_of(binary)
+                before = entry.alive
+                if before is not None:
+                    ref = before()
+                    if ref is not None:
+                        imported[binary] = ref
+                        continue
+                    if entry.alive is before:
+                        entry.alive = None
+                imported[binary] = ref = new_ref(ObjectRef)
+                ref._entry = entry
+                alive = Alive(ref, note)
+                alive.entry = entry
+                alive.counted = False
+                made.append(alive)
+            if not made:
+                return
+            self.events.append(Arrived(made, cover))
+            for alive in made:
+                entry = alive.entry
+                if entry.alive is None:
+                    entry.alive = alive
+                else:
+                    imported[entry.id] = publish(alive, imported[entry.id])
+
+    def _entry_of(self, binary: bytes) -> Entry:
+        """What is known of an object whose id came in some value. Under `import_lock`."""
+        # The short way to most. An entry whose book ends just now has lost it, or loses it when the lock is free again.
+        book: Any = self.core.foreign.get(binary)
+        if book is not None and book.entry is not None and book.entry.book is book:
+            found: Entry = book.entry
+            return found
+        runtime = self._runtime
+        seq, process, job, index = _ID.unpack(binary)
+        key = seq << 32 | index
+        origin = runtime.origins.get(process) or runtime.origin_of(process, job)
+        if origin.job != job and origin is not runtime.origin:
+            # Only its process had been named so far, which may be of another job than this one.
+            origin.job, origin.tail = job, process + job
+        entry: Entry | None = origin.entries.get(key)
+        if entry is None:
+            entry = Entry(origin, key)
+            if origin is runtime.origin:
+                return self._gone(entry)
+            entry = origin.entries.setdefault(key, entry)
+        return entry
 
     def _gone(self, entry: Entry) -> Entry:
         """An id of ours came back that we have freed: a pickle that outlived its object."""
@@ -269,13 +326,19 @@ class ReferenceShell:
         return found
 
     def _arrived(self, event: Arrived) -> None:
-        alive = event.alive
+        known: list[Foreign] = []
+        for alive in event.alives:
+            book = alive.entry.book
+            if type(book) is ForeignBook and book.registration is REGISTERED:
+                known.append(book)
+                alive.counted = True
+            else:
+                self._arrived_unknown(alive, event.cover)
+        self.core.again(known)
+
+    def _arrived_unknown(self, alive: Alive, cover: Any) -> None:
         entry = alive.entry
         book = entry.book
-        if type(book) is ForeignBook and self.core.again(book):
-            alive.counted = True
-            return
-        cover = event.cover
         if type(cover) is TaskToken:
             if cover.core is None:
                 cover.core = self.core.begin_task(cover.submitter, cover.seq)
@@ -538,6 +601,21 @@ class ReferenceShell:
                         "cannot be reached"
                     ),
                 )
+
+
+def publish(alive: Alive, ref: ObjectRef[Any]) -> ObjectRef[Any]:
+    """Make a new ObjectRef that of its entry, and return it. Under `import_lock`.
+
+    Its arrival is among the events before: whoever finds it may put or drop it at once, which is booked after that."""
+    entry = alive.entry
+    while (before := entry.alive) is not None:
+        other = before()
+        if other is not None:
+            return other  # A signal handler has unpickled the same reference meanwhile (INTERRUPT). Ours ends, counted.
+        if entry.alive is before:
+            entry.alive = None
+    entry.alive = alive  # No call is between this and the look at it: nothing can come in between.
+    return ref
 
 
 def is_wanted(entry: Entry) -> bool:

@@ -32,6 +32,8 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from moray.protocol import messages as m
 from moray.protocol.connection import encode_frame
 
@@ -80,17 +82,14 @@ class _Watch(weakref.ref[Place]):
     number: int
 
 
-class _Untold:
+class _Untold(msgspec.Struct, eq=False, gc=False):
     """An object of ours that lies in a place, and that the node has perhaps not heard of."""
 
-    __slots__ = ("entry", "place", "size", "told")
-
-    def __init__(self, entry: Entry, size: int, place: Place) -> None:
-        self.entry = entry
-        self.size = size
-        self.place = place
-        #: Somebody is about to seal it, or has: the place must not be used again.
-        self.told = False
+    entry: Entry
+    size: int
+    place: Place
+    #: Somebody is about to seal it, or has: the place must not be used again.
+    told: bool = False
 
 
 class _Kind:
@@ -144,19 +143,19 @@ class Space:
 
     def take(self, size: int) -> Place | None:
         """A place for an object of `size` bytes, which is the caller's now; None if there is none."""
-        kind = self._kinds.get(_kind_of(size))
+        bits = _kind_of(size)
+        kind = self._kinds.get(bits)
         if kind is None:
             return None
-        place = (self._untold and self._take_dropped(size)) or _pop(kind, size)
+        place = (self._untold and self._take_dropped(size, bits)) or _pop(kind, size)
         if place is None and (kind.asked or kind.low):
             # What was asked for before comes before the answer to anything that would be asked now.
             self._await_answer(kind)
             place = _pop(kind, size)
         return place
 
-    def _take_dropped(self, size: int) -> Place | None:
+    def _take_dropped(self, size: int, bits: int) -> Place | None:
         """The place of an untold object without references: the loop will book its end, and has nothing to free."""
-        bits = _kind_of(size)
         for untold in list(self._untold.values()):
             entry, place = untold.entry, untold.place
             alive = entry.alive

@@ -24,7 +24,7 @@ from moray.runtime.callbacks import Callbacks
 from moray.runtime.explain_answers import why_pending
 from moray.runtime.fetching import Fetching
 from moray.runtime.places import Places
-from moray.runtime.references import Contains, TaskToken
+from moray.runtime.references import MANY, Contains, TaskToken
 from moray.runtime.space import NOTHING_TO_FREE, Space
 from moray.runtime.task_errors import ArgumentLostError
 from moray.runtime.tasks import Life
@@ -262,7 +262,10 @@ class Values:
         if error:
             entry.seen = True
             raise load_error(blob, entry if entry.contained is not None else None)
-        if entry.contained is not None:
+        contained = entry.contained
+        if contained is not None:
+            if len(contained) >= MANY and type(contained[0]) is bytes:
+                return loads_covered(blob, entry, self._runtime.references.import_all(contained, entry))
             return loads_covered(blob, entry)
         return loads(blob)
 
