@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moray.core.cluster_view import ClusterView
-from moray.core.membership import LEASE_S, MARGIN, REJOIN_LEASES, Membership
+from moray.core.membership import LEASE_S, LOOK, MARGIN, REJOIN_LEASES, Membership
 from moray.core.membership_actions import (
     Delta,
     Died,
@@ -66,6 +66,13 @@ def code(actions: list[MemberAction]) -> str:
     (action,) = actions
     assert isinstance(action, Refuse)
     return action.code
+
+
+def tick_until(members: Membership[Info], now: float) -> list[MemberAction]:
+    """Tick whenever it is asked for; what was to be done at `now`, and nothing before."""
+    while (due := members.next_tick()) is not None and due < now:
+        assert members.tick(due) == []
+    return members.tick(now)
 
 
 def test_a_lease_that_is_not_renewed_ends_and_is_released_later() -> None:
@@ -136,11 +143,13 @@ def test_deltas_gather_changes_and_deaths() -> None:
     assert members.delta() == Delta(1, [ONE, TWO], [])
     assert members.delta() is None
     members.renew(ONE, 1, {"CPU": 1}, [], 1.0)
+    assert members.unpublished()
     members.renew(ONE, 2, {"CPU": 2}, [({"CPU": 1}, 4)], 1.0)
     members.renew(TWO, 1, {}, [], 1.0)
     members.refused(TWO, "gone")
     assert members.delta() == Delta(2, [ONE], [(TWO, "gone")])
     members.renew(ONE, 3, {"CPU": 2}, [({"CPU": 1}, 4)], 2.0)
+    assert not members.unpublished()
     assert members.delta() is None
 
 
@@ -174,15 +183,13 @@ def test_a_new_head_awaits_the_members_of_the_old_one() -> None:
     assert members.register(Info(ONE), 1, 101.0) == [Welcome(ONE, again=True)]
     assert members.is_member(ONE)
     members.renew(ONE, 1, {}, [], 105.9)
-    assert members.tick(members.next_tick() or 0.0) == []
     last = 100.0 + REJOIN_LEASES * LEASE_S
-    assert members.tick(last - 0.01) == []
-    died, released = members.tick(last)
+    died, released = tick_until(members, last)
     assert isinstance(died, Died)
     assert "10.0 s since the head was started anew" in died.reason
     assert released == Released(TWO)
     # The one that came back has an ordinary lease now.
-    assert [type(action) for action in members.tick(105.9 + LEASE_S)] == [Died]
+    assert [type(action) for action in tick_until(members, 105.9 + LEASE_S)] == [Died]
     members.validate()
 
 
@@ -198,10 +205,38 @@ def test_a_head_that_was_stopped_gives_everybody_time() -> None:
     members = table(ONE, TWO)
     assert members.tick(60.0) == []
     assert members.renew(ONE, 9, {}, [], 60.1) == [Renewed(ONE, 9)]
-    died, released = members.tick(60.0 + LEASE_S / 2)
+    died, released = tick_until(members, 60.0 + LEASE_S / 2)
     assert isinstance(died, Died)
     assert died.node_id == TWO
     assert released == Released(TWO)  # Its lease ended long ago.
+
+
+def test_a_head_sees_that_it_was_stopped_though_everybody_had_renewed() -> None:
+    """It is to tick more often than anybody is due, or nobody would be late."""
+    members = table(ONE, TWO)
+    for second in range(1, 7):
+        members.renew(ONE, second, {}, [], second)
+        members.renew(TWO, second, {}, [], second)
+        assert tick_until(members, second) == []
+    assert members.tick(6.0 + LEASE_S + 0.01) == [], "stopped for a lease: what they say may still be on its way"
+    assert members.renew(ONE, 9, {}, [], 12.0) == [Renewed(ONE, 9)]
+    (died,) = tick_until(members, 6.0 + LEASE_S * 1.5 + 0.01)[:1]
+    assert isinstance(died, Died)
+    assert died.node_id == TWO
+
+
+def test_many_nodes_need_no_more_ticks_than_few() -> None:
+    names = [node_id(number) for number in range(1, 101)]
+    members = table(*names)
+    ticks, now = 0, 0.0
+    for step in range(20 * len(names)):  # One after the other, each once a second.
+        now += 0.01
+        while (due := members.next_tick()) is not None and due <= now:
+            assert members.tick(due) == []
+            ticks += 1
+        members.renew(names[step % len(names)], 1, {}, [], now)
+    members.validate()
+    assert ticks <= 20 / (LOOK * LEASE_S) + 1
 
 
 # --- machine -------------------------------------------------------------------------------------------------

@@ -56,15 +56,20 @@ class Head:
                 self.do(self.table.prepared(action.node, action.group, action.number, "", self.now))
         return actions
 
-    def create(self, *bundles: dict[str, int], strategy: str = "PACK", job: int = 1, **more: Any) -> bytes:
+    def new_id(self, job: int = 1) -> bytes:
         self.made += 1
-        group = self.made.to_bytes(14, "big") + job.to_bytes(4, "big")
+        return self.made.to_bytes(14, "big") + job.to_bytes(4, "big")
+
+    def create(
+        self, *bundles: dict[str, int], strategy: str = "PACK", job: int = 1, group: bytes = b"", **more: Any
+    ) -> bytes:
+        group = group or self.new_id(job)
         spec = GroupSpec(group, DRIVER, job, bundles, strategy, **more)
         self.do(self.table.create(spec, 0, self.now))
         return group
 
     def remove(self, group: bytes) -> list[Any]:
-        return self.do(self.table.remove(DRIVER, 0, group, self.now))
+        return self.do(self.table.remove(DRIVER, 1, group, self.now))
 
     def after(self, seconds: float) -> list[Any]:
         self.now += seconds
@@ -276,7 +281,7 @@ def test_removed_between_prepare_and_commit() -> None:
     one = head.of(Prepare)[0]
     head.do(head.table.prepared(one.node, group, one.number, "", head.now))
     actions = head.remove(group)
-    assert [type(action) for action in actions] == [TellGroup, Gone, RemoveFrom, RemoveFrom]
+    assert [type(action) for action in actions] == [TellGroup, Gone, RemoveFrom, RemoveFrom, TellGroup]
     assert head.do(head.table.prepared(B, group, one.number, "", head.now)) == []
     assert head.table.state(head.create(CPU, CPU)) == "pending"
     assert len(head.of(Prepare)) == 4
@@ -499,6 +504,25 @@ def test_the_dead_are_told_nothing() -> None:
     head.do(head.table.process_died(b"p"))
     head.do(head.table.process_died(DRIVER))
     before = len(head.of(TellGroup))
-    head.remove(first)
-    told = [news.processes for news in head.of(TellGroup)[before:]]
-    assert not any(told), told
+    head.do(head.table.remove(b"q", 0, first, head.now))
+    assert not head.of(TellGroup)[before:]
+
+
+def test_who_does_something_is_not_told_what_it_knows() -> None:
+    head = Head(answer=False, a=2)
+    group = head.create(CPU)
+    assert not head.of(TellGroup), "its creator takes it for pending"
+    head.do(head.table.committed(A, group, head.of(Prepare)[0].number, head.now))
+    assert [(news.processes, news.state) for news in head.of(TellGroup)] == [((DRIVER,), "created")]
+    head.do(head.table.watch(b"p", 1, group, True))
+    head.do(head.table.remove(DRIVER, 0, group, head.now))
+    assert [(news.processes, news.state) for news in head.of(TellGroup)[2:]] == [((b"p",), "removed")]
+    head.table.validate()
+    early = head.new_id()
+    head.do(head.table.watch(b"p", 2, early, True))
+    head.create(CPU, group=early)
+    assert head.of(TellGroup)[-1].processes == (b"p", DRIVER), "others have heard of nothing but its id"
+    full = head.create(CPU, CPU)
+    (news,) = head.of(TellGroup)[5:]
+    assert (news.processes, news.group, news.state) == ((DRIVER,), full, "pending")
+    assert "CPU" in news.reason, "it hears why it has to wait"

@@ -29,11 +29,14 @@ class SlowStorage(MemoryStorage):
             raise self.failure
         super().commit(writes)
 
+    def commit_now(self, writes: Iterable[Write]) -> bool:
+        return False
+
 
 class Loop:
-    def __init__(self) -> None:
+    def __init__(self, storage: SlowStorage) -> None:
         self.reactor = Reactor()
-        self.storage = SlowStorage()
+        self.storage = storage
         self.failures: list[StorageError] = []
         self.commits = Commits(self.storage, self.reactor, self.failures.append)
         self.done: list[str] = []
@@ -55,7 +58,7 @@ class Loop:
 
 @pytest.fixture(name="loop")
 def _loop() -> Iterator[Loop]:
-    loop = Loop()
+    loop = Loop(SlowStorage())
     yield loop
     for _ in range(10):
         loop.storage.gate.release()
@@ -170,3 +173,77 @@ def test_a_check_is_a_transaction_without_writes(loop: Loop) -> None:
     loop.until(lambda: loop.commits.count == 1)
     assert loop.storage.began == 1
     assert loop.commits.confirmed_at > before
+
+
+class QuickStorage(SlowStorage):
+    """Small transactions wait for nothing, unless it says that they would."""
+
+    quick = True
+
+    def commit_now(self, writes: Iterable[Write]) -> bool:
+        if not self.quick:
+            return False
+        if self.failure is not None:
+            raise self.failure
+        MemoryStorage.commit(self, writes)
+        return True
+
+
+@pytest.fixture(name="quick")
+def _quick() -> Iterator[Loop]:
+    loop = Loop(QuickStorage())
+    yield loop
+    for _ in range(10):
+        loop.storage.gate.release()
+    loop.commits.close()
+    loop.reactor.close()
+
+
+def test_the_loop_itself_stores_what_is_quickly_stored(quick: Loop) -> None:
+    def more() -> None:
+        assert quick.storage.get("t", b"k") == b"1", "it is stored first"
+        quick.commits.write("t", b"more", b"1")
+        quick.commits.after(quick.note("more"))
+
+    quick.commits.write("t", b"k", b"1")
+    quick.commits.after(more)
+    quick.turn()
+    assert quick.done == ["more"]
+    assert quick.storage.get("t", b"more") == b"1"
+    assert (quick.commits.count, quick.storage.began) == (2, 0)
+
+
+def test_nothing_overtakes_what_the_writer_has(quick: Loop) -> None:
+    assert isinstance(quick.storage, QuickStorage)
+    quick.storage.quick = False
+    quick.commits.write("t", b"k", b"1")
+    quick.commits.after(quick.note("first"))
+    quick.until(lambda: quick.storage.began == 1)
+    quick.storage.quick = True
+    quick.commits.write("t", b"k", b"2")
+    quick.commits.after(quick.note("second"))
+    quick.turn()
+    assert quick.done == []
+    assert quick.storage.get("t", b"k") is None
+    quick.storage.gate.release()
+    quick.until(lambda: len(quick.done) == 2)
+    assert quick.done == ["first", "second"]
+    assert quick.storage.get("t", b"k") == b"2"
+    assert quick.storage.began == 1
+
+
+def test_many_writes_are_the_writers(quick: Loop) -> None:
+    for row in range(1000):
+        quick.commits.write("t", str(row).encode(), b"1")
+    quick.until(lambda: quick.storage.began == 1)
+
+
+def test_what_the_loop_fails_to_store_is_never_told(quick: Loop) -> None:
+    quick.storage.failure = StorageError("the disk is full")
+    quick.commits.write("t", b"k", b"1")
+    quick.commits.after(quick.note("lie"))
+    for _ in range(3):
+        quick.turn()
+    assert quick.done == []
+    assert [str(failure) for failure in quick.failures] == ["the disk is full"]
+    assert quick.commits.failed

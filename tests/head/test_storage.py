@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,64 @@ def test_what_was_committed_is_there_for_the_next_head(open_one: Open) -> None:
     assert storage.get("t", b"c") == b"4"
 
 
+def test_what_is_committed_now_is_as_good(open_one: Open) -> None:
+    storage = open_one()
+    for row in range(500):  # More than SQLite's log takes before it wants to wait for the disk.
+        writes = [put("t", b"%d" % row, b"1"), put("t", b"last", b"%d" % row), delete("t", b"%d" % (row - 1))]
+        if not storage.commit_now(writes):
+            assert storage.get("t", b"%d" % row) is None, "nothing was done"
+            storage.commit(writes)
+    for again in (False, True):
+        if again:
+            storage = open_one()
+        assert storage.scan("t") == [(b"499", b"1"), (b"last", b"499")]
+
+
+def test_what_waits_for_the_disk_is_not_committed_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushing, go_on = threading.Event(), threading.Event()
+
+    def flush(_path: str) -> None:
+        flushing.set()
+        go_on.wait(30)
+
+    monkeypatch.setattr("moray.head.sqlite_storage._flush", flush)
+    storage = open_storage(f"{tmp_path}/head.db")
+    try:
+        assert storage.commit_now([put("t", b"k", b"1")])
+        assert flushing.wait(30)
+        assert not storage.commit_now([put("t", b"k", b"2")]), "its log is being flushed"
+        assert storage.get("t", b"k") == b"1"
+        storage.commit([put("t", b"k", b"3")])  # This one may wait.
+        go_on.set()
+        wait_until(lambda: storage.commit_now([put("t", b"k", b"4")]))
+        for row in range(100):
+            storage.commit([put("t", b"%d" % row, os.urandom(100_000))])
+        assert os.stat(f"{tmp_path}/head.db-wal").st_size < 2 * 1000 * 4096, "the log begins anew"
+        assert os.stat(f"{tmp_path}/head.db").st_size > 5_000_000
+    finally:
+        go_on.set()
+        storage.close()
+
+
+def test_logs_of_killed_heads_do_not_add_up(tmp_path: Path) -> None:
+    storage = open_storage(f"{tmp_path}/head.db")
+    storage.commit([put("t", b"%d" % row, os.urandom(100_000)) for row in range(39)])
+    for name in ("head.db", "head.db-wal"):
+        shutil.copy(tmp_path / name, tmp_path / f"killed-{name}")
+    storage.close()
+    for name in ("head.db", "head.db-wal"):
+        os.rename(tmp_path / f"killed-{name}", tmp_path / name)
+    storage = open_storage(f"{tmp_path}/head.db")
+    try:
+        for row in range(20):
+            if not storage.commit_now([put("u", b"%d" % row, os.urandom(100_000))]):
+                storage.commit([put("u", b"%d" % row, b"")])
+        assert len(storage.scan("t")) == 39
+        assert os.stat(f"{tmp_path}/head.db").st_size > 3_900_000, "the log was brought in"
+    finally:
+        storage.close()
+
+
 def test_an_empty_transaction_only_checks(open_one: Open) -> None:
     storage = open_one()
     storage.commit([])
@@ -111,6 +170,9 @@ def test_a_head_that_was_replaced_changes_nothing(kind: str, tmp_path: Path) -> 
         for _ in range(2):
             with pytest.raises(StaleEpochError, match=f"epoch {new.epoch}.*epoch {old.epoch}"):
                 old.commit([put("t", b"k", b"old")])
+            if kind != "redis":
+                with pytest.raises(StaleEpochError):
+                    old.commit_now([put("t", b"k", b"old")])
         assert new.get("t", b"k") is None
         new.commit([put("t", b"k", b"new")])
         assert new.get("t", b"k") == b"new"

@@ -7,6 +7,7 @@ given back is given back by `restore`, and begins anew; one that is being commit
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,9 @@ from moray.core.placement import HOLD_FIRST_S, GroupTable
 from moray.core.placement_records import NEVER, Attempt, Group
 from moray.core.placement_types import GroupSpec, PlacementAction, Return
 from moray.core.resources import Amounts
+
+#: Numbers of attempts are stored in steps of so many.
+_NUMBERS: Final = 1000
 
 
 class AttemptRecord(msgspec.Struct, array_like=True):
@@ -43,7 +47,7 @@ class GroupRecord(msgspec.Struct, array_like=True):
 class GroupsRecord(msgspec.Struct, array_like=True):
     """What is not of one group."""
 
-    #: Number of the last attempt.
+    #: No attempt has a higher number.
     number: int = 0
     #: (group, watchers) whose creations are on their way.
     early: list[tuple[bytes, list[bytes]]] = []
@@ -75,7 +79,9 @@ class RecordedGroupTable(GroupTable):
 
     def rest(self) -> GroupsRecord:
         """What is not of one group."""
-        return GroupsRecord(self._number, [(group, list(watchers)) for group, watchers in self._early.items()])
+        # In steps, so that it is not stored with each attempt.
+        number = -(-self._number // _NUMBERS) * _NUMBERS
+        return GroupsRecord(number, [(group, list(watchers)) for group, watchers in self._early.items()])
 
     def restore(
         self, groups: Iterable[GroupRecord], removed: Iterable[tuple[bytes, str]], rest: GroupsRecord, now: float

@@ -12,8 +12,8 @@ run unequally fast and steps that had begun get another 20 % of a lease: only th
 node started anew, however the head learned of the death. A lost connection alone says nothing. Who was declared dead
 stays dead: the same id is refused, and the process behind it joins with a new one.
 
-The shell tells what has arrived by `now` before it ticks. A head that was stopped itself, so that its tick comes much
-too late, gives everybody half a lease to be heard.
+The shell tells what has arrived by `now` before it ticks, a few times per lease even if nobody is due: a head that was
+stopped itself sees it by that, since its tick comes much too late, and gives everybody half a lease to be heard.
 
 HEAD-EPOCH: each head has a number higher than its predecessors'. A node tells the highest that it has seen; a head
 that hears of a higher one steps down. A head that was started anew *restores* the members that its storage knows: their
@@ -25,14 +25,14 @@ order. Changes between two deltas are gathered into one.
 
 MEMBER-1: a tag belongs to one node for ever, as far as the head remembers. MEMBER-2: each death is told once, and its
 release once, after it. MEMBER-3: no release before 1.2 leases from the last renewal, unless the node said that it had
-ended everything. Calls cost O(log n) in nodes.
+ended everything. A renewal costs the same however many nodes there are, a tick O(n).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from heapq import heappop, heappush
+from math import inf
 from typing import Final, Generic, Protocol, TypeVar
 
 from moray.core.membership_actions import (
@@ -54,6 +54,8 @@ LEASE_S: Final = 5.0
 MARGIN: Final = 0.2
 #: Leases that restored members have to come back: they look for a new head with pauses of their own.
 REJOIN_LEASES: Final = 2.0
+#: Between ticks at most, in leases: often enough to see that the head was stopped, seldom enough to cost nothing.
+LOOK: Final = 0.2
 #: The head's own tick came so many leases too late: it was stopped, and cannot say who was silent.
 LATE: Final = 0.25
 #: Dead nodes that are remembered by id, so that they are refused with the reason. Older ones join as if they were new,
@@ -86,7 +88,7 @@ class State(Enum):
 class Member(Generic[I]):
     """One node that is not released."""
 
-    __slots__ = ("due", "entry", "info", "lease_end", "reason", "state")
+    __slots__ = ("due", "info", "lease_end", "reason", "state")
 
     def __init__(self, info: I, state: State, lease_end: float) -> None:
         self.info = info
@@ -95,8 +97,6 @@ class Member(Generic[I]):
         self.lease_end = lease_end
         #: When something is to be done about it.
         self.due = lease_end
-        #: Its entry in the heap, (when, number): not later than `due`. Entries with other numbers are void.
-        self.entry = (0.0, 0)
         #: Why it is dead.
         self.reason = ""
 
@@ -116,9 +116,8 @@ class Membership(Generic[I]):
         #: Released nodes → why they died, oldest first.
         self._released: dict[bytes, str] = {}
         self._released_tags: dict[bytes, bytes] = {}
-        #: (when, number, node).
-        self._heap: list[tuple[float, int, Member[I]]] = []
-        self._order = 0
+        #: When the next tick is to come: not after anybody is due.
+        self._next = inf
         #: Since the last delta.
         self._changed: dict[bytes, None] = {}
         self._dead: list[tuple[bytes, str]] = []
@@ -263,32 +262,35 @@ class Membership(Generic[I]):
 
     def tick(self, now: float) -> list[MemberAction]:
         """Time has passed; to be called at `next_tick`, harmless at any time."""
-        if self._heap and now - self._heap[0][0] > LATE * self.lease_s:
+        if now - self._next > LATE * self.lease_s:
             for member in self._members.values():
                 if member.state is not State.DEAD:
                     member.due = max(member.due, now + self.lease_s / 2)
-        while self._heap and self._heap[0][0] <= now:
-            _due, number, member = heappop(self._heap)
-            if member.entry[1] != number:
-                continue
-            if member.due > now:
-                self._push(member)
-            elif member.state is State.DEAD:
-                self._release(member)
-            else:
-                awaited = " since the head was started anew" if member.state is State.AWAITED else ""
-                silence = now - member.lease_end + self.lease_of(member.info)
-                self._kill(member, f"nothing was heard of it for {silence:.1f} s{awaited}")
+        # Of who was silent for long enough, the death and the release may be due at once.
+        while due := [member for member in self._members.values() if member.due <= now]:
+            for member in sorted(due, key=lambda member: member.due):
+                if member.state is State.DEAD:
+                    self._release(member)
+                else:
+                    awaited = " since the head was started anew" if member.state is State.AWAITED else ""
+                    silence = now - member.lease_end + self.lease_of(member.info)
+                    self._kill(member, f"nothing was heard of it for {silence:.1f} s{awaited}")
+        look = now + LOOK * self.lease_s if self._members else inf
+        self._next = min([look, *(member.due for member in self._members.values())])
         return self._done()
 
     def next_tick(self) -> float | None:
-        """When `tick` may have something to do."""
-        return self._heap[0][0] if self._heap else None
+        """When `tick` is to be called; None: there are no nodes."""
+        return self._next if self._next < inf else None
+
+    def unpublished(self) -> bool:
+        """Whether there is something for `delta` to tell."""
+        return bool(self._changed or self._dead)
 
     def delta(self) -> Delta | None:
         """The next version of the table, if anything has changed: to be sent to every member that was welcomed before
         this call, and to nobody else. Say it at once after a death, and else a few times a second."""
-        if not self._changed and not self._dead:
+        if not self.unpublished():
             return None
         self.view += 1
         changed = [node_id for node_id in self._changed if self.get(node_id) is not None]
@@ -299,10 +301,7 @@ class Membership(Generic[I]):
     def validate(self) -> None:
         """Raise AssertionError if the books do not agree with each other."""
         assert self._by_tag == {tag_of(node_id): member for node_id, member in self._members.items()}, "MEMBER-1"
-        current = {id(member): when for when, number, member in self._heap if member.entry[1] == number}
-        assert set(current) == {id(member) for member in self._members.values()}, "each is looked at some time"
-        for member in self._members.values():
-            assert current[id(member)] <= member.due, "it would be looked at too late"
+        assert self._next <= min((member.due for member in self._members.values()), default=inf), "too late a look"
         for node_id, member in self._members.items():
             assert node_id == member.info.node_id
             assert node_id not in self._released
@@ -329,7 +328,6 @@ class Membership(Generic[I]):
         node_id = member.info.node_id
         del self._members[node_id]
         del self._by_tag[tag_of(node_id)]
-        member.entry = (0.0, 0)
         self._released[node_id] = member.reason
         self._released_tags[tag_of(node_id)] = node_id
         if len(self._released) > DEAD_KEPT:
@@ -354,15 +352,9 @@ class Membership(Generic[I]):
         return True
 
     def _schedule(self, member: Member[I], due: float) -> None:
-        """Look at it then. An entry that is earlier stands: it finds that it is too early."""
+        """Something is to be done about it then."""
         member.due = due
-        if not member.entry[1] or due < member.entry[0] or member.state is State.DEAD:
-            self._push(member)
-
-    def _push(self, member: Member[I]) -> None:
-        self._order += 1
-        member.entry = (member.due, self._order)
-        heappush(self._heap, (member.due, self._order, member))
+        self._next = min(self._next, due)
 
     def _done(self) -> list[MemberAction]:
         actions, self._actions = self._actions, []

@@ -126,6 +126,9 @@ class GroupTable:
         """Somebody removes a group; it may be on its way here."""
         self._advance(now)
         found = self._groups.get(group)
+        if found is not None and not request:  # It asks nothing: it takes the group for removed.
+            found.watchers.pop(process, None)
+            self._forget_watch(process, group)
         reason = f"placement group {group.hex()[:8]} was removed"
         if found is not None:
             self._remove(found, f"{found.spec.label} was removed")
@@ -541,9 +544,10 @@ class GroupTable:
         watchers = tuple(group.watchers)
         for process in watchers:
             self._forget_watch(process, spec.group)
-        self._actions.append(
-            TellGroup(watchers, 0, spec.group, "removed", reason, spec.bundles, (), spec.name, spec.strategy)
-        )
+        if watchers:
+            self._actions.append(
+                TellGroup(watchers, 0, spec.group, "removed", reason, spec.bundles, (), spec.name, spec.strategy)
+            )
         self._actions.append(Gone(spec.group, reason))
         self._actions += [RemoveFrom(node, spec.group, reason) for node in places]
 
@@ -552,6 +556,8 @@ class GroupTable:
     def _tell(self, group: Group) -> None:
         """Tell the watchers, if there is news."""
         news = group.state, tuple(group.nodes)
+        if not group.told[0] and group.attempt is not None and group.watchers.keys() == {group.spec.creator}:
+            return  # It was just created, and is being reserved: its creator takes that for granted.
         if news != group.told:
             group.told = news
             self._touch(group.spec.group)

@@ -1,11 +1,14 @@
 """Nothing leaves the head before what it follows from is stored (DURABLE).
 
 Handlers change the head's memory at once, say what is to be written (:meth:`Commits.write`), and give what they want
-to send to :meth:`Commits.after`. All of one turn of the loop is one *batch*: its writes are one transaction, carried
-out by the writer's thread, and its calls are made in the loop when the transaction is committed, in the order in which
-they were given. Batches follow each other, also those that write nothing: what one turn learnt of the turn before may
-not be told earlier than that is stored. With nothing to store and nothing under way, calls are made at once at the
-end of the turn.
+to send to :meth:`Commits.after`. All of one turn of the loop is one *batch*: its writes are one transaction, and its
+calls are made in the loop when the transaction is committed, in the order in which they were given. Batches follow each
+other, also those that write nothing: what one turn learnt of the turn before may not be told earlier than that is
+stored. With nothing to store and nothing under way, calls are made at once at the end of the turn.
+
+A transaction that may have to wait for a disk or a network is carried out by the writer's thread. A small one that
+need not (:meth:`~moray.head.storage.Storage.commit_now`) is carried out by the loop itself, if none is under way: that
+takes less time than two changes of thread.
 
 Several turns that pass during one transaction become one batch, so a slow disk or Redis makes batches larger and not
 the head slower. If a transaction fails, nothing that depends on it is ever sent: the head ends, and the next one starts
@@ -22,7 +25,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Final, TypeAlias
 
-from moray.head.storage import Storage, StorageError
+from moray.head.storage import Storage, StorageError, Write
 from moray.node.logs import log
 from moray.protocol.reactor import Reactor
 
@@ -30,6 +33,11 @@ Call: TypeAlias = Callable[[], None]
 
 #: A batch that waits takes no further turn when it has so many writes: a transaction holds up all that follow.
 _BATCH_WRITES: Final = 10_000
+#: So many writes at most are carried out by the loop itself.
+_FEW_WRITES: Final = 32
+#: If that took longer than this (the disk is slow, or the machine busy), it carries out none for so many times as long.
+_MOMENT_S: Final = 0.005
+_RESPITE: Final = 10
 
 
 class _Batch:
@@ -41,6 +49,9 @@ class _Batch:
         #: (table, key) → value; None: delete. The last write of a key counts.
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.calls: list[Call] = []
+
+    def rows(self) -> list[Write]:
+        return [(table, key, value) for (table, key), value in self.writes.items()]
 
 
 class Commits:
@@ -66,9 +77,11 @@ class Commits:
         self.confirmed_at = monotonic()
         #: Transactions so far.
         self.count = 0
+        #: Until then (monotonic), the loop carries out none.
+        self._left_until = 0.0
         self._writer = threading.Thread(target=self._run, name="head-writer", daemon=True)
         self._writer.start()
-        reactor.hooks.append(self._turn)
+        reactor.hooks.append(self.turn)
 
     def write(self, table: str, key: bytes, value: bytes | None) -> None:
         """Store a value (None: remove it) with all else of this turn."""
@@ -99,24 +112,20 @@ class Commits:
 
     # --- the loop ------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
-        """Once a turn, before it sleeps."""
+    def turn(self) -> None:
+        """At the end of a turn, and before the loop sleeps."""
         while self._finished:
             failure, began = self._finished.popleft()
             batch, self._writing = self._writing, None
-            if failure is not None:
-                self.failed = True
-                self._on_failure(failure)
-                return
             assert batch is not None
-            self.count += 1
-            self.confirmed_at = began
-            self._make(batch)
+            if not self._stored(batch, failure, began):
+                return
         # Calls may have written more.
         while not self.failed and self._writing is None:
             batch = self._closed.popleft() if self._closed else self._close_batch()
             if batch.writes:
-                self._give(batch)
+                if not self._write_now(batch):
+                    self._give(batch)
             elif batch.calls:
                 self._make(batch)
             else:
@@ -129,6 +138,32 @@ class Commits:
             gather()
         batch, self._open = self._open, _Batch()
         return batch
+
+    def _write_now(self, batch: _Batch) -> bool:
+        """Whether the loop has carried out the transaction, or failed to."""
+        began, failure = monotonic(), None
+        if len(batch.writes) > _FEW_WRITES or began < self._left_until:
+            return False
+        try:
+            if not self._storage.commit_now(batch.rows()):
+                return False
+        except StorageError as error:
+            failure = error
+        if (took := monotonic() - began) > _MOMENT_S:
+            self._left_until = began + _RESPITE * took
+        self._stored(batch, failure, began)
+        return True
+
+    def _stored(self, batch: _Batch, failure: StorageError | None, began: float) -> bool:
+        """A transaction is over: what waited for it may be done, unless it failed."""
+        if failure is not None:
+            self.failed = True
+            self._on_failure(failure)
+            return False
+        self.count += 1
+        self.confirmed_at = began
+        self._make(batch)
+        return True
 
     @staticmethod
     def _make(batch: _Batch) -> None:
@@ -145,7 +180,7 @@ class Commits:
         while (batch := self._work.get()) is not None:
             failure, began = None, monotonic()
             try:
-                self._storage.commit([(table, key, value) for (table, key), value in batch.writes.items()])
+                self._storage.commit(batch.rows())
             except StorageError as error:
                 failure = error
             except BaseException as error:  # noqa: BLE001 - whatever it is, the batch is not stored

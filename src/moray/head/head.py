@@ -57,7 +57,7 @@ class Head:
         #: Another head has taken over the storage.
         self.replaced = False
         self.commits = Commits(storage, self.reactor, self._storage_failed)
-        self.peers = Peers(self.commits)
+        self.peers = Peers(self.commits, self.reactor)
         self.members = Members(storage, self.commits, self.peers, self.reactor, self, config.lease_s, config.node_pid)
         self.jobs = Jobs(self.commits)
         self.values = Values(self.commits)
@@ -113,6 +113,7 @@ class Head:
         """Turn the loop once."""
         with self.reactor.lead:
             self.reactor.turn(timeout_s)
+            self.commits.turn()
 
     def _storage_failed(self, error: StorageError) -> None:
         self.replaced = isinstance(error, StaleEpochError)

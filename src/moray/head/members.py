@@ -40,6 +40,10 @@ _DELTA_S: Final = 0.1
 #: So many nodes can be told of each other's reports that often; more of them less often, but this often in any case.
 _FEW_NODES: Final = 25
 _MOST_DELTA_S: Final = 1.0
+#: Nodes are asked to renew their leases at the same moments, so many of them at each, and no further apart: most of what
+#: a renewal costs that comes alone is to wake a process that has gone cold.
+_TOGETHER: Final = 64
+_BEAT_S: Final = 0.25
 #: Between calls at the address of a node whose connection is lost.
 _PROBE_S: Final = 0.5
 
@@ -256,8 +260,11 @@ class Members:
             # lease more, before it takes nodes for dead. So nobody's lease may be made longer (HEAD-EPOCH, FENCE).
             return
         connection = self._welcomed.get(action.node_id)
-        if connection is not None:
-            connection.send(m.LeaseRenewed(action.number))
+        if connection is not None and action.number:  # 0: nobody has asked.
+            beat_s = min(_BEAT_S, _TOGETHER / len(self._welcomed))
+            now = monotonic()
+            # The last beat before the node would renew anyway.
+            connection.send(m.LeaseRenewed(action.number, (now + m.RENEW_S) // beat_s * beat_s - now))
 
     def _drain(self, action: Drain) -> None:
         self._store(action.node_id)
@@ -292,7 +299,7 @@ class Members:
     # --- versions -----------------------------------------------------------------------------------------
 
     def _delta_soon(self) -> None:
-        if self._delta_timer is None:
+        if self._delta_timer is None and self.table.unpublished():
             # All that has changed goes to all: with more nodes, less often.
             delay_s = min(_MOST_DELTA_S, _DELTA_S * max(1.0, len(self._welcomed) / _FEW_NODES))
             self._delta_timer = self._reactor.call_later(delay_s, self._send_delta)

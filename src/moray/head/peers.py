@@ -1,8 +1,8 @@
 """Nodes as the head talks to them: two streams of numbered messages each, neither of which loses or repeats anything.
 
 **To the head** (ToHead): what a node's clients, and the node itself, have to say. The node numbers it and repeats it
-until it hears RelayDone. The head remembers the number of the last one *in the transaction that stores what it
-changed*, so each is carried out once, whichever head it reaches (HEAD-EPOCH).
+until it hears RelayDone, which need not be soon. The head remembers the number of the last one *in the transaction
+that stores what it changed*, so each is carried out once, whichever head it reaches (HEAD-EPOCH).
 
 **To the node** (FromHead): everything that must not be lost when a connection, or the head, ends. Each has a number
 and is stored, in the transaction of what led to it, until the node says that it has it. A head that starts goes on
@@ -22,6 +22,7 @@ from moray.head.listener import Endpoint
 from moray.ids import tag_of
 from moray.protocol import messages as m
 from moray.protocol.connection import ProtocolError, body_of, encode_frame
+from moray.protocol.reactor import Reactor, Timer
 
 #: Node id → numbers of the last message in each direction.
 _STREAMS: Final = "streams"
@@ -30,20 +31,23 @@ _OUTGOING: Final = "outgoing"
 
 _NUMBERS: Final = struct.Struct(">QQ")
 _NUMBER: Final = struct.Struct(">Q")
+#: A RelayDone comes so late, for all of this time.
+_DONE_S: Final = 0.02
 
 
 class Peer:
     """One living node."""
 
-    __slots__ = ("acknowledged", "carried", "connection", "kept", "node_id", "released", "sent", "tag")
+    __slots__ = ("acknowledged", "carried", "connection", "kept", "node_id", "released", "sent", "stored", "tag")
 
     def __init__(self, node_id: bytes, carried: int = 0, sent: int = 0) -> None:
         self.node_id = node_id
         self.tag = tag_of(node_id)
         #: None: lost at the moment.
         self.connection: Endpoint | None = None
-        #: Number of the last ToHead that was carried out, and that it was told so of.
+        #: Number of the last ToHead that was carried out, of which this is stored, and that it was told so of.
         self.carried = carried
+        self.stored = carried
         self.acknowledged = carried
         #: Number of the last FromHead; of the last one that is stored, and may be sent.
         self.sent = sent
@@ -55,8 +59,10 @@ class Peer:
 class Peers:
     """All living nodes, by id and by tag."""
 
-    def __init__(self, commits: Commits) -> None:
+    def __init__(self, commits: Commits, reactor: Reactor) -> None:
         self._commits = commits
+        self._reactor = reactor
+        self._done_timer: Timer | None = None
         self._by_id: dict[bytes, Peer] = {}
         self._by_tag: dict[bytes, Peer] = {}
         #: Whose numbers have changed in this batch.
@@ -72,6 +78,9 @@ class Peers:
             peer = self._by_id.get(key[: -_NUMBER.size])
             if peer is not None:
                 peer.kept.append((_NUMBER.unpack(key[-_NUMBER.size :])[0], frame))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
 
     def get(self, node_id: bytes) -> Peer | None:
         return self._by_id.get(node_id)
@@ -155,6 +164,7 @@ class Peers:
             raise ProtocolError(f"message {number} of node {peer.node_id.hex()} came after {peer.carried}")
         self._changed[peer] = None
         if number <= peer.carried:
+            peer.acknowledged = min(peer.acknowledged, number - 1)  # It was told on a connection that was lost.
             return False
         peer.carried = number
         return True
@@ -167,14 +177,21 @@ class Peers:
         for peer in changed:
             self._commits.write(_STREAMS, peer.node_id, _NUMBERS.pack(peer.carried, peer.sent))
         carried = [(peer, peer.carried) for peer in changed]
-        self._commits.after(lambda: self._acknowledge(carried))
+        self._commits.after(lambda: self._stored(carried))
 
-    @staticmethod
-    def _acknowledge(carried: list[tuple[Peer, int]]) -> None:
+    def _stored(self, carried: list[tuple[Peer, int]]) -> None:
         for peer, number in carried:
-            peer.acknowledged = number
-            if peer.connection is not None:
-                peer.connection.send(m.RelayDone(number))
+            peer.stored = number
+        if self._done_timer is None:
+            self._done_timer = self._reactor.call_later(_DONE_S, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        self._done_timer = None
+        for peer in self._by_id.values():
+            if peer.acknowledged < peer.stored:
+                peer.acknowledged = peer.stored
+                if peer.connection is not None:  # Otherwise its NodeWelcome says so.
+                    peer.connection.send(m.RelayDone(peer.stored))
 
     def _add(self, peer: Peer) -> None:
         self._by_id[peer.node_id] = peer

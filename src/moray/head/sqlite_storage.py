@@ -4,6 +4,10 @@
 death of the process. A thread of its own flushes the log to the disk at most 50 ms later, for all commits at once; only
 a loss of power can take the commits of that time. With `full` each commit waits for the disk.
 
+Every thousand rows or so, what the log holds is brought into the database itself (a *checkpoint*), which waits for the
+disk. :meth:`SqliteStorage.commit_now` leaves that to `commit`; it also does nothing while the log is being flushed: the
+kernel may let those who write to a file wait for its flush.
+
 One head at a time: a lock on ``PATH.lock`` (``flock``), which the kernel frees however the head ends. Where the lock
 does not hold (a network file system), the epoch does, which is looked at in each transaction.
 """
@@ -21,6 +25,9 @@ from moray.head.storage import StorageError, Write, new_cluster_id, stale
 
 #: How long a commit may be in the kernel only.
 _FLUSH_S: Final = 0.05
+#: A checkpoint is due when the log has so many pages more, as if each row were on pages of its own.
+_LOG_PAGES: Final = 1000
+_PAGE_BYTES: Final = 4096
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, cluster TEXT NOT NULL);
@@ -36,6 +43,7 @@ class SqliteStorage:
 
     def __init__(self, path: str, *, full: bool = False) -> None:
         self._path = os.path.abspath(path)
+        self._full = full
         self._lock = _lock(self._path)
         try:
             self._database = _open(self._path, full)
@@ -47,6 +55,10 @@ class SqliteStorage:
             raise
         #: What went wrong in the flushing thread.
         self._failure: OSError | None = None
+        #: Held while the log is flushed, and while `commit_now` writes to it.
+        self._log_lock = threading.Lock()
+        #: Pages in the log that are not in the database, at most; others may have left some there.
+        self._log_pages = os.stat(f"{self._path}-wal").st_size // _PAGE_BYTES
         #: There is something to flush; the storage is closed.
         self._dirty = threading.Event()
         self._closed = threading.Event()
@@ -64,6 +76,20 @@ class SqliteStorage:
         return [(bytes(key), bytes(value)) for key, value in rows]
 
     def commit(self, writes: Iterable[Write]) -> None:
+        self._carry_out(writes)
+        if self._log_pages >= _LOG_PAGES:
+            self._checkpoint()
+
+    def commit_now(self, writes: Iterable[Write]) -> bool:
+        if self._full or self._log_pages >= _LOG_PAGES or not self._log_lock.acquire(blocking=False):
+            return False
+        try:
+            self._carry_out(writes)
+        finally:
+            self._log_lock.release()
+        return True
+
+    def _carry_out(self, writes: Iterable[Write]) -> None:
         if self._failure is not None:
             raise StorageError(f"the head's storage {self._path} cannot be flushed to disk: {self._failure}")
         execute = self._database.execute
@@ -74,6 +100,7 @@ class SqliteStorage:
                 if stored != self.epoch:
                     raise stale(self.epoch, stored, self._path)
                 for table, key, value in writes:
+                    self._log_pages += 1 + len(value or b"") // _PAGE_BYTES
                     if value is None:
                         execute("DELETE FROM rows WHERE tab = ? AND key = ?", (table, key))
                     else:
@@ -86,6 +113,14 @@ class SqliteStorage:
         except sqlite3.Error as error:
             raise StorageError(f"the head's storage {self._path} cannot be written: {error}") from error
         self._dirty.set()
+
+    def _checkpoint(self) -> None:
+        """Nobody else reads or writes the database now, so the log begins anew with the next commit."""
+        try:
+            self._database.execute("PRAGMA wal_checkpoint").fetchone()
+        except sqlite3.Error as error:
+            raise StorageError(f"the head's storage {self._path} cannot be written: {error}") from error
+        self._log_pages = 0
 
     def close(self) -> None:
         if self._closed.is_set():
@@ -112,7 +147,8 @@ class SqliteStorage:
             self._closed.wait(_FLUSH_S)
             self._dirty.clear()  # Before the flush: a commit during it is flushed by the next.
             try:
-                _flush(f"{self._path}-wal")
+                with self._log_lock:
+                    _flush(f"{self._path}-wal")
             except OSError as error:
                 # After a failed fsync nobody knows what is on the disk. The next commit ends the head.
                 self._failure = error
@@ -137,6 +173,7 @@ def _open(path: str, full: bool) -> sqlite3.Connection:
         if mode != "wal":
             raise StorageError(f"the file system of {path} has no write-ahead log for SQLite (its mode is {mode!r})")
         database.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
+        database.execute("PRAGMA wal_autocheckpoint=0")
         database.executescript(_SCHEMA)
     except BaseException:
         database.close()

@@ -5,7 +5,7 @@ is still the stored one, checked in the same transaction, so that a head that wa
 whatever it still believes. A commit is all or nothing; when :meth:`Storage.commit` returns, it survives kill -9 of the
 head and (Redis) of the server, and with `full` durability a loss of power.
 
-After the start only one thread, the writer of :mod:`moray.head.commits`, uses a storage.
+After the start only one thread at a time, the head's loop or its writer (:mod:`moray.head.commits`), uses a storage.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class Storage(Protocol):
         Raises StaleEpochError if another head has opened the storage since, StorageError if it cannot be written.
         """
 
+    def commit_now(self, writes: Iterable[Write]) -> bool:
+        """The same, if neither a disk nor a network is waited for; False: nothing was done, it is for `commit`."""
+
     def close(self) -> None: ...
 
 
@@ -97,6 +100,10 @@ class MemoryStorage:
                 rows.pop(key, None)
             else:
                 rows[key] = value
+
+    def commit_now(self, writes: Iterable[Write]) -> bool:
+        self.commit(writes)
+        return True
 
     def close(self) -> None:
         pass

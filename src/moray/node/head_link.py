@@ -35,9 +35,12 @@ from moray.protocol import messages as m
 from moray.protocol.connection import HEADER, decode_body, encode_frame
 from moray.protocol.reactor import Reactor, Timer
 
-#: Between renewals; and at least between those that tell of changes.
-_RENEW_S: Final = 1.0
+#: At least between renewals that tell of changes.
 _RENEW_SOON_S: Final = 0.1
+#: The head may ask for renewals that are earlier than usual, but for none before this time, and a smaller difference is
+#: nothing to it.
+_LEAST_RENEW_S: Final = m.RENEW_S / 2
+_EARLIER_S: Final = 0.002
 #: A connection on which the head has not answered for this share of a lease is given up: its machine may have vanished.
 _PATIENCE: Final = 0.5
 #: A connection that cannot be made is tried again after this time, doubled up to the last, and never at the same moment
@@ -294,7 +297,7 @@ class HeadLink:
             )
         )
         # A head that does not answer is left, like one that stops answering.
-        self._renew_timer = self._reactor.call_later(_RENEW_S, self._renew)
+        self._renew_timer = self._reactor.call_later(m.RENEW_S, self._renew)
 
     def _on_close(self, wire: Any, reason: str) -> None:
         if wire is not self._wire:
@@ -393,10 +396,10 @@ class HeadLink:
     def _renew(self) -> None:
         """Once a second."""
         assert self._wire is not None
-        if monotonic() - self._heard_at > max(2 * _RENEW_S, _PATIENCE * self._lease_ns / 1e9):
+        if monotonic() - self._heard_at > max(2 * m.RENEW_S, _PATIENCE * self._lease_ns / 1e9):
             self._wire.close("the head does not answer")
             return
-        self._renew_timer = self._reactor.call_later(_RENEW_S, self._renew)
+        self._renew_timer = self._reactor.call_later(m.RENEW_S, self._renew)
         if self.welcomed:
             self._send_renewal()
 
@@ -425,6 +428,11 @@ class HeadLink:
                 self._extend(sent_ns)
                 if 0 < self._total_number <= number:
                     self._total_number = 0
+        if renewed.next_s >= _LEAST_RENEW_S:
+            due = monotonic() + renewed.next_s
+            if self._renew_timer is not None and due < self._renew_timer.due - _EARLIER_S:
+                self._renew_timer.cancel()
+                self._renew_timer = self._reactor.call_later(renewed.next_s, self._renew)
         self._call_waiting(renewed.number)
 
     def _call_waiting(self, answered: int) -> None:

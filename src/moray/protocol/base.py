@@ -12,6 +12,9 @@ PROTOCOL_VERSION: Final = 1
 #: One CPU (or GPU, or custom resource) in wire units.
 RESOURCE_UNIT: Final = 10_000
 
+#: Seconds between a node's renewals of its lease, at most.
+RENEW_S: Final = 1.0
+
 Resources: TypeAlias = dict[str, int]
 
 

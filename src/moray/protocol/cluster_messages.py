@@ -108,6 +108,9 @@ class RenewLease(Message, tag=112):
 
 class LeaseRenewed(Message, tag=113):
     number: int
+    #: Renew again after so many seconds, if that is sooner than usual: then others do it, too, and one turn of the
+    #: head serves them all. 0: whenever.
+    next_s: float = 0.0
 
 
 class ViewDelta(Message, tag=114):
@@ -468,7 +471,10 @@ class CreateGroup(Message, tag=162):
 
 
 class RemoveGroup(Message, tag=163):
-    """Client → head. Everything that runs in it is ended. Answered by GroupState "removed"."""
+    """Client → head. Everything that runs in it is ended.
+
+    Answered by GroupState "removed", unless `request` is 0: then the client is told no more of this group.
+    """
 
     request: int
     group: bytes

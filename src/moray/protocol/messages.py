@@ -56,6 +56,7 @@ from moray.protocol.actor_messages import (
 )
 from moray.protocol.base import (
     PROTOCOL_VERSION as PROTOCOL_VERSION,
+    RENEW_S as RENEW_S,
     RESOURCE_UNIT as RESOURCE_UNIT,
     Message as Message,
     Resources as Resources,

@@ -6,7 +6,7 @@ here: their pool (:class:`GroupPool`) asks for no leases. When the group is remo
 back, and the pools are forgotten: a user's thread that still has one in its hands finds that its task fails.
 
 **User threads** create a group in one step, a call for the loop (INTERRUPT); everything else here is the loop's, but
-for `records`, which is read by one dict step.
+for `records`, which is read and written by one dict step.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Groups:
         runtime.check_usable()
         group = Group(message.group, message.bundles, message.name, message.strategy)
         group.unused = not message.detached
+        group.reason = "its bundles are being reserved"  # Until the head says otherwise.
 
         def begin() -> None:
             self.records[message.group] = group
@@ -144,11 +145,12 @@ class Groups:
 
         if not message.name:
             runtime.call_soon(begin)
+            self.records[message.group] = group  # The loop may take its time, and whoever has it asks for it now.
             return group
 
         def undo(answer: Any) -> None:
             if isinstance(answer, m.GroupState) and answer.state != "refused":
-                runtime.node.send(m.RemoveGroup(0, message.group))
+                runtime.call_soon(lambda: self._end(group))
 
         def make(request: int) -> m.CreateGroup:
             message.request = request
@@ -200,14 +202,7 @@ class Groups:
             runtime.ask(lambda request: m.RemoveGroup(request, group), before=_nothing)
             return
         runtime.check_usable()
-
-        def remove() -> None:
-            if found.state != "removed":
-                found.state, found.reason = "removed", f"{found.label} was removed"
-                self._changed(found)
-            runtime.node.send(m.RemoveGroup(0, group))
-
-        runtime.call_soon(remove)
+        runtime.call_soon(lambda: self._end(found))
 
     def table(self) -> list[dict[str, Any]]:
         """All groups of the session, and the last removed ones."""
@@ -277,6 +272,13 @@ class Groups:
                 oldest, _ = self._removed.popitem(last=False)
                 self.records.pop(oldest, None)
             self._leave(group)
+
+    def _end(self, group: Group) -> None:
+        """Remove it: the head, which is asked nothing, does not say so to this process."""
+        if group.state != "removed":
+            group.state, group.reason = "removed", f"{group.label} was removed"
+            self._changed(group)
+        self._runtime.node.send(m.RemoveGroup(0, group.group))
 
     def _settle(self, group: Group) -> None:
         """`ready()` is ready, or an error."""
