@@ -189,6 +189,10 @@ def _make_remote(target: Any, options: dict[str, Any]) -> Any:
     return RemoteFunction(target, TaskOptions.make(options))
 
 
+class _NoReferenceError(TypeError, ValueError):
+    """Something else than a reference was given. Ray raises now the one and now the other; programs catch either."""
+
+
 def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[T]:
     """Store a value and return a reference to it. Later changes of `value` do not change the object.
 
@@ -227,7 +231,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         TaskError: the task raised; it is also of the type that was raised. Of several the first known is raised.
         GetTimeoutError: a value was not ready in time (it is also a TimeoutError).
         ObjectLostError, WorkerCrashedError: see there.
-        TypeError: something else than a reference was given.
+        TypeError: something else than a reference was given (it is also a ValueError).
 
     Example:
         >>> import moray
@@ -250,11 +254,11 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     if isinstance(object_refs, (list, tuple)):
         for ref in object_refs:
             if type(ref) is not ObjectRef:
-                raise TypeError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
+                raise _NoReferenceError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
         return runtime.values.get_many(object_refs, timeout)
     if type(object_refs) is ObjectRefGenerator:
         return object_refs  # As in Ray: what holds the items is the generator itself.
-    raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
+    raise _NoReferenceError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
 
 
 @overload
@@ -294,18 +298,18 @@ def wait(
 
     Raises:
         ValueError: duplicates, or a number out of range.
-        TypeError: something else than a list of references was given.
+        TypeError: something else than a list of references was given (it is also a ValueError).
     """
     runtime = connected()
     if type(ray_waitables) is not list:
-        raise TypeError(f"wait() takes a list of ObjectRefs, not {_shown(ray_waitables)}")
+        raise _NoReferenceError(f"wait() takes a list of ObjectRefs, not {_shown(ray_waitables)}")
     count = len(ray_waitables)
     if len(set(ray_waitables)) != count:
         raise ValueError("wait() takes distinct ObjectRefs; the list contains one twice")
     # The checks are most of what taking one out of many costs; this one takes half the time that a set of types does.
     if list(map(type, ray_waitables)).count(ObjectRef) != count and not _REF_TYPES.issuperset(map(type, ray_waitables)):
         wrong = next(ref for ref in ray_waitables if type(ref) not in _REF_TYPES)
-        raise TypeError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
+        raise _NoReferenceError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
     if not ray_waitables:
         return [], []
     if not 0 < num_returns <= count:

@@ -163,9 +163,9 @@ class RemoteFunction(Called[P, R]):
             num_returns = "streaming" if _is_generator(self._function) else 1
         stream = None
         if isinstance(num_returns, str):
-            ahead = options._generator_backpressure_num_objects
-            limit = -1 if ahead is None else ahead
-            stream = m.StreamSpec(0, limit, num_returns == "dynamic")
+            ahead, dynamic = options._generator_backpressure_num_objects, num_returns == "dynamic"
+            # Of a dynamic one, nobody can take an item before all are made: it waits for nobody.
+            stream = m.StreamSpec(0, -1 if ahead is None or dynamic else ahead, dynamic)
             num_returns = 1
         function = self._exported.export(runtime, options.calls_per_worker())
         resources = options.resources_units()

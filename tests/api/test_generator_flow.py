@@ -152,6 +152,62 @@ def test_a_paused_generator_is_replayed(tmp_path: Path) -> None:
     assert marker.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["threads", "coroutines"])
+def test_the_generators_of_an_actor_share_its_limit(kind: str, tmp_path: Path) -> None:
+    class Threads:
+        def items(self, name: str) -> Iterator[int]:
+            for i in range(10):
+                (tmp_path / f"{name}{i}").touch()
+                yield i
+
+    class Coroutines:
+        async def items(self, name: str) -> AsyncIterator[int]:
+            for i in range(10):
+                (tmp_path / f"{name}{i}").touch()
+                yield i
+
+    options = {"max_concurrency": 3, "_actor_generator_backpressure_num_objects": 3}
+    actor = moray.remote(**options)(Threads if kind == "threads" else Coroutines).remote()  # type: ignore[call-overload]
+    waiting, taken = [actor.items.remote(name) for name in "abc"], 0
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3, what="as many are made as may be")
+    while waiting:
+        (ready, *_), _ = moray.wait(waiting, timeout=30)
+        try:
+            moray.get(next(ready))
+            taken += 1
+        except StopIteration:
+            waiting.remove(ready)
+        made = len(list(tmp_path.iterdir()))
+        # What is left of one that has ended counts no more.
+        assert made <= taken + 3 or list(tmp_path.glob("?9"))
+    assert taken == 30
+
+
+def test_a_narrower_limit_of_the_method_counts_too(tmp_path: Path) -> None:
+    @moray.remote(_actor_generator_backpressure_num_objects=5)
+    class Source:
+        def items(self) -> Iterator[int]:
+            for i in range(10):
+                (tmp_path / str(i)).touch()
+                yield i
+
+    source = Source.remote()
+    generator = source.items.options(_generator_backpressure_num_objects=2).remote()
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    assert moray.get(next(generator)) == 0
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3)
+    time.sleep(0.02)  # Were it not to pause, it would be further by now.
+    assert len(list(tmp_path.iterdir())) == 3
+    assert values_of(generator) == list(range(1, 10))
+
+
+def test_a_dynamic_generator_waits_for_nobody() -> None:
+    """Nobody can take an item before all are made."""
+    dynamic = count.options(num_returns="dynamic", _generator_backpressure_num_objects=2).remote(10)
+    assert values_of(moray.get(dynamic, timeout=30)) == list(range(10))
+
+
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="=0 is not allowed"):
         count.options(_generator_backpressure_num_objects=0)

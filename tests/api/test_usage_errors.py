@@ -123,15 +123,31 @@ def test_call_without_remote_is_refused() -> None:
 
 
 @pytest.mark.parametrize("thing", [1, "text", None, {"a": 1}, one, object()], ids=lambda t: type(t).__name__)
-def test_get_of_something_else_is_refused(thing: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=type(thing).__name__):
+@pytest.mark.parametrize("caught", [TypeError, ValueError])
+def test_get_of_something_else_is_refused(thing: Any, caught: type[Exception]) -> None:
+    with pytest.raises(caught, match=type(thing).__name__):
         moray.get(thing)
 
 
-def test_get_of_a_list_with_something_else_is_refused() -> None:
+@pytest.mark.parametrize("caught", [TypeError, ValueError])
+def test_a_list_with_something_else_is_refused(caught: type[Exception]) -> None:
     get: Any = moray.get
-    with pytest.raises((TypeError, ValueError), match="int"):
-        get([moray.put(1), 2])
+    wait: Any = moray.wait
+    for function in (get, wait):
+        with pytest.raises(caught, match="int"):
+            function([moray.put(1), 2])
+    with pytest.raises(caught, match="takes a list"):
+        wait(moray.put(1))
+
+
+def test_the_refusal_of_a_task_is_of_both_types_too() -> None:
+    @moray.remote
+    def wrong(value: Any) -> Any:
+        return moray.get(value)
+
+    for caught in (TypeError, ValueError, TaskError):
+        with pytest.raises(caught, match="not 1"):
+            moray.get(wrong.remote(moray.put(1)))
 
 
 def test_result_of_remote_is_no_value() -> None:

@@ -1,4 +1,4 @@
-"""A generator's items between worker and owner: unit tests, and a machine of any interleaving (STREAM-1 … STREAM-5)."""
+"""A generator's items between worker and owner: unit tests, and a machine of any interleaving (STREAM-1 … STREAM-6)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from moray.core.streams import (
     End,
     Kept,
     Making,
+    Together,
 )
 from tests.support.machines import searched, walk_fixed
 
@@ -192,6 +193,40 @@ def test_an_owner_tells_an_actor_now_and_then_what_it_has() -> None:
     assert not few.acknowledge(ACKNOWLEDGED_BYTES), "the end says it"
     assert ACKNOWLEDGED_BYTES < KEPT_BYTES, "or a paused generator waits for ever"
     assert ACKNOWLEDGED_ITEMS < KEPT_ITEMS
+
+
+# --- the generators of one actor -----------------------------------------------------------------------
+
+
+def test_generators_share_a_limit() -> None:
+    together, one, other = Together(3), Making(), Making()
+    assert together.admit(one)
+    assert together.admit(one), "it may ask again"
+    assert together.admit(other)
+    one.made = 1
+    assert together.admit(one)
+    one.made = 2
+    assert not together.admit(one), "two are made, and one is being made"
+    other.made = 1
+    assert not together.admit(other)
+    other.credit(1)
+    assert together.admit(one), "one was taken, of either"
+    one.made = 3
+    assert not together.admit(other)
+    together.leave(one)
+    assert together.admit(other), "who has ended holds up nobody"
+
+
+def test_what_is_made_to_be_skipped_counts_for_nothing() -> None:
+    together, again, other = Together(1), Making(skip=2), Making()
+    assert together.admit(other)
+    assert together.admit(again)
+    again.made = 2
+    assert not together.admit(again)
+    other.made = 1
+    other.credit(1)
+    again.credit(2)
+    assert together.admit(again)
 
 
 # --- the machine -------------------------------------------------------------------------------------------

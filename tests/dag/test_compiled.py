@@ -580,6 +580,23 @@ def test_a_detached_actor_is_free_again_when_the_driver_that_compiled_dies(share
     moray.kill(step)
 
 
+def test_what_is_begun_after_a_kill_is_not_answered(shared_session: ModuleType) -> None:
+    """The word goes by way of the node, and the loop reads its channel until its process ends."""
+    for _ in range(5):
+        first, last = Step.remote(1), Step.remote(10)
+        with chain(first, last).experimental_compile() as compiled:
+            ref: Any = compiled.execute(1)
+            assert ref.get() == 12
+            moray.kill(last)
+            with pytest.raises(moray.exceptions.ActorDiedError, match="is dead: killed by"):
+                compiled.execute(2)
+        moray.kill(first)
+    with chain(Step.remote(1)).experimental_compile() as compiled:
+        compiled.teardown(kill_actors=True)
+        with pytest.raises(moray.exceptions.ChannelError, match="torn down"):
+            compiled.execute(1)
+
+
 @pytest.mark.slow
 # Interrupted between the opening of a file and its `with`, Python closes it, and says so.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -595,7 +612,7 @@ def test_interrupted_executions_lose_nothing(steps: list[Any]) -> None:
         with chain(*steps).experimental_compile() as compiled:
             end = time.monotonic() + 3
             x = 0
-            while time.monotonic() < end:
+            while time.monotonic() < end or interrupted <= 50:  # A busy machine does little in three seconds.
                 x += 1
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.000013 * (x % 97))
@@ -612,4 +629,3 @@ def test_interrupted_executions_lose_nothing(steps: list[Any]) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    assert interrupted > 50

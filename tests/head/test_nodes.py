@@ -88,6 +88,30 @@ def test_a_lost_connection_is_no_death(tmp_path: Path) -> None:
         assert not b.fenced_because
 
 
+def test_where_a_relay_was_says_nothing_of_the_nodes_behind_it(tmp_path: Path) -> None:
+    """Their address is that of the head's node, which may come back with another port before they do."""
+    with running_world(tmp_path, lease_s=4.0) as world:
+        a, b = world.node(), world.node(relayed=True)
+        world.until(lambda: knows(a, a, b), "they know each other")
+        began = time.monotonic()
+        b.die()
+        world.until(lambda: a.deaths, "its death is told")
+        assert time.monotonic() - began > 2.9, "after its lease, of which up to a second was over"
+        assert "nothing was heard of it" in a.deaths[0][1]
+
+
+def test_a_node_that_moves_tells_where_it_is(tmp_path: Path) -> None:
+    with running_world(tmp_path) as world:
+        a, b = world.node(), world.node()
+        world.until(lambda: knows(a, a, b), "they know each other")
+        b.link.set_address("127.0.0.1:4242")
+        world.until(lambda: a.link.nodes()[b.tag].address == "127.0.0.1:4242", "the others hear of it")
+        world.until(lambda: b.link.welcomed, "it is back")
+        b.link.set_address("127.0.0.1:4242")
+        assert b.link.welcomed, "nothing has changed"
+        assert not a.deaths
+
+
 def test_a_node_that_leaves_says_so(tmp_path: Path) -> None:
     with running_world(tmp_path) as world:
         a, b = world.node(), world.node()

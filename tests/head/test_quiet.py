@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_nodes_that_joined_one_after_the_other_renew_together(tmp_path: Path) ->
         assert len(late) >= 6
         assert statistics.median(late) < _BEAT_S / 5, "most come just after a beat"
         for times in sent.values():
-            gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+            gaps = [after - before for before, after in pairwise(times)]
             assert statistics.median(gaps) <= m.RENEW_S + 0.1, "nobody renews later than usual"
             assert min(gaps) > m.RENEW_S / 2 - 0.1, "nor much sooner"
 

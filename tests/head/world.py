@@ -99,7 +99,9 @@ class World:
 class FakeNode:
     """A node without workers or store; it keeps what it is told."""
 
-    def __init__(self, world: World, node_id: bytes = b"", resources: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, world: World, node_id: bytes = b"", resources: dict[str, int] | None = None, *, relayed: bool = False
+    ) -> None:
         self.world = world
         self.free = dict(resources if resources is not None else {"CPU": 4 * m.RESOURCE_UNIT})
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -124,7 +126,11 @@ class FakeNode:
         for kind in (m.PlaceWorker, m.StopProcess, m.DrainNode, m.ReserveBundles):
             self.link.handlers[kind] = self.told.append
         self.info = m.NodeInfo(
-            self.node_id, f"127.0.0.1:{self.socket.getsockname()[1]}", dict(self.free), dict(self.free)
+            self.node_id,
+            f"127.0.0.1:{self.socket.getsockname()[1]}",
+            dict(self.free),
+            dict(self.free),
+            relayed=relayed,
         )
         self.link.join(self.info)
 

@@ -8,7 +8,8 @@ and has collected garbage (a failed test's traceback may hold references, which 
 Processes are found in two ways, because either alone misses some: direct children (zombies too), and all
 that carry :data:`RUN_VARIABLE` in their environment, however often they were reparented. Entries of
 ``/dev/shm`` and of the temporary directory may belong to another run on the same machine; they do not
-count while a process that is not ours names them.
+count while a process that is not ours names them, or while the one lives that is named in theirs: who makes a session's
+directory does so before anybody is started who would name it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -37,6 +39,8 @@ _DESCRIPTORS: Final = ("socket:", "anon_inode:[event", "anon_inode:[pidfd", "/me
 _MAPPINGS: Final = (b"/memfd:moray", b"/dev/shm/moray")
 #: Helpers of the standard library that live until the interpreter ends.
 _LASTING_PROCESSES: Final = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+#: What names of entries end in: the process that made it, and for sessions something random.
+_MAKER: Final = re.compile(r"[_-](\d+)(?:_[0-9a-f]{4})?$")
 #: Threads of the test tools.
 _TOOL_THREADS: Final = ("pytest_timeout",)
 
@@ -99,15 +103,18 @@ def take_snapshot() -> Snapshot:
 
 
 def leaks_since(before: frozenset[str], grace_s: float = GRACE_S) -> list[str]:
-    """Lines for what is here now, was not in `before`, and does not go away within `grace_s`."""
+    """Lines for what is here now, was not in `before`, and does not go away within `grace_s`. What was seen in one look
+    only counts for nothing: on a busy machine a look takes long, and others come and go."""
     if not take_snapshot().all() - before:
         return []
     deadline = time.monotonic() + grace_s
+    seen: set[str] = set()
     while True:
         gc.collect()
-        left = sorted(line for line in take_snapshot().all() - before if not _is_foreign(line))
-        if not left or time.monotonic() > deadline:
-            return left
+        left = {line for line in take_snapshot().all() - before if not _is_foreign(line)}
+        if not left or (left & seen and time.monotonic() > deadline):
+            return sorted(left & seen)
+        seen = left
         time.sleep(0.02)
 
 
@@ -176,13 +183,17 @@ def _entries() -> Iterator[str]:
 
 
 def _is_foreign(line: str) -> bool:
-    """Whether an entry of a shared folder is in use by a process that this run did not start."""
+    """Whether an entry of a shared folder was made by, or is in use by, a process that this run did not start."""
     kind, _, path = line.partition(" ")
     if kind != "entry":
         return False
-    name = Path(path).name.encode()
+    name = Path(path).name
     ours = {os.getpid(), *_children(), *_marked()}
-    return any(name in text for pid in _pids() if pid not in ours for text in _texts(pid))
+    others = [pid for pid in _pids() if pid not in ours]
+    made_by = _MAKER.search(name)
+    if made_by is not None and int(made_by[1]) in others:
+        return True
+    return any(name.encode() in text for pid in others for text in _texts(pid))
 
 
 def _texts(pid: int) -> Iterable[bytes]:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.leaks import RUN_VARIABLE, leaks_since, take_snapshot
+from tests.support import leaks as support
+from tests.support.leaks import RUN_VARIABLE, Snapshot, leaks_since, take_snapshot
+from tests.support.procs import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +48,15 @@ def _zombie() -> Iterator[None]:
 @contextmanager
 def _orphan() -> Iterator[None]:
     """A process whose parent is gone: only the mark in its environment tells that it is ours."""
-    code = f"import subprocess; print(subprocess.Popen({SLEEPER!r}, stdout=-3, stderr=-3).pid)"
-    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    pid = _start_orphan(None)
     yield
     os.kill(pid, signal.SIGKILL)
+
+
+def _start_orphan(environment: dict[str, str] | None) -> int:
+    code = f"import subprocess; print(subprocess.Popen({SLEEPER!r}, stdout=-3, stderr=-3).pid)"
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    return int(made.stdout)
 
 
 @contextmanager
@@ -143,6 +150,30 @@ def test_foreign_sessions_are_not_ours() -> None:
             if str(path).encode() in _bytes(process / "cmdline"):
                 os.kill(int(process.name), signal.SIGKILL)
     assert left == []
+
+
+def test_a_session_that_another_run_begins_is_not_ours() -> None:
+    """Its directory is there before any process that names it, and is named after who makes it."""
+    before = take_snapshot().all()
+    environment = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
+    maker = _start_orphan(environment)
+    path = _session_path("begun").with_name(f"session_begun_{maker}_00ff")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir()
+    try:
+        assert leaks_since(before, grace_s=0.0) == []
+        os.kill(maker, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{maker}").exists())
+        assert leaks_since(before, grace_s=0.0) == [f"entry {path}"], "nobody's any more"
+    finally:
+        path.rmdir()
+
+
+def test_what_comes_and_goes_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a look takes longer than all the grace."""
+    looks = iter([Snapshot(threads=frozenset(names)) for names in (["a"], ["a"], ["b"], ["c"], ["c", "d"])])
+    monkeypatch.setattr(support, "take_snapshot", lambda: next(looks))
+    assert leaks_since(frozenset(), grace_s=0.0) == ["c"]
 
 
 def _session_path(name: str) -> Path:

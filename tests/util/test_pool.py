@@ -178,6 +178,26 @@ def test_terminate_ends_what_runs_and_fails_what_is_not_there(shared_session: Mo
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="the end of the process")
 
 
+def test_how_a_process_ends_that_is_terminated_is_nobodys_error(
+    shared_session: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its death may be known before the pool's thread ends."""
+    pool = Pool(1)
+    result = pool.apply_async(f.slow, (60,))
+    dispatcher = pool._dispatcher
+    wait_until(lambda: dispatcher._slots[0].batch is not None, what="the process has the task")
+    kill = dispatcher._kill
+
+    def kill_and_wait(handle: Any) -> None:
+        kill(handle)
+        wait_until(lambda: not dispatcher.events.empty(), 20, "the word of its death")
+
+    monkeypatch.setattr(dispatcher, "_kill", kill_and_wait)
+    pool.terminate()
+    with pytest.raises(RuntimeError, match="terminated"):
+        result.get(10)
+
+
 def test_join_waits_for_exit_handlers(shared_session: ModuleType, tmp_path: Any) -> None:
     pool = Pool(1, initializer=_at_exit, initargs=(str(tmp_path / "left"),))
     pool.apply(f.square, (1,))

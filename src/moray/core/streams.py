@@ -7,6 +7,7 @@ is run again makes all its items anew, but sends only those that the owner did n
 - :class:`Arriving`, at the owner: which items it has, and whether an attempt's end agrees with them.
 - :class:`Making`, at the worker: which items are to be sent, and when the generator must pause.
 - :class:`Kept`, at an actor: what was sent and may be lost with its connection, until the owner says that it has it.
+- :class:`Together`, at an actor: how far all its generators are ahead, in sum.
 
 Backpressure: with a limit of `ahead` the generator is not resumed while that many items are made and not
 consumed. The worker reckons with what the owner has *told* it, beginning with 0 in each attempt; when it pauses it
@@ -19,6 +20,8 @@ Invariants:
 - STREAM-3: the end is believed only if it comes after exactly the items that the owner has; it is final.
 - STREAM-4: a generator that pauses is resumed once the consumer has taken enough.
 - STREAM-5: what an actor sent is kept until the owner has it; on another connection it is sent again, in order.
+- STREAM-6: all generators that an actor runs have at most `most` items together that were made, or are being made, and
+  are not consumed.
 """
 
 from __future__ import annotations
@@ -202,3 +205,30 @@ class Kept:
         indices = sorted(items)
         assert not indices or indices[-1] - indices[0] + 1 == len(indices), "items are kept without gaps"
         return indices[0] if indices else 0, [items[index] for index in indices]
+
+
+class Together:
+    """How far the generators of one actor may be ahead, in sum. They may run in several threads: one at a time asks."""
+
+    __slots__ = ("_begun", "most")
+
+    def __init__(self, most: int) -> None:
+        #: So many items may be made, or be in the making, and not consumed.
+        self.most = most
+        #: Generator → how many items it has begun.
+        self._begun: dict[Making, int] = {}
+
+    def admit(self, making: Making) -> bool:
+        """Whether this generator may make its next item, which counts from now on. It may ask again."""
+        begun = making.made + 1
+        if not making.wanted() or self._begun.get(making) == begun:
+            return True
+        unread = sum([count - other.consumed for other, count in self._begun.items() if other is not making])
+        if unread + making.made - making.consumed >= self.most:
+            return False
+        self._begun[making] = begun
+        return True
+
+    def leave(self, making: Making) -> None:
+        """It has ended: what is left of its items holds up nobody."""
+        self._begun.pop(making, None)

@@ -196,6 +196,8 @@ class CompiledDAG:
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Execution:
         self._check_usable()
+        if any(handle._moray_callee.killed for handle in self._handles):
+            self._refuse_killed()
         value = input_of(self._parts, args, kwargs)
         most = self._most_buffered + self._most
         if self._pipeline.unfetched(most) >= most:
@@ -207,6 +209,14 @@ class CompiledDAG:
             return self._pipeline.submit(value, self._most, self._submit_timeout_s)
         except ChannelClosed:
             raise self._why_ended() from None
+
+    def _refuse_killed(self) -> None:
+        """Raise the death of an actor that this process has killed. It may still read its channel, but what is begun
+        after the kill is not answered, however slow the way is."""
+        timeout_s = self._submit_timeout_s if self._submit_timeout_s >= 0 else None
+        for handle, ref in zip(self._handles, self._loops, strict=True):
+            if handle._moray_callee.killed and not self._torn_down:
+                self._runtime.values.get_one(ref, timeout_s)
 
     def fetch(self, execution: Execution, index: int, timeout_s: float | None) -> Any:
         """A result, made from its bytes; or raise its error. See CompiledDAGRef.get."""

@@ -17,7 +17,7 @@ from moray.node.logs import log
 from moray.protocol.connection import Connection
 from moray.protocol.reactor import Reactor
 from moray.protocol.relaying import RELAY_TARGET, send_descriptor
-from moray.protocol.tcp import JOIN_TARGET, NODE_TARGET, TcpServer, format_address, tune
+from moray.protocol.tcp import JOIN_TARGET, NODE_TARGET, FewLines, TcpServer, format_address, tune
 
 #: The file of the token in the directory of certificates.
 TOKEN_FILE: Final = "token"  # noqa: S105 - a name
@@ -58,6 +58,8 @@ class Listener:
         #: The relay's, and what hands connections over to it.
         self._relay_inbox = relay_inbox
         self._handover = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        #: For what strangers can bring about.
+        self._say = FewLines(log)
         self._on_message = on_message
         self._on_close = on_close
         self._security = _Security(Path(security_dir)) if security_dir else None
@@ -85,7 +87,7 @@ class Listener:
         try:
             send_descriptor(self._handover, sock.fileno(), target + peer_address.encode(), self._relay_inbox)
         except OSError as error:
-            log(f"a connection from {peer_address} for the relay was dropped: {error}")
+            self._say("relay", f"a connection from {peer_address} for the relay was dropped: {error}")
         sock.close()
 
     def accept_member(self, sock: socket.socket, context: Any, peer_address: str) -> None:
@@ -107,6 +109,12 @@ class Listener:
         """Somebody who wants one."""
         from moray.security.join import JoinSession
 
+        def ended(session: JoinSession, reason: str) -> None:
+            if session.issued:
+                log(f"{peer_address} has joined")
+            else:
+                self._say("join", f"{peer_address} did not join: {reason}")
+
         JoinSession(
             sock,
             self._reactor,
@@ -116,9 +124,7 @@ class Listener:
             token=security.token,
             half_open=self._server.half_open,
             peer_address=peer_address,
-            on_close=lambda session, reason: log(
-                f"{peer_address} has joined" if session.issued else f"{peer_address} did not join: {reason}"
-            ),
+            on_close=ended,
         )
 
 

@@ -40,8 +40,8 @@ _DELTA_S: Final = 0.1
 #: So many nodes can be told of each other's reports that often; more of them less often, but this often in any case.
 _FEW_NODES: Final = 25
 _MOST_DELTA_S: Final = 1.0
-#: Nodes are asked to renew their leases at the same moments, so many of them at each, and no further apart: most of what
-#: a renewal costs that comes alone is to wake a process that has gone cold.
+#: Nodes are asked to renew their leases at the same moments, so many of them at each, and no further apart: most of
+#: what a renewal costs that comes alone is to wake a process that has gone cold.
 _TOGETHER: Final = 64
 _BEAT_S: Final = 0.25
 #: Between calls at the address of a node whose connection is lost.
@@ -358,7 +358,7 @@ class Members:
         if info is None or peer.node_id in self._welcomed:
             self._probed.discard(peer.node_id)
             return
-        if info.address:
+        if info.address and not info.relayed:  # Who listens there is the relay's node, which says nothing of this one.
             _Probe(info.address, self._reactor, lambda: self._nobody_there(peer.node_id, info.address))
         self._reactor.call_later(_PROBE_S, lambda: self._probe_again(peer))
 

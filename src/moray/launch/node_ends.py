@@ -6,6 +6,7 @@ words too; one that is killed cannot say anything.
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Final
 
@@ -26,7 +27,9 @@ def log_tail(session_dir: str, before: bytes = b"") -> str:
     gone."""
     try:
         with open(f"{session_dir}/{LOG_FOLDER}/{NODE_LOG}", "rb") as file:
-            text = before + file.read()
+            # Only its end: the log may be large, and who asks may be a loop that others wait for.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            text = before + file.read(_LOG_BYTES)
     except OSError:
         text = before
     lines = text[-_LOG_BYTES:].decode(errors="replace").splitlines()[-_LOG_LINES:]

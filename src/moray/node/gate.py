@@ -18,7 +18,7 @@ from moray.node.logs import log
 from moray.protocol import messages as m
 from moray.protocol.handshake import inbox_path
 from moray.protocol.relaying import node_target, relay_inbox, send_descriptor
-from moray.protocol.tcp import NODE_TARGET, TcpServer, format_address, parse_address, preface, start_connect
+from moray.protocol.tcp import NODE_TARGET, FewLines, TcpServer, format_address, parse_address, preface, start_connect
 from moray.protocol.tls import TlsConnection
 from moray.security.contexts import contexts_of
 
@@ -58,6 +58,8 @@ class Gate:
         self._tag = tag
         #: Connects to a "HOST:PORT": directly, or through a tunnel.
         self.connect: Callable[[str], socket.socket] = lambda address: start_connect(*parse_address(address))
+        #: Strangers can ask for any process.
+        self._say = FewLines(log)
         self._handover = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.server = TcpServer(reactor, host, port, self.adopt, log=log)
         #: "HOST:PORT" for others.
@@ -126,10 +128,10 @@ class Gate:
             if attempts:
                 self._reactor.call_later(_AGAIN_S, lambda: self._pass_on(sock, target, path, data, attempts - 1))
                 return
-            log(f"a connection for process {target.hex()} was dropped: the process takes none over")
+            self._say("full", f"a connection for process {target.hex()} was dropped: the process takes none over")
         except OSError as error:
             # It has ended. Whoever wants it asks its own node where it is.
-            log(f"a connection for process {target.hex()} was dropped: {error}")
+            self._say("gone", f"a connection for process {target.hex()} was dropped: {error}")
         sock.close()
 
 

@@ -246,6 +246,14 @@ class HeadLink:
         if self.welcomed and self._wire is not None:
             self._wire.send(m.RenewCertificate())
 
+    def set_address(self, address: str) -> None:
+        """Others reach this node somewhere else from now on."""
+        if self._info is not None and address != self._info.address:
+            self._info.address = address
+            if self._wire is not None:
+                # A node says where it is when it connects, and may have done so with the old address already.
+                self._wire.close(f"this node is reached at {address} now")
+
     def set_total(self, resources: m.Resources) -> None:
         """What this node has in all is different: bundles of groups came or went."""
         if self._info is not None and resources != self._info.resources:

@@ -37,7 +37,7 @@ from moray.platform.memory_files import read_all
 from moray.protocol import messages as m
 from moray.protocol.reactor import READ, Reactor, Timer
 from moray.protocol.relaying import RELAY_TARGET, receive_descriptor
-from moray.protocol.tcp import HalfOpen, parse_address, start_connect
+from moray.protocol.tcp import FewLines, HalfOpen, parse_address, start_connect
 from moray.security.contexts import contexts_of
 
 #: Descriptors that it starts with: its RelayConfig, the inbox, its log, and what it asks its node through.
@@ -55,7 +55,6 @@ MOST_PATIENCE_S: Final = 3600.0
 _LEAVING_S: Final = 2.0
 #: A node that has not taken the last questions is asked again after this time.
 _AGAIN_S: Final = 0.02
-_LOG_EVERY_S: Final = 60.0
 #: The longest question or answer of the control socket.
 CONTROL_BYTES: Final = 512
 
@@ -118,8 +117,8 @@ class Relay:
         self._numbers = 0
         #: Those that the node has not taken yet, oldest first.
         self._unasked: deque[bytes] = deque()
-        #: When a connection for nobody was logged last, and how many have not been since.
-        self._dropped = (-_LOG_EVERY_S, 0)
+        #: Strangers can ask for anybody.
+        self._say = FewLines(log)
         self._busy_at = monotonic()
         self.reactor.register(inbox.fileno(), READ, self._on_handover)
         self.reactor.register(control.fileno(), READ, self._on_answer)
@@ -138,7 +137,7 @@ class Relay:
             data, sock = found
             target, source = data[:PROCESS_BYTES], data[PROCESS_BYTES:].decode(errors="replace")
             if sock is None:
-                self._log_dropped(target, source, "this relay has no descriptors left")
+                self._say_dropped(target, source, "this relay has no descriptors left")
             elif target == RELAY_TARGET:
                 self._accept(sock, source)
             else:
@@ -149,7 +148,7 @@ class Relay:
         try:
             context = contexts_of(self._credentials).server
         except OSError as error:
-            log(f"a driver at {source} was refused: {error}")
+            self._say("credentials", f"a driver at {source} was refused: {error}")
             sock.close()
             return
         prefer_latency(sock)
@@ -169,24 +168,16 @@ class Relay:
         session = self._by_tag.get(tag_of(target))
         if session is None:
             sock.close()
-            self._log_dropped(target, source, "no driver with this tag is here")
+            self._say_dropped(target, source, "no driver with this tag is here")
             return
         try:
             session.end.open(target + source.encode(), sock)
         except TooManyStreamsError as error:
-            log(f"a connection for {target.hex()} was dropped: {error}")
+            self._say_dropped(target, source, str(error))
             sock.close()
 
-    def _log_dropped(self, target: bytes, source: str, why: str) -> None:
-        """Strangers can ask for anybody: one line a minute."""
-        last, more = self._dropped
-        now = monotonic()
-        if now - last < _LOG_EVERY_S:
-            self._dropped = last, more + 1
-            return
-        self._dropped = now, 0
-        others = f" (and {more} more like it since the last such line)" if more else ""
-        log(f"a connection from {source} for {target.hex()} was dropped: {why}{others}")
+    def _say_dropped(self, target: bytes, source: str, why: str) -> None:
+        self._say("dropped", f"a connection from {source} for {target.hex()} was dropped: {why}")
 
     # --- sessions ---------------------------------------------------------------------------------------------
 
@@ -208,7 +199,7 @@ class Relay:
     def _on_hello(self, connection: TunnelConnection, hello: m.TunnelHello) -> None:
         refused = self._why_not(hello)
         if refused is not None:
-            log(f"a driver at {connection.peer_address} was refused: {refused.reason}")
+            self._say("refused", f"a driver at {connection.peer_address} was refused: {refused.reason}")
             connection.send(refused)
             connection.flush()
             # It hangs up; if it does not, the connection has no peer and is of no use to it.

@@ -33,7 +33,7 @@ from moray.node.tunnel_end import SILENCE_S, TunnelConnection, TunnelEnd, prefer
 from moray.protocol import messages as m
 from moray.protocol.reactor import READ, Timer
 from moray.protocol.relaying import RELAY_TARGET, open_datagrams, receive_descriptor, tunnel_inbox
-from moray.protocol.tcp import parse_address, preface, start_connect
+from moray.protocol.tcp import FewLines, parse_address, preface, start_connect
 from moray.security.contexts import contexts_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Tunnel:
         tag: of this node.
         patience_s: how long at most the connection may be lost.
         adopt: somebody has connected to this node or one of its processes: (socket, target, the peer's address).
-        on_ready: called once, with the address at which others reach this side.
+        on_gate: called with the address at which others reach this side, when it is known, and whenever it is another.
         on_lost: called once, when all is over, with the reason.
     """
 
@@ -78,7 +78,7 @@ class Tunnel:
         tag: bytes,
         patience_s: float,
         adopt: Callable[[socket.socket, bytes, str], None],
-        on_ready: Callable[[str], None],
+        on_gate: Callable[[str], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
@@ -87,8 +87,10 @@ class Tunnel:
         self._tag = tag
         self._patience_s = patience_s
         self._adopt = adopt
-        self._on_ready = on_ready
+        self._on_gate = on_gate
         self._on_lost = on_lost
+        #: Strangers can ask for anybody here, at the head's gate.
+        self._say = FewLines(log)
         self._inbox_path = tunnel_inbox(session_dir)
         self._inbox = open_datagrams(self._inbox_path)
         reactor.register(self._inbox.fileno(), READ, self._on_handover)
@@ -97,8 +99,8 @@ class Tunnel:
         #: Of the session: connections so far; whether the relay has welcomed it.
         self._attempt = 0
         self._fresh = True
-        #: Whether any session was.
-        self._ready = False
+        #: Where others reach this side; "": there was no session yet.
+        self._gate = ""
         self._connection: TunnelConnection | None = None
         self._welcomed = False
         #: When something was heard last.
@@ -176,7 +178,7 @@ class Tunnel:
             mine, other = socket.socketpair()
         except OSError as error:
             # No descriptors are left. Who wants it tries again; this node and what it has go on.
-            log(f"a connection from {source} for {process.hex()} was dropped: {error}")
+            self._say("dropped", f"a connection from {source} for {process.hex()} was dropped: {error}")
             self._end.refuse(stream, str(error))
             return
         self._end.begin(stream, other)
@@ -186,7 +188,7 @@ class Tunnel:
         except OSError as error:
             # Our own certificate cannot be read: as for a server, that ends nothing else.
             mine.close()
-            log(f"a connection from {source} for {process.hex()} was dropped: {error}")
+            self._say("dropped", f"a connection from {source} for {process.hex()} was dropped: {error}")
 
     def _on_handover(self, _events: int) -> None:
         """The driver wants to connect to somebody."""
@@ -287,9 +289,10 @@ class Tunnel:
         if not self._fresh:
             log(f"connected to the relay at {self._address} again, {away_s:.1f} s after it was heard of last")
         self._fresh = False
-        if not self._ready:
-            self._ready = True
-            self._on_ready(welcome.gate)
+        if welcome.gate != self._gate:
+            # Later on: the machine of the head was started anew, and its node has another port.
+            self._gate = welcome.gate
+            self._on_gate(welcome.gate)
 
     def _on_refused(self, connection: TunnelConnection, refused: m.Refused) -> None:
         if refused.code == "unknown":
@@ -322,8 +325,8 @@ class Tunnel:
 
     def _retry_later(self, reason: str) -> None:
         away_s = monotonic() - self._heard_at
-        if away_s > (self._patience_s if self._ready else _FIRST_S):
-            if self._ready:
+        if away_s > (self._patience_s if self._gate else _FIRST_S):
+            if self._gate:
                 self._give_up(
                     f"the connection to the relay at {self._address} was lost {away_s:.0f} s ago and could not be made "
                     f"again ({reason}); MORAY_RELAY_PATIENCE_S, now {self._patience_s:g}, says how long is tried"

@@ -51,7 +51,7 @@ class Ways:
             self._cluster.tag,
             config.relay_patience_s,
             self._cluster.gate.adopt,
-            self._on_tunnel,
+            self._on_gate,
             self._cluster.unreachable,
         )
         self._cluster.gate.connect = self._tunnel.connect
@@ -78,8 +78,10 @@ class Ways:
             self._on_ready = on_ready
             self._tunnel.start()
 
-    def _on_tunnel(self, gate: str) -> None:
+    def _on_gate(self, gate: str) -> None:
+        """The tunnel leads somewhere: others reach this host there."""
         self._cluster.gate.address = gate
+        self._cluster.head.set_address(gate)
         on_ready, self._on_ready = self._on_ready, None
         if on_ready is not None:
             on_ready()

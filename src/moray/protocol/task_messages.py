@@ -49,6 +49,8 @@ class StreamSpec(msgspec.Struct, array_like=True, gc=False):
     ahead: int = -1
     #: The value is a DynamicObjectRefGenerator over the items: the task ends when all are made.
     dynamic: bool = False
+    #: How many items all generators of the actor may be ahead together; -1: any number.
+    together: int = -1
 
 
 class Placement(msgspec.Struct, array_like=True, gc=False):

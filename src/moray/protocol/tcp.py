@@ -7,7 +7,7 @@ stream on, so that a process behind the port does the TLS handshake itself and t
 Strangers must cost little. A connection that does not begin as it should is closed at its first wrong byte. Those that
 are slow are *half open*: they hold a descriptor, and there may be only so many of them, in all and per address;
 the oldest is cut first, because an honest peer is through in milliseconds. All share one timer
-(:class:`HalfOpen`). Everything is counted, and logged with one line per kind and minute.
+(:class:`HalfOpen`). Everything is counted, and logged with a few lines per kind and minute (:class:`FewLines`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ MOST_PER_ADDRESS: Final = 256
 _ACCEPT_AT_ONCE: Final = 64
 _RETRY_S: Final = 0.2
 _BACKLOG: Final = 4096
-_LOG_EVERY_S: Final = 60.0
+#: Of one kind of event, so many lines are logged in so many seconds.
+_LINES: Final = 3
+_LINES_S: Final = 60.0
 #: Said of a connection from which nothing is heard: after so long the kernel asks, so often, so many times.
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 #: Errors of accept() that say that no more descriptors or memory are to be had.
@@ -118,6 +120,28 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 # --- limits for strangers -------------------------------------------------------------------------------
+
+
+class FewLines:
+    """Lines of a log for what strangers do, who can do it as often as they like: a few per kind and minute. The
+    first of the next minute says how many more there were."""
+
+    def __init__(self, log: Callable[[str], None], clock: Callable[[], float] = monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        #: Kind → since when its lines are counted, and how many there were.
+        self._counts: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, kind: str, text: str) -> None:
+        """Something of this kind happened; there are few kinds."""
+        now = self._clock()
+        since, count = self._counts.get(kind, (now, 0))
+        more = 0
+        if now - since >= _LINES_S:
+            since, count, more = now, 0, max(0, count - _LINES)
+        self._counts[kind] = since, count + 1
+        if count < _LINES:
+            self._log(f"{text} (and {more} more like it since the last such line)" if more else text)
 
 
 class Admission:
@@ -289,7 +313,7 @@ class TcpServer:
         """
         self._reactor = reactor
         self._on_connection = on_connection
-        self._log = log
+        self._say = FewLines(log)
         #: Limits, for newcomers and for the TLS handshakes that follow in this process.
         self.half_open = half_open if half_open is not None else HalfOpen(reactor)
         #: Counts by kind: "accepted", "handed_on", and of those that were closed: "http", "tls", "plain", "protocol",
@@ -297,8 +321,6 @@ class TcpServer:
         #: "authenticated", "not_authenticated".
         self.stats = self.half_open.stats
         self._newcomers: dict[int, _Newcomer] = {}
-        #: Per kind: when it was logged last, and how many have not been since.
-        self._logged: dict[str, tuple[float, int]] = {}
         self._retry: Timer | None = None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -413,15 +435,8 @@ class TcpServer:
             self._reactor.unregister(newcomer.fd)
 
     def report(self, kind: str, reason: str, address: str) -> None:
-        """Log a connection that was closed: one line per kind and minute, which says how many there were."""
-        now = monotonic()
-        last, more = self._logged.get(kind, (-_LOG_EVERY_S, 0))
-        if now - last < _LOG_EVERY_S:
-            self._logged[kind] = (last, more + 1)
-            return
-        self._logged[kind] = (now, 0)
-        others = f" (and {more} more like it since the last such line)" if more else ""
-        self._log(f"a connection from {address or 'unknown'} was closed: {reason}{others}")
+        """Log a connection that was closed, unless there were many like it."""
+        self._say(kind, f"a connection from {address or 'unknown'} was closed: {reason}")
 
 
 def _what_else(data: bytes) -> tuple[str, str]:

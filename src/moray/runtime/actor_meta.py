@@ -89,7 +89,7 @@ class MethodMeta(msgspec.Struct, array_like=True, frozen=True, gc=False):
     max_task_retries: int | None = None
     #: As in :class:`~moray.protocol.task_messages.TaskExtra`.
     retry: bool | bytes | None = None
-    #: How many items of a generator may be unread; None: the actor's.
+    #: How many items of a generator may be unread; None: any number, as far as the actor allows it.
     ahead: int | None = None
     #: The name that its calls have as tasks; "": the class's and its own.
     task_name: str = ""
@@ -147,7 +147,7 @@ class ActorMeta(msgspec.Struct, array_like=True, frozen=True):
     max_concurrency: int = 1
     #: Names of its concurrency groups.
     groups: list[str] = []
-    #: How many items of its generators may be unread; -1: no limit.
+    #: How many items of all its generators together may be unread; -1: no limit.
     ahead: int = -1
 
 

@@ -31,7 +31,10 @@ class CallPlan:
             num_returns = "streaming" if method.generator else 1
         stream = None
         if isinstance(num_returns, str):
-            stream = m.StreamSpec(0, meta.ahead if method.ahead is None else method.ahead, num_returns == "dynamic")
+            if num_returns == "dynamic":
+                stream = m.StreamSpec(dynamic=True)  # Nobody can take an item before all are made: it waits for nobody.
+            else:
+                stream = m.StreamSpec(ahead=-1 if method.ahead is None else method.ahead, together=meta.ahead)
             num_returns = 1
         retries = meta.max_task_retries if method.max_task_retries is None else method.max_task_retries
         extra = None

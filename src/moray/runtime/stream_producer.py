@@ -11,8 +11,9 @@ behind it: items keep their order, and the result, which ends the stream, is mad
 **Connections.** What an actor sends is kept until its caller has it (:class:`~moray.core.streams.Kept`). When that
 one repeats the call on a new connection, what it lacks is sent there, before anything newer and before the result.
 
-**Pauses** (FLOW). The generator is not resumed while its consumer is too far behind (:mod:`moray.core.streams`), nor
-while more than :data:`MOST_FRAMES` frames have not left this process, nor while an actor's caller has no connection.
+**Pauses** (FLOW). The generator is not resumed while its consumer, or those of all the actor's generators together, are
+too far behind (:mod:`moray.core.streams`), nor while more than :data:`MOST_FRAMES` frames have not left this process,
+nor while an actor's caller has no connection.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from moray import config
-from moray.core.streams import Kept, Making
+from moray.core.streams import Kept, Making, Together
 from moray.protocol import messages as m
 from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
@@ -58,6 +59,10 @@ RESENT_ITEMS: Final = 1024
 #: … and while so many items in the store are not known to the node.
 MOST_UNSEALED: Final = 8
 
+#: What the actor's generators may be ahead together, if that has a limit; one at a time asks.
+_together: dict[int, Together] = {}
+_together_lock: Final = RLock()
+
 #: (owner's process, seq) → what makes its items here. Threads add, credits look.
 _producers: dict[tuple[bytes, int], Producer] = {}
 
@@ -88,6 +93,7 @@ class Producer:
         self._name = name
         self._attempt = extra.attempt
         self.making = Making(spec.skip, spec.ahead)
+        self._together = _together.setdefault(spec.together, Together(spec.together)) if spec.together >= 0 else None
         #: (index, item) not yet sent, oldest first. The generator's thread appends; whoever flushes takes.
         self.out: deque[tuple[int, m.StreamItem | ItemMade | Written]] = deque()
         self._out_bytes = 0
@@ -129,19 +135,24 @@ class Producer:
         """Send all items. Raises what the generator raises, or what a cancel makes of it."""
         waiter = self._worker.new_waiter()
         self._resume = waiter.notify
-        making, work = self.making, self._work
-        interrupts = self._worker.interrupts
+        if self._together is not None and not self._may_go_on(waiter):
+            return
         for item in iterator:
             self._put(item)
             del item
-            if making.must_pause() or self._is_congested():
-                self._pause(waiter)
-            if interrupts.target is work:
-                raise TaskInterrupt  # The signal finds code of ours here most of the time, and leaves it alone.
-            if work.cancelled:
-                raise self._executor.cancelled(work, "it was interrupted")
-            if self._is_orphan() or self._failure is not None:
+            if not self._may_go_on(waiter):
                 break
+
+    def _may_go_on(self, waiter: Any) -> bool:
+        """Wait until another item may be made. False: nobody wants it. Raises what a cancel makes of it."""
+        work = self._work
+        if self._must_pause() or self._is_congested():
+            self._pause(waiter)
+        if self._worker.interrupts.target is work:
+            raise TaskInterrupt  # The signal finds code of ours here most of the time, and leaves it alone.
+        if work.cancelled:
+            raise self._executor.cancelled(work, "it was interrupted")
+        return not self._is_orphan() and self._failure is None
 
     @base
     async def run_async(self, iterator: AsyncIterator[Any]) -> None:
@@ -151,20 +162,28 @@ class Producer:
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
         self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
+        if self._together is not None and not await self._may_go_on_async(event):
+            return
         async for item in iterator:
             self._put(item)
             del item
-            while self.making.must_pause() or self._is_congested():
-                event.clear()
-                self._announce()
-                if self._is_congested():
-                    self._waits_for_sending = True
-                    self._worker.call_soon(self._arm)
-                if self._failure is None and (self._waits_for_sending or self.making.must_pause()):
-                    await event.wait()
-                self._waits_for_sending = False
-                if self._is_orphan() or self._failure is not None:
-                    return
+            if (self._must_pause() or self._is_congested()) and not await self._may_go_on_async(event):
+                return
+
+    async def _may_go_on_async(self, event: Any) -> bool:
+        """Wait until another item may be made. False: nobody wants it."""
+        while self._must_pause() or self._is_congested():
+            event.clear()
+            self._announce()
+            if self._is_congested():
+                self._waits_for_sending = True
+                self._worker.call_soon(self._arm)
+            if self._failure is None and (self._waits_for_sending or self._must_pause()):
+                await event.wait()
+            self._waits_for_sending = False
+            if self._is_orphan() or self._failure is not None:
+                return False
+        return True
 
     def _put(self, item: Any) -> None:
         """Serialise an item and have it sent, unless the owner has it from an earlier attempt."""
@@ -228,6 +247,22 @@ class Producer:
             self.flush()
         self._resume()
 
+    def _must_pause(self) -> bool:
+        """Whether the generator may not be resumed now, because of what is unread."""
+        if self.making.must_pause():
+            return True
+        if self._together is None:
+            return False
+        with _together_lock:
+            return not self._together.admit(self.making)
+
+    def _leave_together(self) -> None:
+        """The generator has ended: others may go on."""
+        if self._together is not None:
+            with _together_lock:
+                self._together.leave(self.making)
+            _resume_all(self._together)
+
     def _must_keep(self) -> bool:
         """Its caller is there and will connect anew, or has not said for long what it has."""
         return self._kept is not None and (self._target.closed or self._kept.is_full())
@@ -254,25 +289,26 @@ class Producer:
             while self._is_congested() and not self._is_over():
                 worker.block(waiter, monotonic() + HEARTBEAT_S)
             self._waits_for_sending = False
-        if not self.making.must_pause():
+        if not self._must_pause():
             return
         self._announce()
         worker.blocked()
         try:
             # What could not be kept is not sent, and so never taken.
-            while self.making.must_pause() and self._failure is None and not self._is_over():
+            while self._must_pause() and self._failure is None and not self._is_over():
                 worker.block(waiter, monotonic() + HEARTBEAT_S)
         finally:
             worker.unblocked()
 
     def _announce(self) -> None:
         """Before a pause: send what is there; if there is nothing, at least how far the generator is."""
-        if not self.flush() and self.making.must_pause():
+        if not self.flush() and self._must_pause():
             work = self._work
             self._target.send(m.StreamItems(work.spec.seq, self._attempt, self.making.made, []))
 
     def finish(self) -> None:
         """Return when all items were sent. Not in an event loop."""
+        self._leave_together()
         waiter = self._worker.new_waiter()
         self._resume = waiter.notify
         self._waits_for_sending = True
@@ -286,6 +322,8 @@ class Producer:
     async def finish_async(self) -> None:
         """Return when all items were sent."""
         import asyncio
+
+        self._leave_together()
 
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
@@ -368,6 +406,8 @@ class Producer:
             if self._kept is not None:
                 self._kept.acknowledge(message.received)
             self.making.credit(message.consumed)
+            if self._together is not None:
+                _resume_all(self._together)  # What was taken may be what another one waits for.
             self._resume()
 
     def resume(self, connection: Connection) -> None:
@@ -520,6 +560,13 @@ def forget_owner(process: bytes) -> None:
     for key in [key for key in list(_producers) if key[0] == process]:
         producer = _producers.pop(key, None)
         if producer is not None:
+            producer._resume()
+
+
+def _resume_all(together: Together) -> None:
+    """Have all generators that share a limit look whether they may go on. Any thread."""
+    for producer in list(_producers.values()):
+        if producer._together is together:
             producer._resume()
 
 

@@ -41,11 +41,13 @@ _UNSENT: Final = 64
 class Stream:
     """One generator task's items as they arrive. The loop's, but for its making."""
 
-    __slots__ = ("_dropped", "_kept", "_runtime", "_source", "dynamic", "raised", "state")
+    __slots__ = ("_dropped", "_kept", "_runtime", "_source", "_spec", "dynamic", "raised", "state")
 
     def __init__(self, runtime: Runtime, spec: m.StreamSpec) -> None:
         self._runtime = runtime
-        self.state = Arriving(spec.ahead)
+        self._spec = spec
+        # Where generators share a limit, each item that is taken may be what another one waits for: it is told at once.
+        self.state = Arriving(spec.ahead if spec.together < 0 else 1)
         self.dynamic = spec.dynamic
         #: The present attempt has ended with an exception of the generator's.
         self.raised = False
@@ -151,7 +153,7 @@ class Stream:
         """The task is going to be run again, as attempt `task.attempt`: put into its extra what need not be sent."""
         self._source, self.raised = None, False
         skip = self.state.replay(task.attempt)
-        spec = m.StreamSpec(skip, self.state.ahead, self.dynamic)
+        spec = msgspec.structs.replace(self._spec, skip=skip)
         task.extra = msgspec.structs.replace(task.extra or m.TaskExtra(), stream=spec)
 
     def finish(self, task: Task, items: int) -> None:

@@ -203,6 +203,7 @@ class Dispatcher:
         self._fail(tasks, error)
         slots, self._slots = self._slots, []
         for slot in slots:
+            slot.batch = None  # Its end may be told before this thread's; that must not fail the tasks once more.
             self._kill(slot.handle)
 
     def _end_in_peace(self) -> None:
