@@ -428,11 +428,16 @@ def _amounts(units: dict[str, int]) -> dict[str, float]:
     return {name: amount / m.RESOURCE_UNIT for name, amount in units.items() if amount > 0}
 
 
-def get_gpu_ids() -> list[int]:
-    """Indices of the GPUs that the running task may use."""
+def get_gpu_ids() -> list[Any]:
+    """Ids of the GPUs that the running task may use: indices, or what the session's CUDA_VISIBLE_DEVICES calls them."""
     runtime = connected()
     extra = getattr(runtime, "task_extra", None)
-    return list(extra.devices.get("GPU", [])) if extra is not None else []
+    if extra is None:
+        return []
+    from moray.platform.machine import gpu_names
+
+    names = gpu_names(extra.devices.get("GPU", []), runtime.visible_gpus)
+    return [int(name) for name in names] if all(name.isdecimal() for name in names) else names
 
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:

@@ -257,6 +257,7 @@ class ActorID(BaseID):
     def from_random(cls) -> Self:
         return cls(os.urandom(cls.SIZE))
 
+    @property
     def job_id(self) -> JobID:
         return JobID(self._binary[12:])
 

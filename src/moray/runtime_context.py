@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moray.api import connected, is_initialized, nodes
 from moray.protocol import messages as m
+from moray.runtime import state
 
 if TYPE_CHECKING:
     from moray.actor import ActorHandle
@@ -18,8 +19,8 @@ class NoSessionError(RuntimeError, AssertionError):
 
 
 class RuntimeContext:
-    """Ids and names of the job, node, worker, task and actor that the calling code belongs to. RuntimeError as long as
-    there is no session: asking starts none."""
+    """Ids and names of the job, node, worker, task and actor that the calling code belongs to. RuntimeError once the
+    session has ended: asking for one of them starts none."""
 
     _runtime: Runtime
     _host: ActorHost | None
@@ -104,10 +105,13 @@ class RuntimeContext:
         return shown(self._runtime.welcome.runtime_env or "{}")
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
-        """Indices of the devices that the task may use, name → indices."""
+        """Ids of the devices that the task may use, name → indices; of GPUs what CUDA_VISIBLE_DEVICES calls them."""
         extra = getattr(self._runtime, "task_extra", None)
         devices = extra.devices if extra is not None else {}
-        return {"GPU": [], **{name: [str(index) for index in indices] for name, indices in devices.items()}}
+        from moray.platform.machine import gpu_names
+
+        names = gpu_names(devices.get("GPU", []), self._runtime.visible_gpus)
+        return {name: [str(index) for index in indices] for name, indices in devices.items()} | {"GPU": names}
 
     get_resource_ids = get_accelerator_ids
 
@@ -197,12 +201,13 @@ class RuntimeContext:
 
 
 def get_runtime_context() -> RuntimeContext:
-    """The context of the calling code. It starts no session.
+    """The context of the calling code. A local session is started if there is none.
 
     Example:
         >>> import moray
-        >>> _ = moray.put("a session, if there was none")
         >>> len(moray.get_runtime_context().get_job_id())
         8
     """
+    if state.runtime is None:
+        connected()
     return RuntimeContext()

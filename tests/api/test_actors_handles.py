@@ -101,7 +101,7 @@ def test_id_of_a_handle() -> None:
     cell = Cell.remote()
     assert isinstance(cell._actor_id, ActorID)
     assert cell._actor_id == cell._ray_actor_id
-    assert cell._actor_id.job_id() == moray.get_runtime_context().job_id
+    assert cell._actor_id.job_id == moray.get_runtime_context().job_id
 
 
 def test_methods_are_values_too() -> None:

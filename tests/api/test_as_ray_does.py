@@ -274,3 +274,26 @@ def test_what_init_gives_and_takes() -> None:
             print("has ended" in str(error))
     """
     assert run_driver(code).stdout.splitlines() == ["True False 5", "True 50.0", "True", "True", "True"]
+
+
+@pytest.mark.parametrize(("visible", "ids"), [("5,3", [5, 3]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])])
+@pytest.mark.parametrize("local", [False, True])
+def test_gpus_are_those_that_were_visible_where_the_session_began(visible: str, ids: list[Any], local: bool) -> None:
+    code = f"""
+    import os, moray
+    moray.init(num_cpus=2, local_mode={local})
+    @moray.remote(num_gpus=1)
+    class Actor:
+        def look(self):
+            named = moray.get_runtime_context().get_accelerator_ids()["GPU"]
+            assert named == [str(gpu) for gpu in moray.get_gpu_ids()]
+            return moray.get_gpu_ids(), os.environ["CUDA_VISIBLE_DEVICES"]
+    actors = [Actor.remote() for _ in range(2)]
+    for gpus, seen in sorted(moray.get([actor.look.remote() for actor in actors]), reverse=True):
+        print(gpus, seen)
+    """
+    lines = run_driver(code, env={"CUDA_VISIBLE_DEVICES": visible}).stdout.splitlines()
+    if local:  # One after the other, in this process: all get the same.
+        assert lines == [f"[{ids[0]!r}] {visible}"] * 2
+    else:
+        assert sorted(lines) == sorted(f"[{gpu!r}] {gpu}" for gpu in ids)

@@ -1,4 +1,4 @@
-"""``get_runtime_context()`` without a session, and names of namespaces."""
+"""``get_runtime_context()`` before and after a session, and names of namespaces."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import moray
 from tests.support.procs import run_driver
 
 
-def test_it_starts_no_session() -> None:
+def test_it_starts_a_session_and_outlives_it() -> None:
     code = """
+    import os
     import moray
     context = moray.get_runtime_context()
-    for kind, ask in (
-        (RuntimeError, context.get_job_id), (AssertionError, context.get_node_id), (RuntimeError, context.get_task_id)
-    ):
+    print(moray.is_initialized(), len(context.get_job_id()), context.get_actor_id())
+    try:
+        context.nonsense
+    except AttributeError as error:
+        print(error)
+    if not os.fork():
+        try:
+            moray.get_runtime_context()  # It is nobody's session: nothing to start or to refuse before it is asked.
+        finally:
+            os._exit(0)
+    print(os.wait()[1])
+    early = moray.runtime_context.RuntimeContext()
+    moray.shutdown()
+    for kind, ask in ((RuntimeError, early.get_job_id), (AssertionError, early.get_node_id)):
         try:
             ask()
         except kind as error:
             print("call init() first" in str(error))
     print(moray.is_initialized())
-    moray.init(num_cpus=1)
-    print(len(context.get_job_id()), context.get_actor_id())
-    try:
-        context.nonsense
-    except AttributeError as error:
-        print(error)
     """
     assert run_driver(code).stdout.splitlines() == [
-        "True", "True", "True", "False", "8 None", "the runtime context has no attribute 'nonsense'",
+        "True 8 None", "the runtime context has no attribute 'nonsense'", "0", "True", "True", "False",
     ]  # fmt: skip
 
 

@@ -97,6 +97,6 @@ def test_ids_that_follow_from_others() -> None:
     normal = ids.TaskID.for_normal_task(JOB, parent, 3)
     assert creation.actor_id() == actor
     assert len({creation, call, normal, parent, ids.TaskID.for_fake_task(JOB)}) == 5
-    assert all(made.job_id() == JOB for made in (actor, creation, call, normal, ids.PlacementGroupID.of(JOB)))
+    assert all(made.job_id() == JOB for made in (creation, call, normal, ids.PlacementGroupID.of(JOB)))
     assert normal.actor_id().binary()[:12] == b"\xff" * 12
-    assert normal.actor_id().job_id() == JOB
+    assert normal.actor_id().job_id == actor.job_id == JOB

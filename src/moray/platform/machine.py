@@ -10,7 +10,7 @@ mounted is the container's own group.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 #: Version 1 says "no limit" by a number near 2^63.
@@ -121,6 +121,12 @@ def visible_gpus() -> list[str] | None:
             break  # CUDA ignores the first invalid entry and all that follow.
         entries.append(entry)
     return entries
+
+
+def gpu_names(indices: Sequence[int], visible: Sequence[str] | None) -> list[str]:
+    """What CUDA calls the GPUs with these indices among those that are `visible`; None: all are."""
+    visible = visible or ()
+    return [visible[index] if index < len(visible) else str(index) for index in indices]
 
 
 def _count_by_nvidia_smi() -> int:
