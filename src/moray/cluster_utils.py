@@ -53,6 +53,7 @@ _WITHOUT_MEANING: Final = frozenset({
     "plasma_directory", "worker_port_list", "cluster_id", "resource_isolation_config", "external_addresses",
     "enable_object_reconstruction", "ray_client_server_port", "session_name", "env_vars", "include_log_monitor",
     "huge_pages", "redis_address", "redis_username", "tracing_startup_hook", "no_monitor", "ray_debugger_external",
+    "metrics_agent_port", "dashboard_agent_grpc_port",
 })  # fmt: skip
 _NODE_ARGS: Final = frozenset({
     "num_cpus", "num_gpus", "memory", "resources", "labels", "object_store_memory", "_system_config", "node_name",
@@ -63,8 +64,9 @@ _NODE_ARGS: Final = frozenset({
 class ClusterNode:
     """A node of a :class:`Cluster`."""
 
-    def __init__(self, handle: NodeHandle, is_head: bool) -> None:
+    def __init__(self, handle: NodeHandle, is_head: bool, ip: str = _IP) -> None:
         self._handle = handle
+        self._ip = ip
         self.is_head = is_head
 
     @property
@@ -104,8 +106,8 @@ class ClusterNode:
 
     @property
     def node_ip_address(self) -> str:
-        """Of this machine, as the others reach it."""
-        return _IP
+        """Where the others reach it."""
+        return self._ip
 
     raylet_ip_address = node_ip_address
 
@@ -252,7 +254,7 @@ class Cluster:
         Args:
             wait: return when this program's driver knows it (it has joined in any case).
             node_args: num_cpus (default 1), num_gpus, memory (bytes), resources, labels, object_store_memory (bytes),
-                node_name, _system_config (of the first node: for all).
+                node_name, node_ip_address (one of this machine's), _system_config (of the first node: for all).
 
         Raises:
             TypeError: an argument that no node knows.
@@ -264,11 +266,11 @@ class Cluster:
         if self.head_node is None:
             self._system_config = dict(node_args.get("_system_config") or {})
         node_config = _config(node_args, self._system_config)
-        name = str(node_args.get("node_name") or "")
+        name, ip = str(node_args.get("node_name") or ""), str(node_args.get("node_ip_address") or _IP)
         if self.head_node is None:
             handle, self._token = start_head(
                 node_config,
-                node_ip=_IP,
+                node_ip=ip,
                 port=int(node_args.get("port") or 0),
                 node_name=name,
                 storage=str(node_args.get("storage") or ""),
@@ -277,18 +279,18 @@ class Cluster:
                 detached=False,
             )
             self._address = handle.cluster_address
-            self.head_node = ClusterNode(handle, is_head=True)
+            self.head_node = ClusterNode(handle, is_head=True, ip=ip)
             return self.head_node
         handle = start_joined(
             node_config,
             self._address,
             token=self._token,
-            node_ip=_IP,
+            node_ip=ip,
             node_name=name,
             temp_dir=self._temp_dir,
             detached=False,
         )
-        node = ClusterNode(handle, is_head=False)
+        node = ClusterNode(handle, is_head=False, ip=ip)
         self.worker_nodes.append(node)
         if wait and self._has_driver():
             self.wait_for_nodes()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -266,14 +267,70 @@ def test_what_init_gives_and_takes() -> None:
     ref = moray.put([1])
     moray.shutdown()
     moray.init(num_cpus=1)
-    for use in (lambda: moray.get(ref), lambda: moray.put([ref]), lambda: moray.remote(print).remote([ref])):
+    f = moray.remote(print)
+    for use in (
+        lambda: moray.get(ref),
+        lambda: moray.put([ref]),
+        lambda: f.remote([ref]),
+        lambda: f.remote(ref),
+        lambda: f.remote(end=ref),
+    ):
         try:
             use()
         except ValueError as error:
             assert isinstance(error, moray.exceptions.ObjectLostError)
             print("has ended" in str(error))
     """
-    assert run_driver(code).stdout.splitlines() == ["True False 5", "True 50.0", "True", "True", "True"]
+    assert run_driver(code).stdout.splitlines() == ["True False 5", "True 50.0", *["True"] * 5]
+
+
+@pytest.mark.parametrize("name", ["CPU", "GPU", "memory", "object_store_memory"])
+def test_resources_that_every_node_has_are_not_custom_ones(name: str) -> None:
+    code = f"""
+    import moray
+    for kind in (ValueError, AssertionError):
+        try:
+            moray.init(resources={{{name!r}: 1}})
+        except kind as error:
+            print("not a custom resource" in str(error))
+    """
+    assert run_driver(code).stdout.splitlines() == ["True", "True"]
+
+
+def test_a_detached_actor_that_nobody_will_find_is_told_of_once() -> None:
+    code = """
+    import moray, os
+    moray.init(num_cpus=1, namespace=os.environ.get("GIVEN"))
+    @moray.remote(num_cpus=0)
+    class Actor:
+        def ping(self): return 1
+    for options in ({"name": "a"}, {"name": "b"}, {"name": "c", "namespace": "ours"}, {}):
+        moray.get(Actor.options(lifetime="detached", **options).remote().ping.remote())
+    """
+    warning = "(moray) the detached actor 'a' is in this job's own namespace"
+    told = run_driver(code).stderr
+    assert (told.count("detached actor"), warning in told) == (1, True)
+    assert "detached actor" not in run_driver(code, env={"GIVEN": "ours too"}).stderr
+
+
+@pytest.mark.parametrize(("setting", "kind"), [(0, ValueError), ("10", TypeError), (1.5, TypeError)])
+def test_what_is_wrong_in_the_config_of_an_environment(setting: object, kind: type[Exception]) -> None:
+    environment = {"config": {"setup_timeout_seconds": setting}}
+    with pytest.raises(kind, match="setup_timeout_seconds"):
+        add.options(runtime_env=environment).remote(1)
+    code = f"import moray; moray.init(runtime_env={environment!r})"
+    assert f"{kind.__name__}: setup_timeout_seconds" in run_driver(code, check=False).stderr
+    good = {"config": {"setup_timeout_seconds": -1}}
+    assert moray.get(add.options(runtime_env=good).remote(1)) == 1
+
+
+def test_code_carries_modules_that_are_called_like_functions() -> None:
+    module: Any = import_module("moray.util.placement_group")
+
+    def made() -> bool:
+        return bool(module([{"CPU": 1}]).wait(30))
+
+    assert moray.get(moray.remote(num_cpus=0)(made).remote())
 
 
 @pytest.mark.parametrize(("visible", "ids"), [("5,3", [5, 3]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])])

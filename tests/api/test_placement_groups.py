@@ -382,8 +382,9 @@ def test_names_are_found_and_free_again() -> None:
     group = placement_group([CPU], name="workers")
     assert get_placement_group("workers") == group
     assert get_placement_group("workers").bundle_specs == [CPU]
-    with pytest.raises(ValueError, match=r"the name 'workers' belongs to placement group"):
+    with pytest.raises(ValueError, match=r"the name 'workers' belongs to placement group") as taken:
         placement_group([CPU], name="workers")
+    assert isinstance(taken.value, exceptions.MoraySystemError)
     with pytest.raises(ValueError, match="did you mean 'workers'"):
         get_placement_group("worker")
     with pytest.raises(ValueError, match="give the name"):

@@ -73,6 +73,36 @@ def test_start_join_status_stop(cli: Cli, sessions: Path) -> None:
     assert "no node of a cluster runs here" in cli("stop").stdout
 
 
+@pytest.mark.parametrize("how", ["directory", "config", "variable"])
+def test_where_nodes_spill_to(cli: Cli, sessions: Path, how: str) -> None:
+    spilled = sessions / "spilled"
+    config = {"object_spilling_config": {"type": "filesystem", "params": {"directory_path": str(spilled)}}}
+    options = {
+        "directory": ["--object-spilling-directory", str(spilled)],
+        "config": ["--system-config", json.dumps(config)],
+        "variable": [],
+    }[how]
+    environ = {"MORAY_SPILL_DIR": str(spilled)} if how == "variable" else {}
+    begin = ["start", "--head", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+    done = cli(*begin, "--object-store-memory", str(32 << 20), "--enable-resource-isolation", *options, **environ)
+    assert done.returncode == 0, done.stderr
+    program = sessions / "program.py"
+    program.write_text(
+        "import moray, os, sys\n"
+        "moray.init('auto')\n"
+        "refs = [moray.put(bytes(4 << 20)) for _ in range(16)]\n"
+        "print(sum(len(files) for _, _, files in os.walk(sys.argv[1])) > 0, sum(map(len, moray.get(refs[:1]))) >> 20)\n"
+    )
+    assert cli("run", str(program), str(spilled)).stdout.split() == ["True", "4"]
+
+
+@pytest.mark.parametrize("given", ["{", "[]", '{"object_spilling_config": {"type": "abc"}}'])
+def test_settings_that_are_none(cli: Cli, given: str) -> None:
+    done = cli("start", "--head", "--port=0", "--system-config", given)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+
+
 def test_a_drained_node_leaves(cli: Cli) -> None:
     address = start_head(cli)
     assert cli("start", f"--address={address}", "--num-cpus=2").returncode == 0

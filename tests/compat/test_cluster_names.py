@@ -92,7 +92,7 @@ try:
     while True:
         ray.get(member.ping.remote(), timeout=20)
 except ray.exceptions.RayActorError as error:
-    print(isinstance(error, ray.exceptions.ActorDiedError), "was removed" in str(error))
+    print(isinstance(error, ray.exceptions.ActorDiedError), "actor died" in str(error), "was removed" in str(error))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True True True\n", done.stderr

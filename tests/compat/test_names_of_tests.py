@@ -255,3 +255,68 @@ def test_classes_and_handles_say_what_they_have() -> None:
         "['__init__', '__ray_call__', '__ray_ready__', '__ray_terminate__', 'get_x', 'half', 'twice']",
         "['bind', 'options', 'remote']",
     ]
+
+
+WEB_SERVER = (
+    "'http://127.0.0.1:8265' is no address of a cluster's head (Ray calls it the GCS address): "
+    "write HOST:PORT, here or in RAY_ADDRESS"
+)
+
+
+def test_the_older_way_to_a_client() -> None:
+    code = """
+    import warnings
+    import ray.client_builder as builder
+    from ray._common.network_utils import parse_address
+    from ray._private.ray_constants import DEFAULT_RESOURCES, RAY_OVERRIDE_DASHBOARD_URL
+    from ray._private.services import get_ray_address_from_environment
+    from ray.util.client.ray_client_helpers import ray_start_client_server
+    hook = ray._private.client_mode_hook
+    with hook.enable_client_mode(), hook.disable_client_hook():
+        print(hook.is_client_mode_enabled, hook.client_mode_should_convert(auto_init=True))
+    with ray_start_client_server() as api:
+        print(api is ray, api.get(api.put(1)))
+    print(ray.is_initialized(), isinstance(ray.client("1.2.3.4:1"), ray.ClientBuilder), builder.client("ray://x").address)
+    for wrong in ("nowhere://x", "json://x", "http://127.0.0.1:8265"):
+        try:
+            ray.client(wrong)
+        except (RuntimeError, ValueError) as error:
+            print(error)
+    os.environ["RAY_ADDRESS"] = "there"
+    print(get_ray_address_from_environment("here", None), ray.client().address)
+    del os.environ["RAY_ADDRESS"]
+    print(get_ray_address_from_environment("here", None), sorted(DEFAULT_RESOURCES))
+    ray.shutdown()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ray.client("local").namespace("theirs").env({"env_vars": {"A": "b"}}).connect() as context:
+            print(ray.get_runtime_context().namespace, ray.get(ray.remote(os.getenv).remote("A")))
+    print(ray.is_initialized(), caught[0].category.__name__, "ray.init('local', namespace=" in str(caught[0].message))
+    context.disconnect()
+    """
+    assert printed(code) == [
+        "False False",
+        "True 1",
+        "True True x",
+        "the module 'nowhere', which the address names, does not exist",
+        "the module 'json', which the address names, does not have ClientBuilder",
+        WEB_SERVER,
+        "there there",
+        "here ['CPU', 'GPU', 'memory', 'object_store_memory']",
+        "theirs b",
+        "False DeprecationWarning True",
+    ]
+
+
+def test_an_error_of_a_detached_actor_in_a_namespace_of_its_own() -> None:
+    code = """
+    from ray._private import ray_constants
+    from ray._private.test_utils import get_error_message, init_error_pubsub
+    ray.shutdown()
+    ray.init(num_cpus=1)
+    errors = init_error_pubsub()
+    kept = Actor.options(name="x", lifetime="detached").remote()
+    (pushed,) = get_error_message(errors, 1, ray_constants.DETACHED_ACTOR_ANONYMOUS_NAMESPACE_ERROR)
+    print("'x'" in pushed.error_message)
+    """
+    assert printed(code) == ["True"]

@@ -81,9 +81,10 @@ def test_one_without_restarts_is_moved_all_the_same_if_it_had_some() -> None:
 def test_what_is_never_restarted_stays() -> None:
     table, _site = moving(max_restarts=0)
     assert table.movable(b"bbbb") == []
-    table.drained(HOME, "drained")
-    told = only(table.worker_died(HOME, "killed", ""), Tell)
+    table.drained(HOME, "its node was drained")
+    told = only(table.worker_died(HOME, "killed", "words"), Tell)
     assert told.state == "dead"
+    assert "killed; its node was drained; it is not restarted" in told.reason
 
 
 def test_a_node_that_dies_while_it_leaves_costs_no_restart() -> None:

@@ -134,6 +134,17 @@ def test_lowering_the_wish_takes_claims_back() -> None:
     assert node.grants == []
 
 
+def test_claims_are_what_is_taken_before_there_is_a_worker() -> None:
+    node = Node(3, answer=False)
+    node.want(b"d", 2)
+    node.want(b"e", 5, key=7)
+    assert sorted(node.core.claims()) == [(b"d", 1, CPU), (b"d", 1, CPU), (b"e", 7, CPU)]
+    node.start()
+    assert len(list(node.core.claims())) == 2
+    node.want(b"e", 0, key=7)
+    assert all(owner == b"d" for owner, _key, _need in node.core.claims())
+
+
 def test_records_of_a_finished_key_are_forgotten_and_it_can_come_again() -> None:
     node = Node(1)
     for _ in range(3):

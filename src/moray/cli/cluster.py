@@ -13,13 +13,16 @@ import time
 from typing import Any, Final
 
 import click
+import msgspec
 
+from moray import config
 from moray.config import RESOURCE_UNIT
 from moray.exceptions import AuthenticationError
 from moray.launch import session_directory
 from moray.launch.cluster import Found, find_driver_node, find_nodes, start_head, start_joined
 from moray.launch.config import NodeConfig
 from moray.launch.local import NodeHandle, NodeStartError
+from moray.launch.spilling import spill_targets
 from moray.platform import process_control
 
 #: How long a node may take to end by itself.
@@ -42,6 +45,8 @@ def start(
     storage: str,
     durability: str,
     block: bool,
+    spill_dir: str = "",
+    system_config: str = "",
 ) -> int:
     """The command; its exit code."""
     if address == "auto":
@@ -53,13 +58,14 @@ def start(
         raise click.ClickException("say --head to start a cluster, or --address=HOST:PORT to join one")
     if not head and (storage or durability):
         raise click.ClickException("--storage and --durability belong to the head: give them to `moray start --head`")
-    config = node_config(num_cpus, num_gpus, resources, labels, object_store_memory)
+    node = node_config(num_cpus, num_gpus, resources, labels, object_store_memory)
+    node = _with_settings(node, spill_dir, _table(system_config, "--system-config"))
     began = time.monotonic()
     token = ""
     try:
         if head:
             handle, token = start_head(
-                config,
+                node,
                 node_ip=node_ip,
                 port=port,
                 node_port=node_port,
@@ -71,7 +77,7 @@ def start(
             )
         else:
             handle = start_joined(
-                config,
+                node,
                 address,
                 node_ip=node_ip,
                 node_port=node_port,
@@ -110,6 +116,17 @@ def node_config(
     else:
         named = {name: str(value) for name, value in _table(labels, "--labels").items()}
     return NodeConfig(resources=amounts, labels=named, object_store_memory=object_store_memory or 0)
+
+
+def _with_settings(node: NodeConfig, spill_dir: str, settings: dict[str, Any]) -> NodeConfig:
+    """With what ``--object-spilling-directory`` and ``--system-config`` say, or the variable MORAY_SPILL_DIR."""
+    if spill_dir:
+        settings["object_spilling_directory"] = spill_dir
+    try:
+        targets = spill_targets(settings, config.env_str("SPILL_DIR"))
+    except ValueError as error:
+        raise click.ClickException(str(error).removeprefix("init(): ")) from None
+    return msgspec.structs.replace(node, spill_targets=targets, system_config=settings)
 
 
 def _table(text: str, option: str) -> dict[str, Any]:

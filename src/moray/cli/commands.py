@@ -15,8 +15,9 @@ _VALUES_OF_RAY = (
     "--ray-client-server-port", "--metrics-export-port", "--runtime-env-agent-port", "--gcs-server-port",
     "--dashboard-host", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
     "--dashboard-grpc-port", "--include-dashboard", "--redis-password", "--redis-shard-ports", "--memory",
-    "--log-style", "--log-color", "--system-config", "--plasma-directory", "--autoscaling-config",
-    "--plasma-store-socket-name", "--raylet-socket-name",
+    "--log-style", "--log-color", "--include-log-monitor", "--redis-username", "--plasma-directory",
+    "--autoscaling-config", "--plasma-store-socket-name", "--raylet-socket-name", "--tracing-startup-hook",
+    "--proxy-server-url", "--cgroup-path", "--system-reserved-cpu", "--system-reserved-memory",
 )  # fmt: skip
 _FLAGS_OF_RAY = (
     "--disable-usage-stats",
@@ -24,6 +25,9 @@ _FLAGS_OF_RAY = (
     "--no-monitor",
     "--no-redirect-output",
     "--ray-debugger-external",
+    "--enable-resource-isolation",
+    "--enable-object-reconstruction",
+    "--verbose",
 )
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -169,6 +173,14 @@ Examples:
 @click.option("--object-store-memory", type=click.IntRange(1 << 20), metavar="BYTES", help="Shared memory for objects.")
 @click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the session lies. Default: TMPDIR, or /tmp.")
 @click.option("--storage", default="", metavar="URL", help="Of the head: sqlite:PATH (default), redis://…, memory:.")
+@click.option(
+    "--object-spilling-directory",
+    "spill_dir",
+    default="",
+    metavar="DIRECTORY",
+    help="For what memory is too small for.",
+)
+@click.option("--system-config", default="", metavar="JSON", help="Settings such as '{\"object_spilling_config\": …}'.")
 @click.option("--durability", type=click.Choice(["", "full"]), default="", help="Of the head: full waits for the disk.")
 @click.option("--block", is_flag=True, help="Do not return until the node ends: for supervisors.")
 @_with_options_of_ray
@@ -191,7 +203,16 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="At once, without asking.")
 @click.option("--temp-dir", default="", metavar="DIRECTORY", help="Where the sessions are, if not in TMPDIR or /tmp.")
-@click.option("--grace-s", type=click.FloatRange(0), default=15.0, show_default=True, help="Then by force.")
+@click.option(
+    "--grace-s",
+    "--grace-period",
+    "-g",
+    "grace_s",
+    type=click.FloatRange(0),
+    default=15.0,
+    show_default=True,
+    help="Then by force.",
+)
 def stop(force: bool, temp_dir: str, grace_s: float) -> int:
     """End the nodes of clusters on this machine.
 

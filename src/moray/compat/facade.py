@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import moray
 from moray import (
@@ -51,6 +51,9 @@ __all__ = [
     "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "timeline", "wait",
 ]  # fmt: skip
 
+#: Of `ray.client_builder`.
+_CLIENT: Final = frozenset({"ClientBuilder", "client"})
+
 
 def _worker_of(_context: RuntimeContext) -> Any:
     from moray.compat.stand_ins._private.worker import global_worker
@@ -74,6 +77,9 @@ def __getattr__(name: str) -> Any:
         if value is not None and not isinstance(value, ModuleType):
             globals()[name] = value
             return value
+    if name in _CLIENT:
+        value = globals()[name] = getattr(import_module("ray.client_builder"), name)
+        return value
     target = find_target(f"ray.{name}") if not name.startswith("__") else None
     if target is None:
         raise AttributeError(f"module 'ray' (which is moray here) has no attribute {name!r}")

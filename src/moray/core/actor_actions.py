@@ -13,6 +13,9 @@ from moray.core.strategies import Strategy
 
 #: Begins the reason of actors that no node may host and that were not to wait for one.
 UNSCHEDULABLE: Final = "it cannot be scheduled: "
+#: Part of the reason of those whose node was taken away; and what follows a reason, if its process said something.
+DRAINED: Final = " was drained: "
+LAST_WORDS: Final = "\nthe end of its stderr:\n"
 
 
 class Registration(msgspec.Struct, frozen=True):

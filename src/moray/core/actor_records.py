@@ -203,7 +203,7 @@ class RecordedActorTable(ActorTable):
     def drained(self, process: bytes, reason: str) -> None:
         """A process that may be an actor is about to be known as dead, because its node leaves or died leaving."""
         actor = self._by_process.get(process)
-        if actor is not None and actor.made.max_restarts and not actor.moving:
+        if actor is not None and not actor.moving:
             self._changed.add(actor.made.actor)
             actor.moving = reason
 

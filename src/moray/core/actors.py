@@ -40,6 +40,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from moray.core.actor_actions import (
+    LAST_WORDS,
     NOWHERE,
     UNSCHEDULABLE,
     ActorAction,
@@ -210,17 +211,17 @@ class ActorTable:
             return self._done()
         pid, restarts_left = actor.site.pid, actor.restarts_left
         why = "killed by moray.kill()" if actor.killed else f"its process (pid {pid}): {reason}"
-        words = f"\nthe end of its stderr:\n{stderr}" if stderr and not actor.killed else ""
+        words = f"{LAST_WORDS}{stderr}" if stderr and not actor.killed else ""
+        died = why if actor.moving in why else f"{why}; {actor.moving}"
         if actor.ending:
             self._finish(actor, actor.ending)
-        elif not restarts_left and not actor.moving:
-            self._finish(actor, why + no_restart(actor) + words)
+        elif not restarts_left and not (actor.moving and actor.made.max_restarts):
+            self._finish(actor, died + no_restart(actor) + words)
         else:
             actor.restarts += not actor.moving
             actor.incarnation += 1
             actor.failures += actor.phase is Phase.PLACED
             actor.site, actor.killed, actor.stopped = NOWHERE, False, 0
-            died = why if actor.moving in why else f"{why}; {actor.moving}"
             actor.phase, actor.why = Phase.WAITING, died + words if actor.moved is None else actor.moving
             self._tell(actor)
             actor.moving, actor.moved = "", None

@@ -5,6 +5,7 @@ What happens to them is decided in the subclasses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from moray.core.bundles import split_name
@@ -75,6 +76,10 @@ class SchedulerState:
     def all_available(self) -> Amounts:
         """What is free of that: the account itself, not to be changed."""
         return self._ledger.available
+
+    def claims(self) -> Iterator[tuple[bytes, int, Amounts]]:
+        """What is taken for leases whose workers are not there yet: (owner, its key, how much) of each."""
+        return ((lease.request.owner.process, lease.request.key, lease.need) for lease in self._claims)
 
     def holders(self) -> list[tuple[str, bool]]:
         """Whose leases there are, by label, and whether each is an actor's."""

@@ -101,6 +101,11 @@ class Wishes:
         """Those that are owed something."""
         return self._waiting.values()
 
+    def asks(self, owner: bytes, key: int, node: bytes) -> bool:
+        """Whether the owner still waits for workers of this node."""
+        wish = self._wishes.get((owner, key))
+        return wish is not None and bool(wish.asked.get(node))
+
     def request(
         self, owner: bytes, job: int, key: int, count: int, seen: int, need: dict[str, int], detail: Any
     ) -> list[Step]:

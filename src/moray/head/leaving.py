@@ -15,6 +15,7 @@ from math import isfinite
 from time import time
 from typing import TYPE_CHECKING, Final
 
+from moray.core.actor_actions import DRAINED
 from moray.core.cluster_scheduler import Demand
 from moray.core.cluster_view import ClusterView
 from moray.core.resources import show_amount, show_amounts
@@ -71,7 +72,7 @@ def leaves(info: m.NodeInfo) -> bool:
 
 def why(info: m.NodeInfo) -> str:
     """Of what was on a node that left, for people."""
-    return f"its node {info.node_id.hex()[:8]} was drained: {info.drain_reason or 'no reason was given'}"
+    return f"its node {info.node_id.hex()[:8]}{DRAINED}{info.drain_reason or 'no reason was given'}"
 
 
 def no_room(view: ClusterView, demand: Demand) -> str:

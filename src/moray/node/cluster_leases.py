@@ -85,7 +85,7 @@ class ClusterLeases:
             return Choice([], b"")
         if self._scheduler is None or self._scheduler.view is not view:
             self._scheduler = ClusterScheduler(view, self._knobs)
-        view.report(self._cluster.node_id, self._node.leases.scheduler.all_available)
+        view.report(self._cluster.node_id, self._free_here())
         detail: m.RequestLeases = wish.detail
         demand = Demand((wish.owner, wish.key), wish.need, count, detail.strategy, detail.locality)
         now, rest, reason, waiting = self._scheduler.decide(demand, random.randrange, monotonic())
@@ -101,6 +101,16 @@ class ClusterLeases:
             reason,
             [(tag_of(node_id), some) for node_id, some in waiting],
         )
+
+    def _free_here(self) -> m.Resources:
+        """What is free at this node, and what was taken for wishes whose workers are still starting: the view has
+        these booked until they are granted, and would count them twice."""
+        scheduler = self._node.leases.scheduler
+        free = scheduler.all_available
+        for owner, key, need in scheduler.claims():
+            if self._wishes.asks(owner, key, self._cluster.tag):
+                free = {name: amount + need.get(name, 0) for name, amount in free.items()}
+        return free
 
     def _count_grant(self, owner: bytes, key: int, tag: bytes) -> list[Step]:
         info = self._cluster.head.nodes().get(tag)

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from moray.core.actor_actions import DRAINED
 from moray.node.logs import log
 from moray.protocol import messages as m
 
@@ -45,7 +46,7 @@ class Draining:
         """The head says so; a later word may set another deadline."""
         first, self._deadline = not self._deadline, message.deadline
         if first:
-            self._reason = f"the node was drained: {message.reason or 'no reason was given'}"
+            self._reason = f"the node{DRAINED}{message.reason or 'no reason was given'}"
             self._cluster.evacuation.leaves = True
         log(f"{self._reason}; it leaves within {message.deadline - time.time():.0f} s")
         if first:

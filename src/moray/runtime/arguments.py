@@ -18,6 +18,7 @@ import msgspec
 from moray import config
 from moray.object_ref import ObjectRef
 from moray.protocol import messages as m
+from moray.runtime.unusable import Unusable, of_ended_session
 from moray.serialization import _PLAIN, Serialized, serialize
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ def _prepare_any(
     plain_kwargs = dict(kwargs)
     for position, value in enumerate(args):
         if isinstance(value, ObjectRef):
+            _check_session(value)
             references.append((position, value))
             plain_args[position] = None
     for name, value in kwargs.items():
         if isinstance(value, ObjectRef):
+            _check_session(value)
             references.append((name, value))
             plain_kwargs[name] = None
     serialized = None
@@ -106,6 +109,12 @@ def _prepare_any(
         serialized = _serialize_arguments(plain_args, plain_kwargs, function)
     held = serialized.contained + [ref for _where, ref in references]
     return Prepared(serialized.to_bytes(), held or None, references or None)
+
+
+def _check_session(ref: ObjectRef[Any]) -> None:
+    """Raise if it is of a session that has ended: what is here would travel, what is in a store be awaited."""
+    if isinstance(ref._entry.origin.runtime, Unusable):
+        raise of_ended_session(ref._entry)
 
 
 def _serialize_arguments(args: list[Any], kwargs: dict[str, Any], function: str) -> Any:

@@ -9,6 +9,7 @@ import msgspec
 
 from moray.object_ref import ObjectRef
 from moray.protocol import messages as m
+from moray.runtime.unfetched import tell_watchers
 from moray.serialization import serialize
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def make_self_contained(
 ) -> None:
     """A detached actor may be made again when its creator is gone: all arguments go inline, whatever their size,
     and references inside them are kept for ever (FUNCTIONS)."""
+    if runtime.nameless and spec.name and spec.namespace == runtime.welcome.namespace:
+        _warn_of_namespace(runtime, spec.name)
     plain_args = [_fetched(runtime, value) for value in args]
     plain_kwargs = {name: _fetched(runtime, value) for name, value in kwargs.items()}
     if plain_args or plain_kwargs:
@@ -47,6 +50,17 @@ def make_self_contained(
         for reference in contained:
             reference.__reduce__()  # Outside of any pickling of ours: pinned.
     spec.creation = msgspec.msgpack.encode(creation)
+
+
+def _warn_of_namespace(runtime: Runtime, name: str) -> None:
+    """Tell a driver's user, once, that nobody will find this detached actor."""
+    runtime.nameless = False
+    text = (
+        f"the detached actor {name!r} is in this job's own namespace, {runtime.welcome.namespace!r}, which no other "
+        "job looks into: give init(namespace=…), or the actor's option namespace"
+    )
+    tell_watchers("detached_actor_anonymous_namespace", text)
+    runtime.call_soon(lambda: runtime.output.warn(text))
 
 
 def _fetched(runtime: Runtime, value: Any) -> Any:

@@ -51,13 +51,20 @@ _WITHOUT_MEANING: Final = frozenset({
     "proxy_server_url", "_redis_password", "_redis_username", "_node_ip_address", "_driver_object_store_memory",
     "_memory",
     "_metrics_export_port", "_tracing_startup_hook", "_node_name", "_enable_object_reconstruction", "_plasma_directory",
-    "_cluster_id", "_skip_env_hook",
+    "_cluster_id", "_skip_env_hook", "allow_multiple",
 })  # fmt: skip
 _MEANINGFUL: Final = frozenset({
     "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "ignore_reinit_error",
     "infeasible", "job_config", "log_to_driver", "namespace", "runtime_env", "_system_config", "_temp_dir",
     "configure_logging", "logging_config", "logging_format", "logging_level",
 })  # fmt: skip
+#: Resources that every node has, and what sets how much.
+_OWN_PARAMETER: Final = {
+    "CPU": "use num_cpus=",
+    "GPU": "use num_gpus=",
+    "memory": "it is the machine's",
+    "object_store_memory": "use object_store_memory=",
+}
 #: What a job's template imports, so that `import ray` gives moray in workers if it does, or will, in the driver.
 _IN_WORKER: Final = "moray.compat.in_worker"
 _ON_DEMAND: Final = "moray.compat.on_demand"
@@ -243,6 +250,7 @@ def init(address: str | None, **options: Any) -> Context:
         raise
     driver.handle = handle
     driver.infeasible = infeasible or ""
+    driver.nameless = not _chosen_namespace(options)
     driver.output.configure(logging.to_driver)
     driver.undo_logging = logging.install()
     _install(driver)
@@ -270,6 +278,10 @@ def _init_local(options: dict[str, Any]) -> Context:
 
 class _UnknownArgumentError(TypeError, RuntimeError):
     """What Python raises for such a call, and what Ray raises."""
+
+
+class _NotCustomError(ValueError, AssertionError):
+    """The value is wrong; Ray asserts that it is not."""
 
 
 def _check_names(options: dict[str, Any]) -> None:
@@ -367,9 +379,9 @@ def _join_cluster(address: str, temp_dir: str, *, relayed: bool) -> tuple[str, N
 def _node_config(options: dict[str, Any]) -> NodeConfig:
     resources: dict[str, int] = {}
     custom = options.get("resources") or {}
-    for name in ("CPU", "GPU", "memory"):
+    for name, parameter in _OWN_PARAMETER.items():
         if name in custom:
-            raise ValueError(f"init(): resources={{{name!r}: …}} is not a custom resource: use num_cpus= or num_gpus=")
+            raise _NotCustomError(f"init(): resources={{{name!r}: …}} is not a custom resource: {parameter}")
     for name, amount in {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus"), **custom}.items():
         if amount is None:
             continue
@@ -432,8 +444,12 @@ def _given_namespace(options: dict[str, Any]) -> str:
 
 def _namespace(options: dict[str, Any]) -> str:
     """As given, or MORAY_NAMESPACE (RAY_NAMESPACE), or one of its own."""
+    return _chosen_namespace(options) or str(uuid.uuid4())
+
+
+def _chosen_namespace(options: dict[str, Any]) -> str:
     given = _given_namespace(options) or getattr(options.get("job_config"), "ray_namespace", None)
-    return given or config.env_str("NAMESPACE") or str(uuid.uuid4())
+    return given or config.env_str("NAMESPACE")
 
 
 def _runtime_env(options: dict[str, Any]) -> dict[str, Any]:

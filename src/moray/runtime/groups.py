@@ -42,6 +42,10 @@ _REMEMBERED: Final = 1000
 _WAITING: Final = ("pending", "infeasible", "rescheduling")
 
 
+class NameTakenError(exceptions.MoraySystemError, ValueError):
+    """Another placement group has the name. Ray raises the first."""
+
+
 class Group:
     """One placement group, as far as this process knows it."""
 
@@ -159,7 +163,7 @@ class Groups:
         answer = runtime.ask(make, undo, begin)
         if answer.state == "refused":
             self.records.pop(message.group, None)
-            raise ValueError(f"placement_group(): {answer.reason}")
+            raise NameTakenError(f"placement_group(): {answer.reason}")
         return group
 
     def find(self, group: bytes) -> Group:
@@ -342,7 +346,7 @@ class LocalGroups:
     def create(self, message: m.CreateGroup) -> Group:
         """See Groups."""
         if message.name and any(g.name == message.name and g.state == "created" for g in self._groups.values()):
-            raise ValueError(f"placement_group(): the name {message.name!r} belongs to another placement group")
+            raise NameTakenError(f"placement_group(): the name {message.name!r} belongs to another placement group")
         group = self._groups[message.group] = Group(message.group, message.bundles, message.name, message.strategy)
         group.state, group.nodes = "created", [self._runtime.welcome.node_id] * len(message.bundles)
         return group

@@ -68,6 +68,7 @@ class LocalRuntime:
     concurrent = False
     work: Any = None
     node_address = "local"
+    nameless = False
     infeasible = ""
 
     def __init__(self, config: NodeConfig, namespace: str) -> None:

@@ -23,6 +23,7 @@ from moray.ids import tag_of
 from moray.launch import packages
 from moray.launch.session_directory import CLUSTER_FILE
 from moray.protocol import messages as m
+from moray.runtime_env import RuntimeEnvConfig
 
 if TYPE_CHECKING:
     from moray.runtime.runtime import Runtime
@@ -50,6 +51,8 @@ def check(environment: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in _mapping("env_vars", found).items():
         if not isinstance(value, str):
             raise TypeError(f"runtime_env: env_vars[{name!r}]={value!r} should be a string")
+    if "config" in found:
+        found["config"] = RuntimeEnvConfig.parse_and_validate_runtime_env_config(_mapping("config", found))
     if "working_dir" in found:
         found["working_dir"] = _working_dir(found["working_dir"])
     if "py_modules" in found:

@@ -106,6 +106,8 @@ class Runtime:
     kind = "driver"
     #: What becomes of what no node can run, as init() says: "wait" or "error"; "": what the environment says.
     infeasible = ""
+    #: Its job's namespace is one of its own, which nobody else knows, and its user has not heard what that means yet.
+    nameless = False
     #: See :class:`Forked`.
     forked = False
     #: Placement groups (:func:`moray.runtime.groups.groups_of`), and the one that what is submitted now inherits.

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from moray import exceptions
-from moray.core.actor_actions import UNSCHEDULABLE
+from moray.core.actor_actions import DRAINED, LAST_WORDS, UNSCHEDULABLE
 from moray.error_text import describe
 from moray.runtime.unfetched import tell_watchers
 from moray.serialization import loads, serialize
@@ -84,9 +84,10 @@ def actor_died(actor: str, text: str, reason: str) -> exceptions.MorayError:
         return exceptions.ActorUnschedulableError(f"{text}: {reason.removeprefix(UNSCHEDULABLE)}")
     if reason.startswith("its process (pid "):
         tell_watchers("worker_died", f"the worker of {text} died: {reason}")
+    preempted = DRAINED in reason.partition(LAST_WORDS)[0]
     if "moray.compat.facade" in sys.modules:
         reason = _rays_words(reason)
-    return exceptions.ActorDiedError(f"{text} is dead: {reason or 'it has ended'}", actor_id=actor)
+    return exceptions.ActorDiedError(f"{text} is dead: {reason or 'it has ended'}", actor_id=actor, preempted=preempted)
 
 
 def _rays_words(reason: str) -> str:
@@ -97,6 +98,8 @@ def _rays_words(reason: str) -> str:
         if ": its node " in reason:
             return f"its node has died: {reason}"
         return f"its worker process has died: {reason}".replace("with code", "with exit code", 1)
+    if reason.startswith("placement group "):
+        return f"the actor died: {reason}"
     if "its creator" in reason:
         return f"its owner has died: {reason}"
     return reason

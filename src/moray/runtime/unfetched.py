@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 #: Given each such error in place of whoever would print it, in the thread of callbacks; None: it is printed.
 handler: Callable[[BaseException], None] | None = None
 
-#: Told of each such error, and of each worker that died, by the kind ("task", "worker_died") and the text. Any thread.
+#: Told of each such error, of each worker that died, and more, by the kind ("task", "worker_died", …) and the text. Any
+#: thread.
 watchers: list[Callable[[str, str], None]] = []
 
 

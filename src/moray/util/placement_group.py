@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -380,6 +381,10 @@ class _CallableModule(ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> PlacementGroup:
         return placement_group(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Functions that use it carry it along; the pickler knows plain modules only.
+        return import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _CallableModule

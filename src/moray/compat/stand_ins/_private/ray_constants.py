@@ -10,6 +10,8 @@ RAY_ADDRESS_ENVIRONMENT_VARIABLE: Final = "RAY_ADDRESS"
 RAY_NAMESPACE_ENVIRONMENT_VARIABLE: Final = "RAY_NAMESPACE"
 RAY_RUNTIME_ENV_ENVIRONMENT_VARIABLE: Final = "RAY_RUNTIME_ENV"
 
+RAY_OVERRIDE_DASHBOARD_URL: Final = "RAY_OVERRIDE_DASHBOARD_URL"
+
 DEFAULT_PORT: Final = 6379
 DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES: Final = 200 * 10**9
 DEFAULT_DASHBOARD_PORT: Final = 8265
@@ -44,6 +46,7 @@ INFEASIBLE_TASK_ERROR: Final = "infeasible_task"
 
 # --- resources and labels of nodes ---------------------------------------------------------------------
 
+DEFAULT_RESOURCES: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 HEAD_NODE_RESOURCE_NAME: Final = "node:__internal_head__"
 NODE_ID_PREFIX: Final = "node:"
 RESOURCE_CONSTRAINT_PREFIX: Final = "accelerator_type:"
