@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
+from moray import exceptions
 from moray.object_ref import ObjectRef
 from moray.object_ref_generator import ObjectRefGenerator
 from moray.options import ActorOptions, TaskOptions
@@ -189,10 +190,6 @@ def _make_remote(target: Any, options: dict[str, Any]) -> Any:
     return RemoteFunction(target, TaskOptions.make(options))
 
 
-class _NoReferenceError(TypeError, ValueError):
-    """Something else than a reference was given. Ray raises now the one and now the other; programs catch either."""
-
-
 def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -> ObjectRef[T]:
     """Store a value and return a reference to it. Later changes of `value` do not change the object.
 
@@ -254,11 +251,11 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     if isinstance(object_refs, (list, tuple)):
         for ref in object_refs:
             if type(ref) is not ObjectRef:
-                raise _NoReferenceError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
+                raise exceptions.NotAReferenceError(f"get() takes ObjectRefs; the list contains {_shown(ref)}")
         return runtime.values.get_many(object_refs, timeout)
     if type(object_refs) is ObjectRefGenerator:
         return object_refs  # As in Ray: what holds the items is the generator itself.
-    raise _NoReferenceError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
+    raise exceptions.NotAReferenceError(f"get() takes an ObjectRef or a list of ObjectRefs, not {_shown(object_refs)}")
 
 
 @overload
@@ -302,14 +299,14 @@ def wait(
     """
     runtime = connected()
     if type(ray_waitables) is not list:
-        raise _NoReferenceError(f"wait() takes a list of ObjectRefs, not {_shown(ray_waitables)}")
+        raise exceptions.NotAReferenceError(f"wait() takes a list of ObjectRefs, not {_shown(ray_waitables)}")
     count = len(ray_waitables)
     if len(set(ray_waitables)) != count:
         raise ValueError("wait() takes distinct ObjectRefs; the list contains one twice")
     # The checks are most of what taking one out of many costs; this one takes half the time that a set of types does.
     if list(map(type, ray_waitables)).count(ObjectRef) != count and not _REF_TYPES.issuperset(map(type, ray_waitables)):
         wrong = next(ref for ref in ray_waitables if type(ref) not in _REF_TYPES)
-        raise _NoReferenceError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
+        raise exceptions.NotAReferenceError(f"wait() takes ObjectRefs; the list contains {_shown(wrong)}")
     if not ray_waitables:
         return [], []
     if not 0 < num_returns <= count:

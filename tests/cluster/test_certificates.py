@@ -198,7 +198,9 @@ def old_connections_go_on(aging: Aging, until: Callable[[], bool]) -> tuple[list
         assert now.certificate != before.certificate
         assert (now.key, now.authority) == (before.key, before.authority)
         assert validity(now.certificate)[1] > time.time()
-        assert "was renewed: it is good until" in log_of(node)
+        while "was renewed: it is good until" not in log_of(node):  # It says so when the file is there.
+            assert time.monotonic() < deadline, log_of(node)
+            time.sleep(0.05)
     return speakers, homes
 
 

@@ -499,9 +499,11 @@ def test_one_package_for_many_workers_and_none_on_one_host(shared_session: Clust
     assert packages_of(shared_session.worker_nodes[0]) <= near_before
     # What was unpacked goes with the job; the package stays for the next one.
     wait_until(lambda: not os.path.exists(cwd), "what was unpacked is still there")
-    kept = {name for name in packages_of(far(shared_session)) if name.endswith(".zip")}
-    assert kept
-    assert not {name for name in packages_of(far(shared_session)) if name.startswith((".", "job-"))}
+    assert {name for name in packages_of(far(shared_session)) if name.endswith(".zip")}
+    wait_until(
+        lambda: not {name for name in packages_of(far(shared_session)) if name.startswith((".", "job-"))},
+        "the job's directory is still there",
+    )
     run("moray.init()\nassert get(moray.remote(lambda: open('data.bin', 'rb').read(1)).options(**at('far')).remote())")
     # The program itself has changed, so its package has: one more, and no third for the node's second question.
     assert log.read_text().count(" came from node ") == before + 2

@@ -144,7 +144,7 @@ def test_a_generator_whose_item_was_not_kept_does_not_pause() -> None:
     producer: Any = SimpleNamespace(
         _worker=worker,
         _is_congested=lambda: False,
-        making=SimpleNamespace(must_pause=lambda: True),
+        _must_pause=lambda: True,
         _announce=lambda: None,
         _failure=OSError("the disk"),
         _is_over=lambda: False,

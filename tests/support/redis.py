@@ -7,6 +7,7 @@ otherwise the tests that need it are skipped, and say so at the end of the run.
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import signal
 import socket
@@ -40,18 +41,20 @@ class RedisServer:
         self.directory = directory
         self._tls = tls
         self._append_only = append_only
-        with socket.create_server(("127.0.0.1", 0)) as free:
+        # An address of this process's own: while the server is down, no other one of a test beside this takes its port.
+        self.host = f"127.{os.getpid() >> 16 & 255 | 1}.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 256 - 1}"
+        with socket.create_server((self.host, 0)) as free:
             self.port = free.getsockname()[1]
         if tls:
-            _make_certificates(directory)
+            _make_certificates(directory, self.host)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def url(self) -> str:
         if not self._tls:
-            return f"redis://:a%20pass%3Aword%40@127.0.0.1:{self.port}/0"
-        return f"rediss://:a%20pass%3Aword%40@127.0.0.1:{self.port}/0?ssl_ca_certs={self.directory}/ca.pem"
+            return f"redis://:a%20pass%3Aword%40@{self.host}:{self.port}/0"
+        return f"rediss://:a%20pass%3Aword%40@{self.host}:{self.port}/0?ssl_ca_certs={self.directory}/ca.pem"
 
     def start(self) -> None:
         """Start it, with what is on its disk; return when it answers."""
@@ -64,7 +67,7 @@ class RedisServer:
         with open(self.directory / "redis.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    find_server(), *ports, "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", "",
+                    find_server(), *ports, "--bind", self.host, "--dir", str(self.directory), "--save", "",
                     "--appendonly", "yes" if self._append_only else "no", "--requirepass", self.password,
                 ],
                 stdout=log,
@@ -73,7 +76,7 @@ class RedisServer:
         deadline = time.monotonic() + DEADLINE_S
         while True:
             with socket.socket() as attempt:
-                if attempt.connect_ex(("127.0.0.1", self.port)) == 0:
+                if attempt.connect_ex((self.host, self.port)) == 0:
                     return
             text = (self.directory / "redis.log").read_text(encoding="utf-8")
             assert self._process.poll() is None, text
@@ -88,8 +91,8 @@ class RedisServer:
             self._process = None
 
 
-def _make_certificates(directory: Path) -> None:
-    """An authority, and a certificate for 127.0.0.1."""
+def _make_certificates(directory: Path, host: str) -> None:
+    """An authority, and a certificate for this address."""
     import ipaddress
 
     from cryptography import x509
@@ -113,8 +116,8 @@ def _make_certificates(directory: Path) -> None:
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_builder = build("test authority", "test authority", authority.public_key())
     authority_builder = authority_builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    server_builder = build("127.0.0.1", "test authority", server.public_key()).add_extension(names, critical=False)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+    server_builder = build(host, "test authority", server.public_key()).add_extension(names, critical=False)
     pem = serialization.Encoding.PEM
     plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (directory / "ca.pem").write_bytes(authority_builder.sign(authority, hashes.SHA256()).public_bytes(pem))

@@ -105,3 +105,46 @@ def test_a_worker_beyond_the_memory_limit_is_reported_with_sizes() -> None:
     assert "OOM killer" in text, text
     assert "not by the kernel's" not in text, text
     assert re.search(r"of 0\.4 GB in use", text), text
+
+
+CROWDED = (
+    ENTER
+    + """
+import subprocess, sys
+
+held = b"x" * (32 << 20)  # The driver is the largest of all.
+moray.init(num_cpus=1, object_store_memory=50_000_000)
+
+@moray.remote
+def alive():
+    return 1
+
+assert moray.get(alive.remote(), timeout=30) == 1
+stranger = subprocess.run([sys.executable, "-c", {stranger!r}], timeout=50)
+assert stranger.returncode == 0, stranger
+assert moray.get(alive.remote(), timeout=30) == 1
+moray.shutdown()
+"""
+)
+#: Fills the group with what no process holds, until the kernel has ended two of its members for it.
+STRANGER = """
+import os
+
+def kills():
+    with open({counts!r}) as file:
+        return int(dict(line.split() for line in file)["oom_kill"])
+
+memory = os.memfd_create("stranger")
+while kills() < 2:
+    os.write(memory, bytes(1 << 16))
+"""
+
+
+def test_when_no_worker_is_left_the_kernel_takes_their_template_and_not_the_driver() -> None:
+    """It does so too when a worker that it has just ended has not given its memory back yet."""
+    limit = str(200 << 20)
+    v1 = {"memory.limit_in_bytes": limit}
+    with control_group("memory", v1, {"memory.max": limit, "memory.swap.max": "0"}) as procs:
+        group = Path(procs).parent
+        counts = next(path for path in (group / "memory.oom_control", group / "memory.events") if path.exists())
+        run_driver(CROWDED.format(procs=procs, stranger=STRANGER.format(counts=str(counts))))

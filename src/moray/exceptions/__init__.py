@@ -41,6 +41,9 @@ The tree (Ray's spelling in brackets, where it differs; both names are the same 
             ├── ChannelTimeoutError [RayChannelTimeoutError] (TimeoutError)
             └── GraphCapacityExceededError [RayCgraphCapacityExceeded]   too many results were not fetched
 
+A mistake of the caller's is a TypeError or a ValueError; NotAReferenceError, where something else than an ObjectRef was
+given, is both.
+
 All of them keep their fields when pickled, whatever their ``__init__`` takes: they are rebuilt from their
 fields without it.
 
@@ -72,6 +75,7 @@ from moray.exceptions.base import (
 )
 from moray.exceptions.objects import (
     GetTimeoutError,
+    NotAReferenceError,
     ObjectFetchTimedOutError,
     ObjectFreedError,
     ObjectLostError,
@@ -141,6 +145,7 @@ __all__ = [
     "MorayError",
     "MoraySystemError",
     "NodeDiedError",
+    "NotAReferenceError",
     "ObjectFetchTimedOutError",
     "ObjectFreedError",
     "ObjectLostError",

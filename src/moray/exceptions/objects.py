@@ -140,5 +140,10 @@ class OutOfBandObjectRefSerializationException(MorayError):  # noqa: N818 (Ray's
     """A reference was pickled outside moray, which the settings refuse."""
 
 
+class NotAReferenceError(TypeError, ValueError):
+    """Something else was given where an ObjectRef is wanted. Ray raises now the one and now the other; programs catch
+    either."""
+
+
 class ObjectRefStreamEndOfStreamError(MorayError):
     """The stream of a generator task has no item at this index."""

@@ -269,6 +269,7 @@ def main_by_exec() -> NoReturn:
 def _run_job_template(control: socket.socket, config: TemplateConfig) -> NoReturn:
     with _exit_with_traceback(f"the template of job {config.job}"):
         process_control.set_name(f"moray:job {config.job}")
+        process_control.prefer_as_oom_victim(worker_process.TEMPLATE_OOM_SCORE)
         # Where the root template had no time for it.
         idle_modules = IDLE_MODULES if _entry_ahead(config.worker_entry) else ()
         template = _JobTemplate(control, idle_modules, f"{config.session_dir}/{TLS_FOLDER}" if idle_modules else "")

@@ -23,8 +23,11 @@ from moray.node.logs import worker_paths
 from moray.node.template_messages import TemplateConfig
 from moray.platform import process_control
 
-#: When memory runs out, the kernel ends workers before drivers and the node; -1000 … 1000, the highest first.
+#: When memory runs out, the kernel ends workers before drivers and the node; -1000 … 1000, the highest first. Their
+#: template is in between: with no worker left, or with one that was ended and has not given its memory back yet, it
+#: goes before what cannot be made anew.
 OOM_SCORE: Final = 500
+TEMPLATE_OOM_SCORE: Final = 400
 
 Entry = Callable[[str, bytes, int, str, tuple[str, str]], NoReturn]
 
