@@ -431,9 +431,9 @@ def get_gpu_ids() -> list[Any]:
     extra = getattr(runtime, "task_extra", None)
     if extra is None:
         return []
-    from moray.platform.machine import gpu_names
+    from moray.platform.machine import gpu_ids
 
-    names = gpu_names(extra.devices.get("GPU", []), runtime.visible_gpus)
+    names = gpu_ids(extra.devices.get("GPU", []), runtime.welcome.gpus)
     return [int(name) for name in names] if all(name.isdecimal() for name in names) else names
 
 

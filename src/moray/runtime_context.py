@@ -108,9 +108,9 @@ class RuntimeContext:
         """Ids of the devices that the task may use, name → indices; of GPUs what CUDA_VISIBLE_DEVICES calls them."""
         extra = getattr(self._runtime, "task_extra", None)
         devices = extra.devices if extra is not None else {}
-        from moray.platform.machine import gpu_names
+        from moray.platform.machine import gpu_ids
 
-        names = gpu_names(devices.get("GPU", []), self._runtime.visible_gpus)
+        names = gpu_ids(devices.get("GPU", []), self._runtime.welcome.gpus)
         return {name: [str(index) for index in indices] for name, indices in devices.items()} | {"GPU": names}
 
     get_resource_ids = get_accelerator_ids

@@ -82,6 +82,9 @@ _ARRAYS: Final = 256
 #: Types of plain numbers, by numpy's character.
 _NUMBERS: Final = frozenset("?bBhHiIlLqQefdgFDG")
 
+#: A pickle with more bytes for each of its references is read in place: copying these costs more than a look-up saves.
+_BYTES_EACH: Final = 500
+
 Buffers: TypeAlias = list[pickle.PickleBuffer]
 
 
@@ -196,6 +199,13 @@ def _meet_array(array: Any, kind: Any) -> tuple[Serialized, Any] | None:
     """Note a contiguous array's type and shape, unless they are not plain."""
     if kind.char not in _NUMBERS or not kind.isnative or kind.metadata or not array.nbytes:
         return None
+    # An unpickled type is an object of its own, and so are the types of all arrays computed from its arrays.
+    plain = sys.modules["numpy"].dtype(kind.char)
+    if kind != plain:
+        return None
+    key = id(plain), array.shape, array.flags.writeable
+    if (known := _arrays.get(key)) is not None:
+        return known
     buffers: Buffers = []
     body = _dumps(array, 5, buffer_callback=buffers.append)
     if len(buffers) != 1:
@@ -204,7 +214,7 @@ def _meet_array(array: Any, kind: Any) -> tuple[Serialized, Any] | None:
         _arrays.clear()
     pattern = Serialized(body, [buffers[0].raw()], [])
     pattern.buffers = []  # Not kept.
-    known = _arrays[id(kind), array.shape, array.flags.writeable] = pattern, kind
+    known = _arrays[key] = pattern, plain
     return known
 
 
@@ -344,6 +354,8 @@ class Imported(dict[bytes, ObjectRef[Any]]):
 
     def unpickle(self, body: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
         """The value of a pickle, with these references."""
+        if len(body) > _BYTES_EACH * len(self):
+            return _loads(body, buffers=buffers)
         unpickler = _Unpickler(io.BytesIO(body), buffers=buffers)
         unpickler.take = self.__getitem__
         return unpickler.load()

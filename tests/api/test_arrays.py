@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 import moray
+from moray import serialization
+from moray.serialization import loads, serialize
 
 pytestmark = pytest.mark.usefixtures("shared_session")
 
@@ -106,6 +108,17 @@ def test_buffers_other_than_arrays() -> None:
 def test_two_gets_see_the_same_memory() -> None:
     ref = moray.put(np.arange(LARGE))
     assert address(moray.get(ref)) == address(moray.get(ref))
+
+
+def test_arrays_computed_from_arrays_that_were_read_are_not_pickled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was unpickled has a type of its own each time, and so has what is computed from it."""
+    monkeypatch.setattr(serialization, "_arrays", {})
+    serialize([np.arange(1)])  # From here on arrays are known.
+    packed = serialize(np.arange(10.0)).to_bytes()
+    for _ in range(10):
+        array = loads(packed) + 0
+        assert serialize(array).to_bytes() == packed
+    assert len(serialization._arrays) == 1
 
 
 def test_arrays_are_aligned() -> None:

@@ -184,6 +184,24 @@ def test_the_generators_of_an_actor_share_its_limit(kind: str, tmp_path: Path) -
     assert taken == 30
 
 
+def test_a_cancelled_generator_holds_up_no_other() -> None:
+    @moray.remote(max_concurrency=2, _actor_generator_backpressure_num_objects=1)
+    class Source:
+        def items(self) -> Iterator[int]:
+            yield from range(3)
+
+    source = Source.remote()
+    assert values_of(source.items.remote()) == [0, 1, 2]
+    begun = time.monotonic()
+    for _ in range(6):
+        first = source.items.remote()
+        moray.wait([first], timeout=30)
+        second = source.items.remote()
+        moray.cancel(first)
+        assert values_of(second) == [0, 1, 2]
+    assert time.monotonic() - begun < 3, "they were seen when the process looked after what it waits for, each second"
+
+
 def test_a_narrower_limit_of_the_method_counts_too(tmp_path: Path) -> None:
     @moray.remote(_actor_generator_backpressure_num_objects=5)
     class Source:

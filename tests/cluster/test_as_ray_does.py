@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_nodes_are_packed_to_the_half(number: int) -> None:
         needs = where.options(memory=1 << 20)
         found = moray.get([needs.remote(gate) for _ in range(number)], timeout=TIMEOUT_S)
         assert found.count(cluster.head_node.node_id) == 2
+
+
+def test_gpus_are_called_what_their_node_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a driver has in its environment, or a task is given, names no GPUs of other indices."""
+
+    @moray.remote(num_gpus=1)
+    class OnGpu:
+        def look(self) -> tuple[list[Any], str]:
+            return moray.get_gpu_ids(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5")
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2}) as cluster:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        cluster.connect()
+        given = {"env_vars": {"CUDA_VISIBLE_DEVICES": "0"}}
+        actors = [OnGpu.remote(), OnGpu.options(runtime_env=given).remote()]
+        found = moray.get([actor.look.remote() for actor in actors], timeout=TIMEOUT_S)
+        assert sorted(found) == [([5], "5"), ([7], "7")]
 
 
 def let_be(_cluster: Cluster, _node: ClusterNode) -> None: ...

@@ -217,6 +217,25 @@ def test_generators_share_a_limit() -> None:
     assert together.admit(other), "who has ended holds up nobody"
 
 
+def test_who_waited_longest_goes_on_first() -> None:
+    together, one, two, three = Together(1), Making(), Making(), Making()
+    assert together.admit(one)
+    assert not together.admit(two)
+    assert not together.admit(three)
+    assert not together.admit(two), "it keeps its place"
+    assert together.admit_waiting() == []
+    one.made = one.consumed = 1
+    assert together.admit_waiting() == [two]
+    assert together.admit(two), "it was admitted"
+    assert together.admit_waiting() == []
+    together.leave(two)
+    assert together.admit_waiting() == [three]
+    assert not together.admit(one)
+    together.leave(one)
+    together.leave(three)
+    assert together.admit_waiting() == [], "who has ended waits no more"
+
+
 def test_what_is_made_to_be_skipped_counts_for_nothing() -> None:
     together, again, other = Together(1), Making(skip=2), Making()
     assert together.admit(other)

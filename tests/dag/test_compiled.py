@@ -591,6 +591,13 @@ def test_what_is_begun_after_a_kill_is_not_answered(shared_session: ModuleType) 
             with pytest.raises(moray.exceptions.ActorDiedError, match="is dead: killed by"):
                 compiled.execute(2)
         moray.kill(first)
+    with chain(Step.remote(1)).experimental_compile(_submit_timeout=0.0) as compiled:
+        ref = compiled.execute(1)
+        assert ref.get() == 2
+        moray.kill(compiled._handles[0])
+        # The second may be true by then.
+        with pytest.raises((ChannelTimeoutError, ActorDiedError), match=r"was killed, and|is dead: killed by"):
+            compiled.execute(2)
     with chain(Step.remote(1)).experimental_compile() as compiled:
         compiled.teardown(kill_actors=True)
         with pytest.raises(moray.exceptions.ChannelError, match="torn down"):

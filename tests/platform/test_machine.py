@@ -82,6 +82,22 @@ def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch, text: 
     assert machine.gpu_count() == count
 
 
+@pytest.mark.parametrize(
+    ("text", "count", "ids"),
+    [
+        ("5,3", 2, ["3", "5"]),
+        ("5,3,GPU-a", 2, ["3", "5"]),
+        ("1", 2, ["1", "0"]),  # One name is no other's index.
+        ("", 2, ["1", "0"]),
+    ],
+)
+def test_gpus_are_called_what_the_environment_calls_them(
+    monkeypatch: pytest.MonkeyPatch, text: str, count: int, ids: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+    assert machine.gpu_ids([1, 0], machine.gpu_names(count)) == ids
+
+
 def test_gpus_are_counted_by_a_program_if_nothing_else_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine, "_GPU_LIST", str(tmp_path / "absent"))

@@ -506,6 +506,45 @@ def test_a_handler_reads_the_value_that_is_being_read(
     until(lambda: not shell.core.foreign)
 
 
+@pytest.mark.parametrize("count", [2, 3 * references.MANY])
+@pytest.mark.parametrize("kept", [False, True], ids=["dropped", "left to the garbage collector"])
+def test_a_reader_is_interrupted_when_its_references_were_booked(runtime: Runtime, count: int, kept: bool) -> None:
+    """INTERRUPT, REF-FREE: they end with the trace, which drops the weak references in no certain order."""
+    outer: Any = many.remote(count)
+    first = moray.get(outer)
+    shell = runtime.references
+    core = shell.core
+
+    def booked() -> set[str]:
+        shell.drain()
+        return {book.registration.name for book in core.foreign.values()}
+
+    until(lambda: in_loop(runtime, booked) == {"REGISTERED"})
+    del first
+
+    class Events:
+        def append(self, event: Any) -> None:
+            shell.events = runtime.events
+            runtime.events.append(event)
+            del event
+            in_loop(runtime, shell.drain)
+            raise HandlerError
+
+    shell.events = Events()  # type: ignore[assignment]
+    try:
+        moray.get(outer)
+    except HandlerError as error:
+        assert {book.local for book in core.foreign.values()} - {0} == {1}
+        if kept:
+            error.kept = error  # type: ignore[attr-defined]
+    gc.collect()
+    in_loop(runtime, shell.drain)
+    assert {book.local for book in core.foreign.values()} == {0}
+    assert not shell._strays
+    del outer
+    until(lambda: not core.foreign)
+
+
 def test_the_end_of_many_references_crosses_their_arrival(runtime: Runtime) -> None:
     """Those that ended and were not booked yet are made anew."""
     outer = many.remote(3 * references.MANY)

@@ -252,6 +252,28 @@ def test_readers_that_may_write_have_pages_of_their_own(
     assert len(ended) == 3
 
 
+@pytest.mark.parametrize("path", ["", "file"])
+def test_readers_keep_no_descriptor_open(client: StoreClient, ended: deque[bytes], path: str, tmp_path: Path) -> None:
+    """A process may hold more values than files."""
+    if path:
+        path = str(tmp_path / path)
+        Path(path).write_bytes(bytes([OWN_PAGES]) * 10_000)
+    else:
+        client.view(0, 10_000)[:] = bytes([OWN_PAGES]) * 10_000
+    before = os.listdir("/proc/self/fd")
+    held = [client.reader(NAME, 0, 10_000, path, ended.append) for _ in range(100)]
+    assert os.listdir("/proc/self/fd") == before
+    assert {view[9_999] for view in held} == {OWN_PAGES}
+
+
+def test_a_file_that_is_too_short_is_not_mapped(client: StoreClient, ended: deque[bytes], tmp_path: Path) -> None:
+    """To read behind its end would end the process."""
+    (tmp_path / "short").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="a file of 100 bytes does not have 101 at 0"):
+        client.reader(NAME, 50, 51, str(tmp_path / "short"), ended.append)
+    assert list(ended) == [NAME]
+
+
 def test_no_pages_of_ones_own_after_close(client: StoreClient, ended: deque[bytes]) -> None:
     client.view(0, 2)[:] = bytes([OWN_PAGES, 1])
     client.close()

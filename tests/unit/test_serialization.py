@@ -552,6 +552,15 @@ def test_references_imported_ahead(session: Session) -> None:
     assert context.cover is None
 
 
+def test_a_large_pickle_with_few_references_is_read_in_place(session: Session) -> None:
+    """To copy it would take longer than the look-ups save."""
+    ahead = Imported({ref.binary(): ref for ref in session.refs})
+    for text, looked_up in (("", 0), ("x" * 100_000, 5)):
+        blob = serialize([session.refs, text]).to_bytes()
+        assert loads_covered(memoryview(blob), "cover", ahead) == [session.refs, text]
+        assert len(session.covers) == looked_up
+
+
 def test_what_cloudpickle_does_again_is_recorded_once(session: Session) -> None:
     class Local:
         pass

@@ -38,6 +38,7 @@ def test_what_may_be_written(config: dict[str, Any], targets: list[str], as_json
         ("{", "is no JSON"),
         ("[]", "should have a type among 'filesystem', 'smart_open'"),
         ({"type": "smart_open"}, "needs params with 'uri'"),
+        ({"type": "filesystem", "params": "/tmp/x"}, "needs params with 'directory_path'"),
         ({"type": "filesystem", "params": {"directory_path": [1]}}, "needs params with 'directory_path'"),
     ],
 )

@@ -210,13 +210,15 @@ class Kept:
 class Together:
     """How far the generators of one actor may be ahead, in sum. They may run in several threads: one at a time asks."""
 
-    __slots__ = ("_begun", "most")
+    __slots__ = ("_begun", "_waiting", "most")
 
     def __init__(self, most: int) -> None:
         #: So many items may be made, or be in the making, and not consumed.
         self.most = most
         #: Generator → how many items it has begun.
         self._begun: dict[Making, int] = {}
+        #: Those that may not make their next item, in the order in which they asked.
+        self._waiting: dict[Making, None] = {}
 
     def admit(self, making: Making) -> bool:
         """Whether this generator may make its next item, which counts from now on. It may ask again."""
@@ -225,10 +227,20 @@ class Together:
             return True
         unread = sum([count - other.consumed for other, count in self._begun.items() if other is not making])
         if unread + making.made - making.consumed >= self.most:
+            self._waiting[making] = None
             return False
         self._begun[making] = begun
+        self._waiting.pop(making, None)
         return True
+
+    def admit_waiting(self) -> list[Making]:
+        """Something was consumed, or one has ended: those that waited for it, and may make their next items now."""
+        admitted: list[Making] = []
+        while self._waiting and self.admit(first := next(iter(self._waiting))):
+            admitted.append(first)
+        return admitted
 
     def leave(self, making: Making) -> None:
         """It has ended: what is left of its items holds up nobody."""
         self._begun.pop(making, None)
+        self._waiting.pop(making, None)

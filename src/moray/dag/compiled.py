@@ -216,7 +216,13 @@ class CompiledDAG:
         timeout_s = self._submit_timeout_s if self._submit_timeout_s >= 0 else None
         for handle, ref in zip(self._handles, self._loops, strict=True):
             if handle._moray_callee.killed and not self._torn_down:
-                self._runtime.values.get_one(ref, timeout_s)
+                try:
+                    self._runtime.values.get_one(ref, timeout_s)
+                except exceptions.GetTimeoutError:
+                    raise exceptions.ChannelTimeoutError(
+                        f"no execution of the compiled graph can begin: {handle!r} was killed, and its death was not "
+                        f"heard of within {timeout_s:g} s"
+                    ) from None
 
     def fetch(self, execution: Execution, index: int, timeout_s: float | None) -> Any:
         """A result, made from its bytes; or raise its error. See CompiledDAGRef.get."""

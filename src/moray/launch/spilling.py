@@ -37,7 +37,8 @@ def spill_targets(system_config: dict[str, Any], default: str) -> list[str]:
             'for example {"type": "filesystem", "params": {"directory_path": "/tmp/spill"}} or '
             '{"type": "smart_open", "params": {"uri": "s3://bucket/path"}}'
         )
-    params = config.get("params") or {}
+    params = config.get("params")
+    params = params if isinstance(params, dict) else {}
     unknown = params.keys() - {names[kind], *_PARAMS_WITHOUT_MEANING}
     if unknown:
         raise ValueError(

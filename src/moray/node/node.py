@@ -58,6 +58,7 @@ from moray.node.template_messages import TemplateConfig
 from moray.node.templates import Templates
 from moray.node.values import LocalValues
 from moray.node.workers import Worker, Workers
+from moray.platform.machine import gpu_names
 from moray.protocol import messages as m
 from moray.protocol.connection import Connection
 from moray.protocol.reactor import Reactor
@@ -278,6 +279,7 @@ class Node:
             credentials=self.cluster.credentials if self.cluster is not None else "",
             task_env=runtime_env,
             shipped=self.packages.told(job.number, runtime_env),
+            gpus=gpu_names(self.devices.get("GPU", 0)),
         )
         if newcomer.welcome(message, self.store.fd):
             return True

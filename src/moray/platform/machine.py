@@ -123,10 +123,16 @@ def visible_gpus() -> list[str] | None:
     return entries
 
 
-def gpu_names(indices: Sequence[int], visible: Sequence[str] | None) -> list[str]:
-    """What CUDA calls the GPUs with these indices among those that are `visible`; None: all are."""
-    visible = visible or ()
-    return [visible[index] if index < len(visible) else str(index) for index in indices]
+def gpu_names(count: int) -> list[str]:
+    """What CUDA calls so many GPUs of this machine, by index, if CUDA_VISIBLE_DEVICES names them all; else [], and each
+    is called by its index."""
+    visible = visible_gpus() or []
+    return visible[:count] if len(visible) >= count else []
+
+
+def gpu_ids(indices: Sequence[int], names: Sequence[str]) -> list[str]:
+    """What CUDA calls the GPUs with these indices; `names`: as :func:`gpu_names` gives them."""
+    return [names[index] if names else str(index) for index in indices]
 
 
 def _count_by_nvidia_smi() -> int:

@@ -227,6 +227,8 @@ class Welcome(Message, tag=2):
     task_env: str = ""
     #: Of a worker on another host than its driver's: what came from there, for errors.
     shipped: str = ""
+    #: What CUDA calls the node's GPUs, by index; []: each by its index. The process's environment may be the driver's.
+    gpus: list[str] = []
 
 
 class Refused(Message, tag=3):

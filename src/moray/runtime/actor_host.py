@@ -451,7 +451,8 @@ class ActorHost:
         return True
 
     def cancel_running(self, process: bytes, seq: int) -> None:
-        """A thread can only ask whether its call is cancelled (``is_canceled()``)."""
+        """A thread can only ask whether its call is cancelled (``is_canceled()``); a pause of its generator ends."""
+        stream_producer.cancelled(process, seq)
 
     def hold_back(self) -> None:
         """Begin no more calls: what was accepted, and no thread has taken, waits with all that comes. Loop only."""

@@ -39,7 +39,7 @@ from weakref import WeakValueDictionary
 from moray import exceptions, object_ref
 from moray.launch.resources import complete_devices, complete_resources, describe_node
 from moray.object_ref import Alive, Entry, ObjectRef, Origin, new_ref
-from moray.platform.machine import visible_gpus
+from moray.platform.machine import gpu_names
 from moray.protocol import messages as m
 from moray.runtime.local_actors import LocalActor, LocalActors
 from moray.runtime.local_calls import LocalCall, LocalStream, current_local
@@ -81,13 +81,13 @@ class LocalRuntime:
         total = complete_resources(config.resources, 0)
         self._labels = config.labels
         self._devices = complete_devices(config.devices, total)
-        self.visible_gpus = visible_gpus()
         #: There is no directory of the session; this one is for whoever asks for a place for files.
         self.session_dir = tempfile.gettempdir()
         session = f"local-{os.getpid()}"
         self.welcome = m.Welcome(
-            m.PROTOCOL_VERSION, session, self.session_dir, os.urandom(28), os.getpid(), 1, 0, total, namespace
-        )
+            m.PROTOCOL_VERSION, session, self.session_dir, os.urandom(28), os.getpid(), 1, 0, total, namespace,
+            gpus=gpu_names(self._devices.get("GPU", 0)),
+        )  # fmt: skip
         self._numbers = itertools.count(1)
         #: Code by the bytes that stand for its pickle.
         self._code: dict[bytes, Any] = {}

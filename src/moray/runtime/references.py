@@ -139,6 +139,9 @@ class ReferenceShell:
         self.events = runtime.events
         self.core = _Core(runtime.process, ForeignBook)
         self.core.ended = []
+        #: By id: those that had arrived before they were their entries'. An interrupt may let go of them before their
+        #: references go, whose ends nobody would hear of then (INTERRUPT). Loop only.
+        self._strays: dict[int, Alive] = {}
         #: Replies that wait for acknowledgements.
         self._gated: dict[Gate, Finished | Secured | ItemMade] = {}
         runtime.handlers |= {
@@ -271,12 +274,15 @@ class ReferenceShell:
         """Book what user threads did. Loop only; also called before anything from outside is believed."""
         events = self.events
         release = self._runtime.values.release
+        strays = self._strays
         #: Ends not yet told to the core: many come together.
         ended: list[Owned | Foreign] = []
         while events:
             event = events.popleft()
             kind = type(event)
             if kind is Alive:
+                if strays:
+                    strays.pop(id(event), None)
                 entry = event.entry
                 book = entry.book
                 if book is not None:
@@ -328,7 +334,10 @@ class ReferenceShell:
     def _arrived(self, event: Arrived) -> None:
         known: list[Foreign] = []
         for alive in event.alives:
-            book = alive.entry.book
+            entry = alive.entry
+            if entry.alive is not alive:
+                self._strays[id(alive)] = alive
+            book = entry.book
             if type(book) is ForeignBook and book.registration is REGISTERED:
                 known.append(book)
                 alive.counted = True

@@ -113,8 +113,6 @@ class Runtime:
     #: Placement groups (:func:`moray.runtime.groups.groups_of`), and the one that what is submitted now inherits.
     groups: Any = None
     captured: m.Placement | None = None
-    #: What CUDA_VISIBLE_DEVICES said when this process began; None: nothing.
-    visible_gpus: list[str] | None = None
     #: Several tasks run here at once: which one a thread belongs to must be looked up.
     concurrent = False
     #: What runs here, if it is one at a time: set by a worker for each task.

@@ -21,6 +21,7 @@ from __future__ import annotations
 from _thread import RLock
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
 from itertools import islice
 from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,6 @@ from moray.core.streams import Kept, Making, Together
 from moray.protocol import messages as m
 from moray.protocol.reactor import HEARTBEAT_S
 from moray.runtime.interrupts import TaskInterrupt, base
-from moray.runtime.output import void
 from moray.runtime.references import ItemMade
 from moray.runtime.returns import write_result
 from moray.runtime.values import unpicklable
@@ -38,6 +38,8 @@ from moray.runtime.work import Called
 from moray.serialization import NONE_BLOB, Serialized, serialize
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Event
+
     from moray.protocol.connection import Connection
     from moray.protocol.reactor import Timer
     from moray.runtime.executor import Executor, Loaded
@@ -161,7 +163,7 @@ class Producer:
 
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
-        self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
+        self._resume = lambda: _set_soon(loop, event)
         if self._together is not None and not await self._may_go_on_async(event):
             return
         async for item in iterator:
@@ -261,7 +263,7 @@ class Producer:
         if self._together is not None:
             with _together_lock:
                 self._together.leave(self.making)
-            _resume_all(self._together)
+            _resume_waiting(self._together)
 
     def _must_keep(self) -> bool:
         """Its caller is there and will connect anew, or has not said for long what it has."""
@@ -327,7 +329,7 @@ class Producer:
 
         loop = asyncio.get_running_loop()
         event = asyncio.Event()
-        self._resume = lambda: None if loop.is_closed() else void(loop.call_soon_threadsafe(event.set))
+        self._resume = lambda: _set_soon(loop, event)
         self._waits_for_sending = True
         self.flush()
         while self.out and not self._is_orphan() and self._failure is None:
@@ -407,7 +409,7 @@ class Producer:
                 self._kept.acknowledge(message.received)
             self.making.credit(message.consumed)
             if self._together is not None:
-                _resume_all(self._together)  # What was taken may be what another one waits for.
+                _resume_waiting(self._together)  # What was taken may be what another one waits for.
             self._resume()
 
     def resume(self, connection: Connection) -> None:
@@ -563,11 +565,27 @@ def forget_owner(process: bytes) -> None:
             producer._resume()
 
 
-def _resume_all(together: Together) -> None:
-    """Have all generators that share a limit look whether they may go on. Any thread."""
-    for producer in list(_producers.values()):
-        if producer._together is together:
-            producer._resume()
+def cancelled(process: bytes, seq: int) -> None:
+    """A call in a thread is cancelled, which no signal tells it: a pause ends. Loop only."""
+    producer = _producers.get((process, seq))
+    if producer is not None:
+        producer._resume()
+
+
+def _resume_waiting(together: Together) -> None:
+    """Have those go on that share a limit and may make more. Any thread."""
+    with _together_lock:
+        admitted = together.admit_waiting()
+    if admitted:
+        for producer in list(_producers.values()):
+            if producer.making in admitted:
+                producer._resume()
+
+
+def _set_soon(loop: AbstractEventLoop, event: Event) -> None:
+    """Wake a coroutine. Any thread; its loop may be closed by now."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(event.set)
 
 
 def _on_credit(connection: Connection, message: m.StreamCredit) -> None:

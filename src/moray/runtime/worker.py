@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from moray import config, exceptions
 from moray.launch.session_directory import TLS_FOLDER
-from moray.platform.machine import gpu_names, visible_gpus
+from moray.platform.machine import gpu_ids
 from moray.protocol import messages as m
 from moray.protocol.handshake import connect, listen, open_inbox, receive_blocking, send_blocking
 from moray.protocol.reactor import HEARTBEAT_S
@@ -111,8 +111,6 @@ class Worker(Runtime):
         #: The settings of the task that runs, if it has any.
         self.task_extra: m.TaskExtra | None = None
         self._user_set_threads = "OMP_NUM_THREADS" in os.environ
-        #: The GPUs that the session's indices stand for; each task sees its own only.
-        self.visible_gpus = visible_gpus()
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     # --- the main thread -----------------------------------------------------------------------------
@@ -433,7 +431,7 @@ class Worker(Runtime):
             os.environ["OMP_NUM_THREADS"] = str(max(1, extra.resources.get("CPU", 0) // m.RESOURCE_UNIT))
         devices = extra.devices.get("GPU")
         if devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_names(devices, self.visible_gpus))
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids(devices, self.welcome.gpus))
 
     def leave_task(self) -> None:
         """Before an ordinary task after a special one: what that one changed is put back."""

@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from moray.platform.memory_files import map_private
 from moray.protocol.blobs import OWN_PAGES
 from moray.store.bulk import PIECE, BulkCopy
 
@@ -85,7 +86,7 @@ class StoreClient:
     def view(self, offset: int, size: int, path: str = "") -> memoryview:
         """Writable memory of a new object."""
         if path:
-            mapping, start = _map_file(path, offset, size, mmap.ACCESS_WRITE)
+            mapping, start = _map_file(path, offset, size, private=False)
             return memoryview(mapping)[start : start + size]
         return self._mapped()[1][offset : offset + size]
 
@@ -119,7 +120,7 @@ class StoreClient:
         try:
             if path:
                 # A private mapping is writable, as ctypes wants it, and the file is safe from it.
-                mapping, start = _map_file(path, offset, size, mmap.ACCESS_COPY)
+                mapping, start = _map_file(path, offset, size, private=True)
             else:
                 mapping, start = self._mapped()[0], offset
             own = size > 0 and mapping[start] == OWN_PAGES
@@ -186,7 +187,7 @@ class StoreClient:
         with self._lock:
             if self._closed:
                 raise ValueError("the object store is closed in this process")
-            return _map_pages(self._fd, offset, size, mmap.ACCESS_COPY)
+            return _map_pages(self._fd, offset, size, private=True)
 
     def _ended(self, pin: _Pin) -> None:
         # One dict operation decides between this and close(), which may run at the same time.
@@ -207,15 +208,17 @@ def _export(mapping: mmap.mmap, start: int, size: int) -> tuple[ctypes.Array[cty
     return kind.from_buffer(mapping, begin), start - begin
 
 
-def _map_file(path: str, offset: int, size: int, access: int) -> tuple[mmap.mmap, int]:
+def _map_file(path: str, offset: int, size: int, private: bool) -> tuple[mmap.mmap, int]:
     """Map the pages of a file around some bytes; also says where in the mapping the bytes begin."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return _map_pages(fd, offset, size, access)
+        return _map_pages(fd, offset, size, private)
     finally:
         os.close(fd)
 
 
-def _map_pages(fd: int, offset: int, size: int, access: int) -> tuple[mmap.mmap, int]:
+def _map_pages(fd: int, offset: int, size: int, private: bool) -> tuple[mmap.mmap, int]:
     begin = offset & -mmap.ALLOCATIONGRANULARITY
-    return mmap.mmap(fd, max(offset - begin + size, 1), access=access, offset=begin), offset - begin
+    length = max(offset - begin + size, 1)
+    mapping = map_private(fd, begin, length) if private else mmap.mmap(fd, length, offset=begin)
+    return mapping, offset - begin
