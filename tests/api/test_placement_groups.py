@@ -407,6 +407,14 @@ def test_many_groups_come_and_go() -> None:
     assert all(key < 1 << 32 for key in moray.runtime.state.runtime.submitter._by_key)  # type: ignore[union-attr]
 
 
+def test_groups_that_were_removed_at_once_and_forgotten_do_not_come_back() -> None:
+    for group in [placement_group([{"CPU": 0.001}]) for _ in range(1500)]:
+        remove_placement_group(group)  # The word that some of them were created is still on its way.
+    placement_group_table()
+    groups_here = moray.runtime.state.runtime.groups  # type: ignore[union-attr]
+    assert {group.state for group in groups_here.records.values()} == {"removed"}
+
+
 # --- several drivers ---------------------------------------------------------------------------
 
 _OTHER = """

@@ -78,8 +78,8 @@ def tick_until(members: Membership[Info], now: float) -> list[MemberAction]:
 def test_a_lease_that_is_not_renewed_ends_and_is_released_later() -> None:
     members = table(ONE, TWO)
     assert members.renew(TWO, 1, {}, [], 3.0) == [Renewed(TWO, 1)]
+    assert tick_until(members, LEASE_S - 0.01) == []
     assert members.next_tick() == LEASE_S
-    assert members.tick(LEASE_S - 0.01) == []
     (died,) = members.tick(LEASE_S)
     assert isinstance(died, Died)
     assert died.node_id == ONE
@@ -92,7 +92,7 @@ def test_a_lease_that_is_not_renewed_ends_and_is_released_later() -> None:
 
 def test_the_dead_stay_dead() -> None:
     members = table(ONE)
-    members.tick(LEASE_S)
+    tick_until(members, LEASE_S)
     assert code(members.renew(ONE, 7, {}, [], LEASE_S)) == "fenced"
     assert code(members.register(Info(ONE), 0, LEASE_S)) == "fenced"
     members.tick(WAIT_S)
@@ -197,8 +197,7 @@ def test_one_that_came_back_early_is_watched_at_once() -> None:
     members: Membership[Info] = Membership(2)
     members.restore([Info(ONE)], 100.0)
     members.register(Info(ONE), 1, 100.5)
-    assert members.next_tick() == 100.5 + LEASE_S
-    assert [type(action) for action in members.tick(100.5 + LEASE_S)] == [Died]
+    assert [type(action) for action in tick_until(members, 100.5 + LEASE_S)] == [Died]
 
 
 def test_a_head_that_was_stopped_gives_everybody_time() -> None:
@@ -209,6 +208,26 @@ def test_a_head_that_was_stopped_gives_everybody_time() -> None:
     assert isinstance(died, Died)
     assert died.node_id == TWO
     assert released == Released(TWO)  # Its lease ended long ago.
+
+
+def test_a_head_that_was_stopped_just_after_its_start_sees_it() -> None:
+    members: Membership[Info] = Membership(2)
+    members.restore([Info(ONE)], 0.0)
+    late = REJOIN_LEASES * LEASE_S + 1.0
+    assert members.tick(late) == []
+    assert members.register(Info(ONE), 1, late + 0.1) == [Welcome(ONE, again=True)]
+    first = table(ONE)
+    first.renew(ONE, 1, {}, [], 1.0)
+    assert first.tick(1.0 + LEASE_S + 0.1) == []
+    assert first.renew(ONE, 2, {}, [], 6.2) == [Renewed(ONE, 2)]
+
+
+def test_who_leaves_after_its_time_is_released_at_once() -> None:
+    members = table(ONE)
+    assert members.tick(60.0) == []  # Nobody knows whether it was silent.
+    members.leave(ONE, "moray stop")
+    assert (members.next_tick() or 0) <= 60.0
+    assert members.tick(60.0) == [Released(ONE)]
 
 
 def test_a_head_sees_that_it_was_stopped_though_everybody_had_renewed() -> None:

@@ -526,3 +526,6 @@ def test_who_does_something_is_not_told_what_it_knows() -> None:
     (news,) = head.of(TellGroup)[5:]
     assert (news.processes, news.group, news.state) == ((DRIVER,), full, "pending")
     assert "CPU" in news.reason, "it hears why it has to wait"
+    named = GroupSpec(head.new_id(), DRIVER, 1, (CPU,), "PACK", name="named")
+    (answer,) = [each for each in head.do(head.table.create(named, 3, head.now)) if isinstance(each, TellGroup)]
+    assert (answer.request, answer.state, answer.reason) == (3, "pending", "its bundles are being reserved")

@@ -238,6 +238,12 @@ def test_many_writes_are_the_writers(quick: Loop) -> None:
     quick.until(lambda: quick.storage.began == 1)
 
 
+def test_large_values_are_the_writers(quick: Loop) -> None:
+    quick.commits.write("t", b"gone", None)
+    quick.commits.write("t", b"large", bytes(10_000_000))
+    quick.until(lambda: quick.storage.began == 1)
+
+
 def test_what_the_loop_fails_to_store_is_never_told(quick: Loop) -> None:
     quick.storage.failure = StorageError("the disk is full")
     quick.commits.write("t", b"k", b"1")

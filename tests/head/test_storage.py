@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from moray.head.sqlite_storage import SqliteStorage
 from moray.head.storage import (
     MemoryDatabase,
     MemoryStorage,
@@ -122,6 +123,21 @@ def test_what_waits_for_the_disk_is_not_committed_now(tmp_path: Path, monkeypatc
         assert os.stat(f"{tmp_path}/head.db").st_size > 5_000_000
     finally:
         go_on.set()
+        storage.close()
+
+
+def test_what_begins_the_log_anew_is_not_committed_now(tmp_path: Path) -> None:
+    """SQLite has the first frames after a checkpoint flushed."""
+    storage = SqliteStorage(f"{tmp_path}/head.db")
+    try:
+        wait_until(lambda: storage.commit_now([put("t", b"k", b"1")]))
+        while storage._log_pages:  # Until it was brought into the database.
+            storage.commit([put("t", b"large", os.urandom(100_000))])
+        storage.commit([])  # Writes nothing.
+        assert not storage.commit_now([put("t", b"k", b"2")])
+        storage.commit([put("t", b"k", b"3")])
+        wait_until(lambda: storage.commit_now([put("t", b"k", b"4")]))
+    finally:
         storage.close()
 
 

@@ -163,6 +163,7 @@ class Membership(Generic[I]):
             member = Member(info, State.AWAITED, now + self.lease_of(info))
             self._members[info.node_id] = self._by_tag[tag_of(info.node_id)] = member
             self._schedule(member, max(now + REJOIN_LEASES * self.lease_s, member.lease_end))
+            self._look_soon(now)
             self._changed[info.node_id] = None
 
     def register(self, info: I, epoch: int, now: float) -> list[MemberAction]:
@@ -182,6 +183,7 @@ class Membership(Generic[I]):
             known = Member(info, State.MEMBER, now + self.lease_of(info))
             self._members[info.node_id] = self._by_tag[tag] = known
             self._schedule(known, known.lease_end)
+            self._look_soon(now)
             self._actions.append(Welcome(info.node_id, again=False))
         else:
             # What the head has decided stays; what the node says of itself is newer.
@@ -275,8 +277,9 @@ class Membership(Generic[I]):
                     awaited = " since the head was started anew" if member.state is State.AWAITED else ""
                     silence = now - member.lease_end + self.lease_of(member.info)
                     self._kill(member, f"nothing was heard of it for {silence:.1f} s{awaited}")
-        look = now + LOOK * self.lease_s if self._members else inf
-        self._next = min([look, *(member.due for member in self._members.values())])
+        self._next = min((member.due for member in self._members.values()), default=inf)
+        if self._members:
+            self._look_soon(now)
         return self._done()
 
     def next_tick(self) -> float | None:
@@ -355,6 +358,10 @@ class Membership(Generic[I]):
         """Something is to be done about it then."""
         member.due = due
         self._next = min(self._next, due)
+
+    def _look_soon(self, now: float) -> None:
+        """There are members: a tick that comes too late is to be seen."""
+        self._next = min(self._next, now + LOOK * self.lease_s)
 
     def _done(self) -> list[MemberAction]:
         actions, self._actions = self._actions, []

@@ -105,6 +105,7 @@ class GroupTable:
             return self._done()
         self._turn += 1
         group = self._groups[spec.group] = Group(spec, self._turn, self._now)
+        group.reason = "its bundles are being reserved"  # If they are not, its watchers are told why (`_tell`).
         group.hold = HOLD_FIRST_S
         self._waiting[spec.group] = group
         self._names.add(spec)

@@ -33,8 +33,9 @@ Call: TypeAlias = Callable[[], None]
 
 #: A batch that waits takes no further turn when it has so many writes: a transaction holds up all that follow.
 _BATCH_WRITES: Final = 10_000
-#: So many writes at most are carried out by the loop itself.
+#: So many writes at most, of so many bytes in all, are carried out by the loop itself.
 _FEW_WRITES: Final = 32
+_FEW_BYTES: Final = 1 << 18
 #: If that took longer than this (the disk is slow, or the machine busy), it carries out none for so many times as long.
 _MOMENT_S: Final = 0.005
 _RESPITE: Final = 10
@@ -52,6 +53,11 @@ class _Batch:
 
     def rows(self) -> list[Write]:
         return [(table, key, value) for (table, key), value in self.writes.items()]
+
+    def small(self) -> bool:
+        """Whether it takes but a moment to write."""
+        few = len(self.writes) <= _FEW_WRITES
+        return few and sum(len(value) for value in self.writes.values() if value is not None) <= _FEW_BYTES
 
 
 class Commits:
@@ -142,13 +148,15 @@ class Commits:
     def _write_now(self, batch: _Batch) -> bool:
         """Whether the loop has carried out the transaction, or failed to."""
         began, failure = monotonic(), None
-        if len(batch.writes) > _FEW_WRITES or began < self._left_until:
+        if began < self._left_until or not batch.small():
             return False
         try:
             if not self._storage.commit_now(batch.rows()):
                 return False
         except StorageError as error:
             failure = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the batch is not stored
+            failure = StorageError(f"a transaction failed: {error!r}")
         if (took := monotonic() - began) > _MOMENT_S:
             self._left_until = began + _RESPITE * took
         self._stored(batch, failure, began)

@@ -5,8 +5,9 @@ death of the process. A thread of its own flushes the log to the disk at most 50
 a loss of power can take the commits of that time. With `full` each commit waits for the disk.
 
 Every thousand rows or so, what the log holds is brought into the database itself (a *checkpoint*), which waits for the
-disk. :meth:`SqliteStorage.commit_now` leaves that to `commit`; it also does nothing while the log is being flushed: the
-kernel may let those who write to a file wait for its flush.
+disk; so does the commit after it, with which the log begins anew. :meth:`SqliteStorage.commit_now` leaves both to
+`commit`; it also does nothing while the log is being flushed: the kernel may let those who write to a file wait for its
+flush.
 
 One head at a time: a lock on ``PATH.lock`` (``flock``), which the kernel frees however the head ends. Where the lock
 does not hold (a network file system), the epoch does, which is looked at in each transaction.
@@ -81,7 +82,7 @@ class SqliteStorage:
             self._checkpoint()
 
     def commit_now(self, writes: Iterable[Write]) -> bool:
-        if self._full or self._log_pages >= _LOG_PAGES or not self._log_lock.acquire(blocking=False):
+        if self._full or not 0 < self._log_pages < _LOG_PAGES or not self._log_lock.acquire(blocking=False):
             return False
         try:
             self._carry_out(writes)

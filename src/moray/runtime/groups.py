@@ -249,10 +249,11 @@ class Groups:
     def _on_state(self, connection: Connection, message: m.GroupState) -> None:
         if message.state not in ("unknown", "refused"):
             group = self.records.get(message.group)
-            if group is None:
+            if group is None and message.request:
                 group = Group(message.group, message.bundles, message.name, message.strategy)
                 self.records[message.group] = group
-            if group.state != "removed":  # Or its removal has crossed an earlier word.
+            # Or its removal has crossed an earlier word; it may even be forgotten.
+            if group is not None and group.state != "removed":
                 group.bundles = message.bundles or group.bundles
                 group.state, group.reason, group.nodes = message.state, message.reason, message.nodes
                 group.name, group.strategy = message.name or group.name, message.strategy or group.strategy
