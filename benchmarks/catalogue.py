@@ -279,6 +279,7 @@ def _clusters() -> Iterator[Row]:
     for figure, title, least in (
         ("together", "placement groups made and removed, 100 at once", 4),
         ("single", "placement groups made and removed, one by one", 2),
+        ("single_memory", "… with the head's state in memory, as Ray's is", 2),
         ("thousand", "1 000 placement groups, made and ready", 1),
     ):
         yield Row(
