@@ -35,7 +35,9 @@ class WorkerEvents(Protocol):
 class Worker:
     """One worker process."""
 
-    __slots__ = ("cause", "ended", "job", "pid", "pidfd", "process", "running", "runtime_env", "template", "timer")
+    __slots__ = (
+        "cause", "dead", "ended", "job", "pid", "pidfd", "process", "running", "runtime_env", "template", "timer",
+    )  # fmt: skip
 
     def __init__(self, process: bytes, job: int, runtime_env: str, template: Template) -> None:
         self.process = process
@@ -48,6 +50,8 @@ class Worker:
         self.pidfd = -1
         #: It has said Hello.
         self.running = False
+        #: The process has ended; how is known, or not asked any more, when `ended` is set.
+        self.dead = False
         self.ended = False
         #: Why the node ends it; "" if it does not.
         self.cause = ""
@@ -140,14 +144,14 @@ class Workers:
 
     def grant_grace(self, worker: Worker, cause: str, grace_s: float) -> None:
         """It has been asked to end: kill it if it has not done so in time."""
-        if not worker.ended and not worker.cause:
+        if not worker.dead and not worker.ended and not worker.cause:
             worker.cause = cause
             self._cancel_timer(worker)
             worker.timer = self._reactor.call_later(grace_s, lambda: self.kill(worker, cause))
 
     def kill(self, worker: Worker, cause: str) -> None:
         """End it now. Its end is told when it has come."""
-        if worker.ended:
+        if worker.dead or worker.ended:
             return
         worker.cause = worker.cause or cause
         self._cancel_timer(worker)
@@ -175,6 +179,7 @@ class Workers:
 
     def _pidfd_fired(self, worker: Worker) -> None:
         self._reactor.unregister(worker.pidfd)
+        worker.dead = True
         self._cancel_timer(worker)
         worker.timer = self._reactor.call_later(
             self._settings.status_wait_s, lambda: self._end(worker, _UNKNOWN_STATUS)

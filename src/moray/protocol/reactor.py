@@ -140,10 +140,16 @@ class Reactor:
         ready = self._epoll.poll(timeout_s if self.sleeping else 0)
         self.sleeping = False
         handlers = self._handlers
-        for fd, events in ready:
+        if len(ready) == 1:
+            fd, events = ready[0]
             handler = handlers.get(fd)
-            if handler is not None:  # An earlier handler of this turn may have unregistered it.
+            if handler is not None:
                 handler(events)
+        else:
+            for fd, handler, events in [(fd, handlers.get(fd), events) for fd, events in ready]:
+                # An earlier handler of this turn may have closed it, and its number may be that of another one now.
+                if handler is not None and handlers.get(fd) is handler:
+                    handler(events)
         if self._timers:
             self._run_timers()
         return len(ready)
