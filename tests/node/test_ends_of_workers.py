@@ -16,7 +16,7 @@ from moray.protocol.reactor import READ, Reactor
 
 
 def test_an_end_that_nobody_reports_is_told_though_the_worker_is_killed_once_more() -> None:
-    """Its template died before it could tell the status, and its job ended when the process had just ended by itself."""
+    """Its template died before it could tell the status, and its job ended when the process had just ended itself."""
     reactor = Reactor()
     lost: list[Worker] = []
     events: Any = SimpleNamespace(worker_lost=lambda worker, _status: lost.append(worker))
