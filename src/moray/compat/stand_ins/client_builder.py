@@ -65,7 +65,7 @@ def _split_address(address: str) -> tuple[str, str]:
 
 
 def client(address: str | None = None, _deprecation_warn_enabled: bool = True) -> ClientBuilder:
-    """A connection to "HOST:PORT", to a session of its own ("local"), or as a module says ("module://…").
+    """A connection to "HOST:PORT", to a session of its own ("local"), or as a module says ("module://…"; "moray://" is "ray://").
 
     Raises:
         RuntimeError: there is no such module, or it has no ClientBuilder.
@@ -82,7 +82,7 @@ def client(address: str | None = None, _deprecation_warn_enabled: bool = True) -
         )
     else:
         name, inner = _split_address(address)
-        builder = ClientBuilder(inner) if name == _RAY else _builder_of(name)(inner)
+        builder = ClientBuilder(inner) if name in (_RAY, "moray") else _builder_of(name)(inner)
     builder._deprecation_warn_enabled = _deprecation_warn_enabled
     return builder
 
