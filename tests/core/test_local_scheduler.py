@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from moray.core.lease_balance import QUANTUM_S
-from moray.core.lease_model import FEW
 from moray.core.local_scheduler import (
     Action,
     Grant,
@@ -19,7 +18,6 @@ from moray.core.local_scheduler import (
     StopWorker,
     Warn,
 )
-from moray.core.ranking import Ranking
 
 UNIT = 10_000
 CPU = {"CPU": UNIT}
@@ -609,35 +607,3 @@ def test_an_owner_that_wants_nothing_more_hears_that_its_last_lease_was_revoked(
     assert (revoke.worker, revoke.lease) == (worker, granted.lease)
     actions = node.do(node.core.revoked(worker, revoke.lease, node.now))
     assert Revoked(b"o1", granted.lease) in actions
-
-
-# --- many needs, many owners ---------------------------------------------------------------------------
-
-
-def test_a_load_that_changes_costs_nothing_in_the_lines_of_few_owners(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An owner may wait with hundreds of different needs, such as a memory of its own for each task."""
-    node, notes, note = Node(2, memory=1000 * UNIT), 0, Ranking.set
-
-    def counted(ranking: Ranking[Any], key: Any, rank: tuple[int, int]) -> None:
-        nonlocal notes
-        notes += 1
-        note(ranking, key, rank)
-
-    for key in range(200):
-        node.want(b"o", 1, {"CPU": UNIT // 2, "memory": UNIT + key}, key=key)
-    monkeypatch.setattr(Ranking, "set", counted)
-    for _ in range(3):
-        grants = len(node.grants)
-        node.give_back(node.grants[-1])
-        assert len(node.grants) > grants
-    assert 0 < notes < 100
-
-
-def test_many_owners_of_one_need_take_turns_by_their_loads() -> None:
-    node = Node(2)
-    owners = [b"o%d" % number for number in range(3 * FEW)]
-    for owner in owners:
-        node.want(owner, 2)
-    while len(node.grants) < 2 * len(owners):
-        node.after(QUANTUM_S)
-    assert list(dict.fromkeys(node.owners())) == owners

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from moray.core import lease_model
 from moray.core.local_scheduler import (
     Action,
     Grant,
@@ -48,12 +47,6 @@ INFEASIBLE = len(SHAPES) - 1
 #: Length of an actor's id, which stands for the owner of a permanent lease.
 ACTOR_ID = 16
 ENVS = ("", "env")
-
-
-@pytest.fixture(autouse=True)
-def two_owners_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that ranks are kept, too; the machine of the bundles looks at few owners one by one."""
-    monkeypatch.setattr(lease_model, "FEW", 1)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moray.core.lease_model import Job, Lease, LeaseState, Line, Owner
+from moray.core.lease_model import Job, Lease, LeaseState, Owner
 from moray.core.resources import Ledger
 
 
@@ -25,16 +25,3 @@ def check_books(ledger: Ledger, leases: list[Lease], jobs: Iterable[Job], owners
             assert request.promised == sum(plan.weight for plan in request.plans)
             assert request.claims == sum(lease.state is LeaseState.CLAIMED for lease in held)
             assert request.queued == (request.owed > 0 and not request.infeasible)
-        for line, cell in owner.cells.items():
-            assert cell in line.cells
-            assert owner.crowded.get(line) is (cell if line.crowded else None)
-            _check_order(line)
-
-
-def _check_order(line: Line) -> None:
-    """Ranks that are kept are those of the moment."""
-    poorest, neediest = line.poorest(), line.neediest()
-    assert poorest is not None
-    assert poorest.owner.rank == min(cell.owner.rank for cell in line.cells)
-    needy = [cell.owner.due_rank for cell in line.cells if cell.needy()]
-    assert (neediest and neediest.owner.due_rank) == min(needy, default=None)

@@ -6,7 +6,7 @@ compares these. The records hold no decision; the modules beside this one do.
 
 Waiting requests are grouped so that a decision looks at few things: by *shape* (equal resources: fits or
 does not fit as one), in it by *line* (one worker pool: has a worker or has not), in it by owner
-(a *cell*, ranked by the owner's load where there are many).
+(a *cell*, ranked by the owner's load).
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from moray.core.resources import Amounts, Devices
 
 #: A time that does not come.
 NEVER: Final = float("inf")
-
-#: So many owners of a line are looked at one by one; more are kept ranked. A load that changes then costs nothing in
-#: the lines of few, and an owner may wait in hundreds of these: as many as the different needs of its tasks.
-FEW: Final = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -198,9 +194,8 @@ class Owner:
     promised: int = 0
     turn: int = 0
     requests: dict[int, Request] = field(default_factory=dict)
-    #: Where it waits, and those of these lines that keep their cells ranked.
+    #: Where it waits.
     cells: dict[Line, Cell] = field(default_factory=dict)
-    crowded: dict[Line, Cell] = field(default_factory=dict)
     #: Leases that are not over for it.
     leases: dict[int, Lease] = field(default_factory=dict)
     #: Requests with revocable leases.
@@ -253,10 +248,6 @@ class Cell:
     owner: Owner
     requests: dict[Request, None] = field(default_factory=dict)
 
-    def needy(self) -> bool:
-        """Whether it waits for more than has been promised to it."""
-        return any(request.owed > len(request.plans) for request in self.requests)
-
 
 @dataclass(slots=True, eq=False)
 class Line:
@@ -265,50 +256,9 @@ class Line:
     shape: Shape
     job: Job
     pool: Pool
-    cells: dict[Cell, None] = field(default_factory=dict)
-    #: There were more than a few cells: these are all of them, and the needy ones, by their owners' ranks.
-    crowded: bool = False
-    ranked: Ranking[Cell] = field(default_factory=Ranking)
-    ranked_needy: Ranking[Cell] = field(default_factory=Ranking)
-
-    def add(self, cell: Cell) -> None:
-        """The owner waits here, too."""
-        self.cells[cell] = None
-        if not self.crowded and len(self.cells) <= FEW:
-            return
-        for newly in (cell,) if self.crowded else self.cells:
-            newly.owner.crowded[self] = newly
-            self._rank(newly)
-        self.crowded = True
-
-    def remove(self, cell: Cell) -> None:
-        """The owner waits here no more."""
-        del self.cells[cell]
-        if cell.owner.crowded.pop(self, None) is not None:
-            self.ranked.discard(cell)
-            self.ranked_needy.discard(cell)
-
-    def changed(self, cell: Cell) -> None:
-        """What the cell waits for, or its owner's load, is another."""
-        if self.crowded:
-            self._rank(cell)
-
-    def poorest(self) -> Cell | None:
-        """The cell to be granted first."""
-        return self.ranked.first() if self.crowded else min(self.cells, key=_rank_of, default=None)
-
-    def neediest(self) -> Cell | None:
-        """The cell to be promised something first; None if none waits for more than it has been."""
-        if self.crowded:
-            return self.ranked_needy.first()
-        return min((cell for cell in self.cells if cell.needy()), key=_due_rank_of, default=None)
-
-    def _rank(self, cell: Cell) -> None:
-        self.ranked.set(cell, cell.owner.rank)
-        if cell.needy():
-            self.ranked_needy.set(cell, cell.owner.due_rank)
-        else:
-            self.ranked_needy.discard(cell)
+    cells: Ranking[Cell] = field(default_factory=Ranking)
+    #: The cells that wait for more than has been promised to them.
+    needy: Ranking[Cell] = field(default_factory=Ranking)
 
 
 @dataclass(slots=True, eq=False)
@@ -333,11 +283,3 @@ class Shape:
     retry_at: float = NEVER
     #: It is not even tried before: the last try looked at many leases in vain.
     gated: bool = False
-
-
-def _rank_of(cell: Cell) -> tuple[int, int]:
-    return cell.owner.rank
-
-
-def _due_rank_of(cell: Cell) -> tuple[int, int]:
-    return cell.owner.due_rank

@@ -66,7 +66,7 @@ class LeaseQueue:
         elif request.queued and not waits:
             self._leave(request)
         elif waits:
-            request.line.changed(request.owner.cells[request.line])
+            self._rank(request.line, request.owner.cells[request.line])
 
     def promise(self, request: Request, delta: int) -> None:
         """Change what the request, its owner and its job are promised."""
@@ -74,8 +74,8 @@ class LeaseQueue:
         request.promised += delta
         owner.promised += delta
         owner.job.promised += delta
-        for line, cell in owner.crowded.items():
-            line.changed(cell)
+        for line, cell in owner.cells.items():
+            self._rank(line, cell)
 
     def charge(self, request: Request, delta: int) -> None:
         """Change the loads of the request, its owner and its job."""
@@ -83,8 +83,8 @@ class LeaseQueue:
         request.load += delta
         owner.load += delta
         owner.job.load += delta
-        for line, cell in owner.crowded.items():
-            line.changed(cell)
+        for line, cell in owner.cells.items():
+            self._rank(line, cell)
         for name in owner.revocable:
             owner.job.richest[name].set(owner, (-owner.load, owner.turn))
 
@@ -119,13 +119,12 @@ class LeaseQueue:
     def neediest(self, shape: Shape, now: float) -> Request | None:
         """The fairest of `shape` that has been promised less than it waits for."""
         line: Line | None = None
-        cell: Cell | None = None
         for other in shape.lines.values():
             if line is not None and other.job.due_rank >= line.job.due_rank:
                 continue
-            first = other.neediest()
-            if first is not None and self._pools.can_serve(other.pool, now):
-                line, cell = other, first
+            if len(other.needy) and self._pools.can_serve(other.pool, now):
+                line = other
+        cell = line.needy.first() if line is not None else None
         if cell is None:
             return None
         return min((r for r in cell.requests if r.owed > len(r.plans)), key=lambda r: r.due_rank)
@@ -175,14 +174,10 @@ class LeaseQueue:
             # The record that it had last time was dropped when nothing waited there.
             line = request.line = shape.lines.get(line.pool) or Line(shape, line.job, line.pool)
         shape.lines[line.pool] = line
+        cell = owner.cells.setdefault(line, Cell(owner))
+        cell.requests[request] = None
         request.queued, request.since = True, now
-        cell = owner.cells.get(line)
-        if cell is not None:
-            cell.requests[request] = None
-            line.changed(cell)
-            return
-        cell = owner.cells[line] = Cell(owner, {request: None})
-        line.add(cell)
+        self._rank(line, cell)
 
     def _leave(self, request: Request) -> None:
         line, owner = request.line, request.owner
@@ -190,11 +185,12 @@ class LeaseQueue:
         cell = owner.cells[line]
         del cell.requests[request]
         if cell.requests:
-            line.changed(cell)
+            self._rank(line, cell)
             return
         del owner.cells[line]
-        line.remove(cell)
-        if not line.cells:
+        line.cells.discard(cell)
+        line.needy.discard(cell)
+        if not len(line.cells):
             self._drop_line(line)
 
     def _drop_line(self, line: Line) -> None:
@@ -206,6 +202,14 @@ class LeaseQueue:
         shape.unfit_since = None
         if self._reserved is shape:
             self._reserved = None
+
+    @staticmethod
+    def _rank(line: Line, cell: Cell) -> None:
+        line.cells.set(cell, cell.owner.rank)
+        if any(r.owed > len(r.plans) for r in cell.requests):
+            line.needy.set(cell, cell.owner.due_rank)
+        else:
+            line.needy.discard(cell)
 
     def _poorest(self, shape: Shape, now: float) -> Request | None:
         line: Line | None = None
@@ -241,7 +245,7 @@ class LeaseQueue:
 
 
 def _first_of(line: Line) -> Request | None:
-    cell = line.poorest()
+    cell = line.cells.first()
     return min(cell.requests, key=lambda r: r.rank) if cell is not None else None
 
 
