@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -202,7 +201,7 @@ class Cluster:
         self._token = ""
         # A directory of its own: init("auto") of other programs must not find these nodes, only this one and those
         # that it starts.
-        self._temp_dir = tempfile.mkdtemp(prefix="moray-cluster-")
+        self._temp_dir, self._lock = session_directory.make_cluster_directory()
         _set_own_clusters([self._temp_dir, *own_clusters()])
         self._removed = False
         #: The first node's settings, which are the cluster's.
@@ -385,6 +384,7 @@ class Cluster:
             self.head_node.stop()
         self.head_node, self.worker_nodes = None, []
         remove_tree(self._temp_dir)
+        os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +91,25 @@ def test_a_killed_program_leaves_no_directory_of_its_cluster() -> None:
         assert os.path.isdir(directory)
         program.kill()
     until(lambda: not os.path.exists(directory))
+
+
+def test_what_a_program_left_that_was_killed_early_goes_with_the_next_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a node, nobody is left to remove its directory. Those that are young or in use stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Cluster() as living:
+        left, young = tmp_path / "moray-cluster-left", tmp_path / "moray-cluster-young"
+        for directory in (left, young):
+            (directory / f"moray-{os.getuid()}" / ".new_0123").mkdir(parents=True, mode=0o700)
+            directory.chmod(0o700)
+        for directory in (left, Path(living._temp_dir)):
+            os.utime(directory, (0, 0))
+        with Cluster():
+            assert not left.exists()
+            assert young.exists()
+            assert os.path.isdir(living._temp_dir)
+    assert os.listdir(tmp_path) == ["moray-cluster-young"]
 
 
 def test_nodes_that_come_and_go_are_waited_for(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -36,6 +37,8 @@ _PREFIX: Final = "session_"
 OWN_CLUSTERS: Final = "MORAY_OWN_CLUSTERS"
 #: A directory that has no final name yet.
 _NEW_PREFIX: Final = ".new_"
+_CLUSTER_PREFIX: Final = "moray-cluster-"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How long making a directory may take before it counts as abandoned.
 _ABANDONED_S: Final = 60.0
 
@@ -194,6 +197,41 @@ def sweep_stale(temp_dir: str = "") -> list[str]:
         except OSError:
             pass  # Another process sweeps too, or a killed one is just ending; the next start will find it.
     return [os.path.basename(path) for path in stale]
+
+
+def make_cluster_directory() -> tuple[str, int]:
+    """A directory for the nodes of a `Cluster` object, and the lock on it: a descriptor to be kept as long.
+
+    The last node removes the directory if the program is killed. What a program leaves that was killed while it started
+    one, the next such call removes.
+    """
+    folder = tempfile.gettempdir()
+    for name in os.listdir(folder):
+        if name.startswith(_CLUSTER_PREFIX):
+            _sweep_cluster(f"{folder}/{name}")
+    path = tempfile.mkdtemp(prefix=_CLUSTER_PREFIX)
+    lock = os.open(path, _DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return path, lock
+
+
+def _sweep_cluster(path: str) -> None:
+    try:
+        found = os.lstat(path)
+        if not _is_own(found) or time.time() - found.st_mtime < _ABANDONED_S:
+            return
+        lock = os.open(path, _DIRECTORY)
+    except OSError:
+        return  # Another process sweeps, too.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        sweep_stale(path)
+        if not any(_directories(root_directory(path))):
+            remove_tree(path)
+    except OSError:
+        pass  # Its program lives, or another process sweeps.
+    finally:
+        os.close(lock)
 
 
 def kill_tagged(session: str) -> int:
